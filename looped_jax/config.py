@@ -1,0 +1,335 @@
+"""The configuration of a run: frozen dataclasses, their ConfigDict form, and plain-English checks.
+
+The dataclasses below are the one place where a setting has its name, type, default and meaning.
+`default_config()` turns them into an `ml_collections.ConfigDict`, which the files under `configs/`
+edit and `--config.group.field=value` overrides; `Config.from_dict` turns the result back and checks
+it. A field whose default is None follows from other fields or from the data; `resolve` fills it in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import config_dict
+
+DTYPES = ("float32", "bfloat16")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key, its value and the mend."""
+
+
+def _at_least(low: float, default: Any, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _share(default: float) -> Any:
+    return _at_least(0.0, default, 1.0)
+
+
+def _one_of(choices: Sequence[str], default: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The looped transformer: `layers` blocks run `loops` times. Symbols: model/transformer.py."""
+
+    variant: str = _one_of(("FLT", "FLT_res", "LT_ia", "LT_i", "LT"), "FLT")  # the loop rule
+    layers: int = _at_least(1, 6)  # L, blocks in the loop
+    loops: int = _at_least(1, 12)  # K, times the blocks are run
+    width: int | None = _at_least(2, None)  # D; 64 · layers
+    heads: int | None = _at_least(1, None)  # H; ceil(D / 128)
+    kv_heads: int | None = _at_least(1, None)  # Hkv; = heads. Fewer: grouped-query attention
+    attention: str = _one_of(("full", "mla"), "full")  # mla: keys and values from a small latent
+    latent_rank: int = _at_least(1, 128)  # r, width of that latent
+    window_pattern: str = "L"  # tiled over layers: L full context, S a quarter of seq_len
+    seq_len: int = _at_least(2, 1024)  # T in training; also sets the window of S layers
+    vocab_size: int | None = _at_least(2, None)  # V; the tokenizer's
+    loss: str = _one_of(("END", "FEW", "STEP"), "END")  # loops scored: last, last third, all
+    dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
+    remat: str = _one_of(("loop", "dots", "none"), "loop")  # what backward recomputes: see README
+    loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
+
+    @property
+    def head_dim(self) -> int:
+        """Dh, the width of one head; needs a resolved config."""
+        assert self.width is not None and self.heads is not None
+        return self.width // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        """V rounded up to a multiple of 64, the length of both embedding tables."""
+        assert self.vocab_size is not None
+        return -(-self.vocab_size // 64) * 64
+
+    def windows(self) -> tuple[int | None, ...]:
+        """Keys each layer can see, itself included; None is all. The last layer always sees all."""
+        short = max(self.seq_len // 4, 1)
+        kinds = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.layers)]
+        kinds[-1] = "L"
+        return tuple(short if kind == "S" else None for kind in kinds)
+
+    def scored_loops(self) -> tuple[int, ...]:
+        """Zero-based loops whose mean token losses are averaged into the objective."""
+        first = {"END": self.loops - 1, "FEW": 2 * self.loops // 3, "STEP": 0}[self.loss]
+        return tuple(range(first, self.loops))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Muon for the matrices in the blocks, AdamW for embedding and head."""
+
+    matrix_learning_rate: float = _at_least(0.0, 0.02)  # Muon
+    embedding_learning_rate: float = _at_least(0.0, 0.2)  # AdamW, times (D / 768) ** -0.5
+    head_learning_rate: float = _at_least(0.0, 0.004)  # AdamW, times (D / 768) ** -0.5
+    beta1: float = _share(0.8)  # AdamW
+    beta2: float = _share(0.95)
+    eps: float = _at_least(0.0, 1e-10)
+    weight_decay: float = _at_least(0.0, 0.0)  # AdamW, decoupled, times its learning rate
+    momentum_start: float = _share(0.85)  # Muon, linear to momentum_end ...
+    momentum_end: float = _share(0.95)
+    momentum_warmup_steps: int = _at_least(0, 300)  # ... over so many steps
+    newton_schulz_steps: int = _at_least(1, 5)
+    newton_schulz_dtype: str = _one_of(DTYPES, "bfloat16")
+    grad_clip_norm: float = _at_least(0.0, 1.0)  # of the global gradient norm; 0 = no clipping
+    warmup_ratio: float = _share(0.0)  # shares of all steps
+    warmdown_ratio: float = _share(0.2)
+    final_lr_fraction: float = _share(0.0)  # learning rate at the end, as a share of the peak
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it becomes rows of tokens."""
+
+    path: str = "builtin"  # a folder of parquet shards with a `text` column, or "builtin"
+    val_shard: str | None = None  # file name; builtin's own, else the last shard by name
+    train_shards: int | None = _at_least(1, None)  # only the first so many of the others
+    tokenizer: str | None = None  # a tokenizer.json; None trains one on the corpus and caches it
+    tokenizer_vocab_size: int = _at_least(265, 4096)  # entries of the trained tokenizer
+    bos_token: str | None = None  # document start; <|bos|>, <|im_start|> or <|endoftext|>
+    workers: int = _at_least(0, 0)  # processes that read and tokenize; 0 = a background thread
+    prefetch: int = _at_least(1, 2)  # batches kept ready
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices by axis; one of them may be -1: what is left."""
+
+    data: int = _at_least(-1, -1)  # copies of the weights, each with its share of the batch
+    fsdp: int = _at_least(-1, 1)  # weights and optimizer state in shards, gathered once a step
+    tensor: int = _at_least(-1, 1)  # heads, hidden units and vocabulary in shards
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: length, batch, and what happens how often (in steps; 0 = only at the end)."""
+
+    run_dir: str | None = None  # runs/<variant>_K<loops>_L<layers>...
+    seed: int = _at_least(0, 0)
+    steps: int | None = _at_least(1, None)  # 20 · parameters // tokens_per_step
+    tokens_per_step: int = _at_least(1, 524_288)  # over all devices and micro-batches
+    batch_size: int = _at_least(1, 8)  # sequences per device and micro-batch
+    log_every: int = _at_least(1, 10)  # console lines; TensorBoard and JSONL have every step
+    eval_every: int = _at_least(0, 250)
+    eval_tokens: int = _at_least(1, 10_485_760)  # validation targets scored each time, at most
+    eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
+    save_every: int = _at_least(0, 250)
+    keep: int = _at_least(1, 2)  # checkpoints kept
+    sample_tokens: int = _at_least(0, 24)  # greedy tokens per prompt at the end
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is told."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Config:
+        """Checked Config from a ConfigDict or plain nested dict. Raises ConfigError."""
+        groups = {}
+        hints = typing.get_type_hints(cls)
+        _known_keys("", values, hints)
+        for name, group in hints.items():
+            given = dict(values.get(name, {}))
+            _known_keys(f"{name}.", given, typing.get_type_hints(group))
+            for key, kind in typing.get_type_hints(group).items():
+                if key in given:
+                    given[key] = _typed(f"{name}.{key}", given[key], kind)
+            groups[name] = group(**given)
+        config = cls(**groups)
+        _validate(config)
+        return config
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dict, ready for JSON; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """One `group.field = value` line per setting."""
+        groups = self.to_dict().items()
+        return "\n".join(f"{g}.{k} = {v!r}" for g, fields in groups for k, v in fields.items())
+
+
+def default_config() -> config_dict.ConfigDict:
+    """The defaults above as a type-checked ConfigDict, for files under configs/ to edit."""
+    config = config_dict.ConfigDict()
+    for name, group in typing.get_type_hints(Config).items():
+        config[name] = config_dict.ConfigDict()
+        for key, kind in typing.get_type_hints(group).items():
+            default = getattr(group(), key)
+            config[name][key] = (
+                config_dict.placeholder(plain_type(kind)) if default is None else default
+            )
+    return config
+
+
+def resolve(config: Config, *, vocab_size: int) -> Config:
+    """Fill in the sizes that follow from depth and tokenizer, and check what needs them.
+
+    Raises ConfigError for sizes that do not divide or contradict each other.
+    """
+    m = config.model
+    if m.vocab_size is not None and m.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={m.vocab_size} is smaller than the tokenizer's {vocab_size} "
+            "entries; leave it out or raise it"
+        )
+    width = m.width or 64 * m.layers
+    heads = m.heads or max(1, math.ceil(width / 128))
+    kv_heads = m.kv_heads or heads
+    fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
+    if heads not in fits:
+        near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
+        raise ConfigError(
+            f"model.heads={heads} does not cut model.width={width} into heads of an even width; "
+            f"choose {_either(near)}"
+        )
+    if heads % kv_heads:
+        raise ConfigError(
+            f"model.kv_heads={kv_heads} does not divide model.heads={heads}; "
+            f"choose {_either([h for h in range(1, heads + 1) if heads % h == 0])}"
+        )
+    model = dataclasses.replace(
+        m, width=width, heads=heads, kv_heads=kv_heads, vocab_size=m.vocab_size or vocab_size
+    )
+    train = config.train
+    if train.run_dir is None:
+        train = dataclasses.replace(train, run_dir=f"runs/{run_name(config)}")
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def run_name(config: Config) -> str:
+    """Short name that tells two different models apart, such as `FLT_K12_L6_END`."""
+    m = config.model
+    parts = [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
+    parts += [f"D{m.width}"] if m.width else []
+    parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
+    parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
+    parts += [f"win{m.window_pattern}"] if "S" in m.window_pattern else []
+    return "_".join(parts)
+
+
+def micro_batches(config: Config, *, devices: int) -> int:
+    """Micro-batches per optimizer step when `devices` devices share the batch. Raises ConfigError."""
+    t, seq_len = config.train, config.model.seq_len
+    per_pass = t.batch_size * seq_len * devices
+    if t.tokens_per_step % per_pass:
+        below = t.tokens_per_step // per_pass * per_pass
+        near = [n for n in (below, below + per_pass) if n]
+        raise ConfigError(
+            f"train.tokens_per_step={t.tokens_per_step} is no multiple of train.batch_size "
+            f"{t.batch_size} × model.seq_len {seq_len} × {devices} batch devices = {per_pass}; "
+            f"choose {_either(near)}, or another train.batch_size"
+        )
+    return t.tokens_per_step // per_pass
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def unknown_key(key: str, known: typing.Iterable[str], *, prefix: str) -> str:
+    """The message for a key that no setting has, with the nearest that exist."""
+    near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4) or list(known)
+    return f"{prefix}{key} is no setting; nearest: {', '.join(prefix + n for n in near)}"
+
+
+def _known_keys(prefix: str, values: Any, known: typing.Mapping[str, Any]) -> None:
+    for key in values:
+        if key not in known:
+            raise ConfigError(unknown_key(key, known, prefix=prefix))
+
+
+def plain_type(kind: Any) -> type:
+    """int from `int | None`, tuple from `tuple[int, ...]`, and so on."""
+    if isinstance(kind, types.UnionType):
+        kind = next(a for a in typing.get_args(kind) if a is not type(None))
+    return typing.get_origin(kind) or kind
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    plain = plain_type(kind)
+    optional = isinstance(kind, types.UnionType)
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if plain is tuple and isinstance(value, list):
+        value = tuple(value)
+    if (value is None and optional) or (
+        isinstance(value, plain) and not (plain is int and isinstance(value, bool))
+    ):
+        return value
+    raise ConfigError(f"{key}={value!r} is not of type {plain.__name__}; give one")
+
+
+def _either(options: Sequence[Any]) -> str:
+    words = [str(o) for o in options]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _validate(config: Config) -> None:
+    for group, values in config.to_dict().items():
+        rules = {f.name: f.metadata for f in dataclasses.fields(getattr(config, group))}
+        for name, value in values.items():
+            rule = rules[name]
+            if value is None:
+                continue
+            if "choices" in rule and value not in rule["choices"]:
+                raise ConfigError(
+                    f"{group}.{name}={value!r} is unknown; choose {_either(rule['choices'])}"
+                )
+            if "low" in rule and not rule["low"] <= value <= rule["high"]:
+                most = "more" if rule["high"] == math.inf else rule["high"]
+                raise ConfigError(
+                    f"{group}.{name}={value} is out of range; give {rule['low']} to {most}"
+                )
+    m, o, t = config.model, config.optim, config.train
+    if not m.window_pattern or set(m.window_pattern) - set("LS"):
+        raise ConfigError(
+            f"model.window_pattern={m.window_pattern!r} must be made of L (full) and S (short); "
+            "for example SSL"
+        )
+    if o.warmup_ratio + o.warmdown_ratio > 1:
+        raise ConfigError(
+            f"optim.warmup_ratio={o.warmup_ratio} and optim.warmdown_ratio={o.warmdown_ratio} "
+            "overlap; let them sum to at most 1"
+        )
+    if not t.eval_loops or any(not isinstance(k, int) or k < 1 for k in t.eval_loops):
+        raise ConfigError(f"train.eval_loops={t.eval_loops} must be whole numbers from 1; as 1,3,6")
+    sizes = dataclasses.asdict(config.mesh)
+    for axis, size in sizes.items():
+        if size == 0:
+            raise ConfigError(f"mesh.{axis}=0 is no size; give 1 or more, or -1 for the rest")
+    if list(sizes.values()).count(-1) > 1:
+        raise ConfigError(f"mesh={sizes} leaves more than one axis open; give -1 to one at most")

@@ -1,0 +1,122 @@
+"""One transformer block: attention with a separate query source, then a squared-ReLU MLP.
+
+B batch, T time, D width, H heads, G key/value heads, Dh head width, F hidden, R latent rank.
+All matrices are stored (in, out), have no bias, and act on rows: y = x @ w.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looped_jax.config import ModelConfig
+
+Array = jax.Array
+Rope = tuple[Array, Array]
+
+
+def rms_norm(x: Array) -> Array:
+    """x / rms(x) over the last axis, in float32 at least, without a learned scale; keeps dtype."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean_square + jnp.finfo(wide.dtype).eps)).astype(x.dtype)
+
+
+def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
+    """Cosines and sines [..., T, 1, Dh/2] for integer `positions` [..., T]; base 10000.
+
+    Rounded to bfloat16 whatever the compute type, as the reference keeps them: weights trained
+    with rounded angles expect them.
+    """
+    frequency = 10_000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return tuple(f(angle).astype(jnp.bfloat16).astype(dtype) for f in (jnp.cos, jnp.sin))
+
+
+def rotate(x: Array, rope: Rope) -> Array:
+    """Rotary position embedding of x [B, T, H, Dh]; pairs dimensions j and j + Dh/2."""
+    cos, sin = rope
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
+
+
+def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
+    """Causal softmax attention, [B, T, H, Dh] over [B, T, G, Dh] -> [B, T, H, Dh].
+
+    A query sees the `window` latest keys, itself included; None: all up to itself.
+    """
+    before = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=True, local_window_size=before
+    )
+
+
+def _uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:
+    bound = (3 / fan_in) ** 0.5  # variance 1 / fan_in
+    shape = (fan_in, fan_out)
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+
+def _zeros(fan_in: int, fan_out: int) -> nnx.Param:
+    return nnx.Param(jnp.zeros((fan_in, fan_out)))
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention; queries may come from another stream than keys and values.
+
+    Grouped-query with G < H. With attention="mla", keys and values are projected up from one
+    normalised latent of width R (multi-head latent attention).
+    """
+
+    def __init__(self, config: ModelConfig, window: int | None, *, rngs: nnx.Rngs):
+        assert config.width and config.heads and config.kv_heads
+        width, rank = config.width, config.latent_rank
+        self.head_dim, self.window = config.head_dim, window
+        kv_width = config.kv_heads * config.head_dim
+        self.query = _uniform(rngs, width, width)
+        self.latent = _uniform(rngs, width, rank) if config.attention == "mla" else None
+        source = width if self.latent is None else rank
+        self.key = _uniform(rngs, source, kv_width)
+        self.value = _uniform(rngs, source, kv_width)
+        self.out = _zeros(width, width)
+
+    def __call__(self, query_source: Array, source: Array, rope: Rope) -> Array:
+        """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
+        query = self._heads(query_source @ self.query)
+        if self.latent is not None:
+            source = rms_norm(source @ self.latent)
+        key, value = self._heads(source @ self.key), self._heads(source @ self.value)
+        query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
+        mixed = attend(query, key, value, self.window)
+        return mixed.reshape(query_source.shape) @ self.out
+
+    def _heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+
+
+class MLP(nnx.Module):
+    """down(relu(up(x))²), hidden width F = 4 D."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.up = _uniform(rngs, width, 4 * width)
+        self.down = _zeros(4 * width, width)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.square(jax.nn.relu(x @ self.up)) @ self.down
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: x += attention, x += MLP."""
+
+    def __init__(self, config: ModelConfig, window: int | None, *, rngs: nnx.Rngs):
+        assert config.width
+        self.attention = Attention(config, window, rngs=rngs)
+        self.mlp = MLP(config.width, rngs=rngs)
+
+    def __call__(self, x: Array, query_source: Array, rope: Rope) -> Array:
+        """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
+        with jax.named_scope("attention"):
+            x = x + self.attention(rms_norm(query_source), rms_norm(x), rope)
+        with jax.named_scope("mlp"):
+            return x + self.mlp(rms_norm(x))

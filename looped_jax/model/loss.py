@@ -1,0 +1,59 @@
+"""From states to logits and losses, a chunk of tokens at a time.
+
+The paper's vocabulary has 152k entries: float32 logits of one 8 × 1024 batch are 5 GB, and K of
+them would follow from scoring every loop. Here only one chunk of logits lives at once, forward and
+backward, whatever the number of loops scored.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from looped_jax.config import ModelConfig
+
+Array = jax.Array
+SOFT_CAP = 15.0
+LOGITS_AT_ONCE = 2**26  # float32 logits in one chunk unless model.loss_chunk says otherwise
+
+
+def logits(config: ModelConfig, head: Array, hidden: Array) -> Array:
+    """Soft-capped float32 logits [..., V] of states [..., D]: 15 · tanh(hidden @ head / 15)."""
+    return _padded_logits(head, hidden)[..., : config.vocab_size]
+
+
+def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array) -> Array:
+    """Cross-entropy in nats, float32 [N, B, T], of N loops' states [N, B, T, D].
+
+    `targets` [B, T] are shared by all loops; where they are negative the loss is 0.
+    """
+    loops, batch, time, width = hidden.shape
+    tokens = batch * time
+    chunk = min(config.loss_chunk or max(1, LOGITS_AT_ONCE // config.padded_vocab), tokens)
+    chunks = -(-tokens // chunk)
+    fill = chunks * chunk - tokens
+    h = jnp.pad(hidden.reshape(loops, tokens, width), ((0, 0), (0, fill), (0, 0)))
+    y = jnp.pad(targets.reshape(tokens), (0, fill), constant_values=-1)
+    h = h.reshape(loops * chunks, chunk, width)
+    y = jnp.tile(y.reshape(chunks, chunk), (loops, 1))
+
+    def nats(args: tuple[Array, Array]) -> Array:
+        h, y = args
+        with jax.named_scope("head"):
+            z = _padded_logits(head, h)
+            z = jnp.where(jnp.arange(z.shape[-1]) < config.vocab_size, z, -jnp.inf)
+        with jax.named_scope("loss"):
+            picked = jnp.take_along_axis(z, jnp.maximum(y, 0)[:, None], axis=-1)[:, 0]
+            return jnp.where(y < 0, 0.0, jax.nn.logsumexp(z, axis=-1) - picked)
+
+    if loops * chunks == 1:  # everything fits: nothing to recompute
+        losses = nats((h[0], y[0]))[None]
+    else:
+        losses = jax.lax.map(jax.checkpoint(nats, prevent_cse=False), (h, y))
+    losses = losses.reshape(loops, chunks * chunk)[:, :tokens]
+    return losses.reshape(loops, batch, time)
+
+
+def _padded_logits(head: Array, hidden: Array) -> Array:
+    z = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return SOFT_CAP * jnp.tanh(z / SOFT_CAP)

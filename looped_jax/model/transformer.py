@@ -1,0 +1,129 @@
+"""The looped transformer: embed, run the same L blocks K times in one scan, read out.
+
+Legend: B batch, T time, D width, V vocabulary (Vp padded to a multiple of 64), K loops, L layers.
+
+Parameters are a flat dict {"embed": [Vp, D], "blocks.0.attention.query": [D, D], …, "head":
+[D, Vp]}. No shape holds K, so any number of loops runs with the same weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from looped_jax.config import ModelConfig
+from looped_jax.model.block import Block, rms_norm, rope_tables
+from looped_jax.model.variants import RULES
+
+Array = jax.Array
+Params = dict[str, Array]
+
+
+class LoopStates(NamedTuple):
+    """What the loops leave behind.
+
+    hidden: [N, B, T, D] normalised state after each of the N wanted loops, what the head reads
+    norms: [K] mean over tokens of the stream's L2 norm at the end of each loop, before closing norm
+    """
+
+    hidden: Array
+    norms: Array
+
+
+class LoopedTransformer(nnx.Module):
+    """L blocks, looped. Embedding and head are separate matrices."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        assert config.width
+        self.config = config
+        table = (config.padded_vocab, config.width)
+        self.embed = nnx.Param(jax.random.normal(rngs.params(), table))
+        self.blocks = nnx.List([Block(config, window, rngs=rngs) for window in config.windows()])
+        self.head = nnx.Param(0.001 * jax.random.normal(rngs.params(), table[::-1]))
+
+    def __call__(self, tokens: Array, loops: int, wanted: tuple[int, ...]) -> LoopStates:
+        rule = RULES[self.config.variant]
+        with jax.named_scope("embed"):
+            e = self.embed[tokens]
+        rope = rope_tables(jnp.arange(tokens.shape[1]), self.config.head_dim, e.dtype)
+
+        def loop(h: Array, index: Array) -> tuple[Array, tuple[Array | None, Array]]:
+            first = index == 0
+            x = rule.start(e, h, first)
+            for layer, block in enumerate(self.blocks):
+                with jax.named_scope(f"layer_{layer}"):
+                    x, query_source = rule.inject(x, h, layer, first)
+                    x = block(x, query_source, rope)
+            h = rms_norm(x)
+            norm = jnp.mean(jnp.linalg.norm(x.astype(jnp.float32), axis=-1))
+            return h, (h if collect else None, norm)
+
+        # The last state is the scan's carry; only other states have to be collected.
+        collect = wanted != (loops - 1,)
+        last, (states, norms) = jax.lax.scan(
+            _rematerialised(loop, self.config.remat), jnp.zeros_like(e), jnp.arange(loops)
+        )
+        hidden = states[jnp.array(wanted)] if collect else last[None]
+        return LoopStates(hidden, norms)
+
+
+def _rematerialised(loop, remat: str):
+    """What the backward pass keeps of a loop: its start ("loop"), its matmuls too ("dots"), all."""
+    if remat == "none":
+        return loop
+    policies = jax.checkpoint_policies
+    policy = {
+        "loop": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+    }[remat]
+    return jax.checkpoint(loop, policy=policy, prevent_cse=False)  # a scan prevents it already
+
+
+def init_params(config: ModelConfig, key: Array) -> Params:
+    """Fresh float32 weights: unit-normal embedding, uniform inputs, zero outputs, tiny head."""
+    state = nnx.state(LoopedTransformer(config, rngs=nnx.Rngs(key)), nnx.Param)
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    *,
+    loops: int | None = None,
+    wanted: tuple[int, ...] | None = None,
+) -> LoopStates:
+    """Run `loops` loops over tokens [B, T] and keep the states after the `wanted` (0-based) ones.
+
+    By default the config's own K, and the last. The state after loop k is what a model of k + 1
+    loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
+    """
+    loops = config.loops if loops is None else loops
+    wanted = (loops - 1,) if wanted is None else wanted
+    if not wanted or not all(0 <= k < loops for k in wanted):
+        raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
+    model = _bind(config, cast(params, config.dtype))
+    return model(tokens, loops, wanted)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Weights in the compute type; once per step, outside the loops."""
+    return {name: weight.astype(dtype) for name, weight in params.items()}
+
+
+def _bind(config: ModelConfig, params: Params) -> LoopedTransformer:
+    """The module with these weights in place; costs nothing once traced."""
+    skeleton, state = _skeleton(config)
+    leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in state]
+    return nnx.merge(skeleton, nnx.from_flat_state(leaves))
+
+
+@functools.lru_cache
+def _skeleton(config: ModelConfig):
+    model = nnx.eval_shape(lambda: LoopedTransformer(config, rngs=nnx.Rngs(0)))
+    skeleton, state = nnx.split(model, nnx.Param)
+    return skeleton, tuple(nnx.to_flat_state(state))
