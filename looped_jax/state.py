@@ -1,0 +1,186 @@
+"""The train state {params, optimizer, step}, and the two jitted programs that use it.
+
+One optimizer step gathers the sharded weights once, lets every micro-batch and every loop
+accumulate gradients locally, and reduces them once: communication does not grow with K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from looped_jax import sharding
+from looped_jax.config import Config
+from looped_jax.model import loss, transformer
+from looped_jax.model.transformer import Params
+
+Array = jax.Array
+State = dict[str, Any]
+Metrics = dict[str, Array]
+
+
+def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """A fresh train state, each leaf born on its devices; the numbers do not depend on the mesh."""
+    shardings = sharding.state_shardings(mesh, abstract(config, optimizer, mesh))
+    fresh = jax.jit(lambda: _fresh(config, optimizer), out_shardings=shardings)
+    return fresh()
+
+
+def abstract(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Shapes, types and shardings of the train state, without any array. Raises ConfigError."""
+    shapes = jax.eval_shape(lambda: _fresh(config, optimizer))
+    sharding.check_divisible(config, mesh, shapes["params"])
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        sharding.state_shardings(mesh, shapes),
+    )
+
+
+def _fresh(config: Config, optimizer: optax.GradientTransformation) -> State:
+    params = transformer.init_params(config.model, jax.random.key(config.train.seed))
+    return {
+        "params": params,
+        "optimizer": optimizer.init(params),
+        "step": jnp.zeros([], jnp.int32),
+    }
+
+
+def make_train_step(
+    config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[State, Array], tuple[State, Metrics]]:
+    """Jitted (state, tokens [M, rows, T + 1]) -> (state, metrics); the state is donated.
+
+    The M micro-batches are averaged token by token, so the result does not depend on how rows are
+    spread over micro-batches and devices. Metrics: `loss` of the last loop, `objective`,
+    `loop_losses` [scored], `norms` [K], `grad_norm` before clipping.
+    """
+
+    def step(state: State, tokens: Array) -> tuple[State, Metrics]:
+        grads, metrics = gradients(config, mesh, state["params"], tokens)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
+        state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
+        return state, metrics
+
+    shardings = sharding.state_shardings(mesh, abstract(config, optimizer, mesh))
+    copied = NamedSharding(mesh, P())
+    return jax.jit(
+        step,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, copied),
+        donate_argnums=0,
+    )
+
+
+def gradients(
+    config: Config, mesh: Mesh, params: Params, tokens: Array
+) -> tuple[Params, Metrics]:
+    """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
+    model, axes = config.model, sharding.batch_axes(mesh)
+    specs = sharding.manual_specs(mesh, params)
+
+    def objective(full: Params, rows: Array) -> tuple[Array, Metrics]:
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+        states = transformer.forward(model, full, inputs, wanted=model.scored_loops())
+        head = full["head"].astype(model.dtype)
+        nats = loss.token_losses(model, head, states.hidden, targets).sum((1, 2))
+        tokens = jnp.sum(targets >= 0)
+        return nats.mean(), {
+            "loop_losses": nats,
+            "tokens": tokens.astype(jnp.float32),
+            "norms": states.norms,
+        }
+
+    def local(shards: Params, tokens: Array) -> tuple[Params, Metrics]:
+        full = {name: _gather(shard, specs[name]) for name, shard in shards.items()}
+
+        def micro_batch(total, rows):
+            grads, sums = jax.grad(objective, has_aux=True)(full, rows)
+            return jax.tree.map(jnp.add, total, (grads, sums)), None
+
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(jax.grad(objective, has_aux=True), full, tokens[0]),
+        )
+        (grads, sums), _ = jax.lax.scan(micro_batch, zeros, tokens)
+        sums = jax.lax.psum(sums, axes)
+        passes = tokens.shape[0] * sharding.batch_devices(mesh)
+        grads = {name: _reduce(g, specs[name], axes) / sums["tokens"] for name, g in grads.items()}
+        losses = sums["loop_losses"] / sums["tokens"]
+        return grads, {
+            "loss": losses[-1],
+            "objective": losses.mean(),
+            "loop_losses": losses,
+            "norms": sums["norms"] / passes,
+        }
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, P(None, sharding.BATCH_AXES)),
+        out_specs=(specs, P()),
+        axis_names=set(sharding.BATCH_AXES),
+        check_vma=False,
+    )(params, tokens)
+
+
+def make_score_step(
+    config: Config, mesh: Mesh, loop_counts: tuple[int, ...]
+) -> Callable[[Params, Array, Array, Array], tuple[Array, Array]]:
+    """Jitted (params, inputs [rows, T], targets, token_bytes [V]) -> (nats [N], bytes []).
+
+    Sums over targets that have bytes, after each of the N loop counts, from one forward pass of
+    the largest; targets < 0 are ignored.
+    """
+    model, axes = config.model, sharding.batch_axes(mesh)
+    wanted = tuple(k - 1 for k in loop_counts)
+
+    def score(params: Params, inputs: Array, targets: Array, token_bytes: Array):
+        specs = sharding.manual_specs(mesh, params)
+
+        def local(shards: Params, inputs: Array, targets: Array) -> tuple[Array, Array]:
+            full = {name: _gather(shard, specs[name]) for name, shard in shards.items()}
+            states = transformer.forward(
+                model, full, inputs, loops=max(loop_counts), wanted=wanted
+            )
+            size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
+            targets = jnp.where(size > 0, targets, -1)
+            head = full["head"].astype(model.dtype)
+            nats = loss.token_losses(model, head, states.hidden, targets).sum((1, 2))
+            return jax.lax.psum((nats, size.sum()), axes)
+
+        rows = P(sharding.BATCH_AXES)
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs, rows, rows),
+            out_specs=P(),
+            axis_names=set(sharding.BATCH_AXES),
+            check_vma=False,
+        )(params, inputs, targets)
+
+    return jax.jit(score)
+
+
+def _gather(shard: Array, spec: P) -> Array:
+    for axis, name in enumerate(spec):
+        if name is not None:
+            shard = jax.lax.all_gather(shard, name, axis=axis, tiled=True)
+    return shard
+
+
+def _reduce(grad: Array, spec: P, axes: tuple[str, ...]) -> Array:
+    for axis, name in enumerate(spec):
+        if name is not None:
+            grad = jax.lax.psum_scatter(grad, name, scatter_dimension=axis, tiled=True)
+    rest = tuple(axis for axis in axes if axis not in spec)
+    return jax.lax.psum(grad, rest)
