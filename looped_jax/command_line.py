@@ -25,9 +25,9 @@ def define_config() -> flags.FlagHolder:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Flags parser for `absl.app.run`: a bad flag or key ends the program with one line and code 2.
+    """Flags parser for `absl.app.run`: a bad flag ends the program with one line and code 2.
 
-    Files under configs/ may import one another as `configs.<name>`, wherever the program is started.
+    Files under configs/ may import one another as `configs.<name>`, wherever the program starts.
     """
     for arg, value in zip(argv, [*argv[1:], ""], strict=True):
         if arg in ("--config", "-config") or arg.startswith(("--config=", "-config=")):
@@ -61,7 +61,7 @@ def _flag_message(argv: Sequence[str], error: Exception) -> str:
             return unknown_key(name, hints[group], prefix=f"{group}.")
         if not _parses(value, hints[group][name]):
             kind = plain_type(hints[group][name]).__name__
-            return f"{group}.{name}={value!r} is not of type {kind}; give --config.{group}.{name}=<{kind}>"
+            return f"{group}.{name}={value!r} is not of type {kind}; give a value that is"
     return str(error).strip().splitlines()[0]
 
 
@@ -69,8 +69,10 @@ def _parses(value: str, kind: Any) -> bool:
     plain = plain_type(kind)
     try:
         if plain is tuple:
-            return all(int(v) is not None for v in value.strip("()").split(",") if v.strip())
-        plain(value)
+            for part in value.strip("()").split(","):
+                typing.get_args(kind)[0](part)
+        else:
+            plain(value)
     except ValueError:
         return False
     return True

@@ -143,7 +143,8 @@ class TrainConfig:
     eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
     save_every: int = _at_least(0, 250)
     keep: int = _at_least(1, 2)  # checkpoints kept
-    sample_tokens: int = _at_least(0, 24)  # greedy tokens per prompt at the end
+    sample_tokens: int = _at_least(0, 24)  # greedy tokens per prompt at the end; 0 = none
+    sample_prompts: tuple[str, ...] = ("The capital of France is", "If 5*x + 3 = 13, then x is")
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,10 @@ def resolve(config: Config, *, vocab_size: int) -> Config:
     heads = m.heads or max(1, math.ceil(width / 128))
     kv_heads = m.kv_heads or heads
     fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
+    if not fits:
+        raise ConfigError(
+            f"model.width={width} is odd, so no head has an even width; choose {width + 1}"
+        )
     if heads not in fits:
         near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
         raise ConfigError(
@@ -243,7 +248,10 @@ def run_name(config: Config) -> str:
 
 
 def micro_batches(config: Config, *, devices: int) -> int:
-    """Micro-batches per optimizer step when `devices` devices share the batch. Raises ConfigError."""
+    """Micro-batches per optimizer step when `devices` devices share the batch.
+
+    Raises ConfigError when tokens_per_step is no whole number of micro-batches.
+    """
     t, seq_len = config.train, config.model.seq_len
     per_pass = t.batch_size * seq_len * devices
     if t.tokens_per_step % per_pass:
@@ -290,7 +298,7 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
         isinstance(value, plain) and not (plain is int and isinstance(value, bool))
     ):
         return value
-    raise ConfigError(f"{key}={value!r} is not of type {plain.__name__}; give one")
+    raise ConfigError(f"{key}={value!r} is not of type {plain.__name__}; give a value that is")
 
 
 def _either(options: Sequence[Any]) -> str:
@@ -310,9 +318,9 @@ def _validate(config: Config) -> None:
                     f"{group}.{name}={value!r} is unknown; choose {_either(rule['choices'])}"
                 )
             if "low" in rule and not rule["low"] <= value <= rule["high"]:
-                most = "more" if rule["high"] == math.inf else rule["high"]
+                high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"
                 raise ConfigError(
-                    f"{group}.{name}={value} is out of range; give {rule['low']} to {most}"
+                    f"{group}.{name}={value} is out of range; give {rule['low']} {high}"
                 )
     m, o, t = config.model, config.optim, config.train
     if not m.window_pattern or set(m.window_pattern) - set("LS"):

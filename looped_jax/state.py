@@ -64,7 +64,7 @@ def make_train_step(
 
     def step(state: State, tokens: Array) -> tuple[State, Metrics]:
         grads, metrics = gradients(config, mesh, state["params"], tokens)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
             params = optax.apply_updates(state["params"], updates)
@@ -81,9 +81,7 @@ def make_train_step(
     )
 
 
-def gradients(
-    config: Config, mesh: Mesh, params: Params, tokens: Array
-) -> tuple[Params, Metrics]:
+def gradients(config: Config, mesh: Mesh, params: Params, tokens: Array) -> tuple[Params, Metrics]:
     """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, params)
@@ -149,9 +147,7 @@ def make_score_step(
 
         def local(shards: Params, inputs: Array, targets: Array) -> tuple[Array, Array]:
             full = {name: _gather(shard, specs[name]) for name, shard in shards.items()}
-            states = transformer.forward(
-                model, full, inputs, loops=max(loop_counts), wanted=wanted
-            )
+            states = transformer.forward(model, full, inputs, loops=max(loop_counts), wanted=wanted)
             size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
             targets = jnp.where(size > 0, targets, -1)
             head = full["head"].astype(model.dtype)

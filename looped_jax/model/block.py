@@ -47,9 +47,7 @@ def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
     A query sees the `window` latest keys, itself included; None: all up to itself.
     """
     before = None if window is None else (window - 1, 0)
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=True, local_window_size=before
-    )
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, local_window_size=before)
 
 
 def _uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:

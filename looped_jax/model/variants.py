@@ -54,9 +54,7 @@ def _queries(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Array
     return x, jnp.where(first, x, h)
 
 
-def _queries_of_first_layer(
-    x: Array, h: Array, layer: int, first: Array
-) -> tuple[Array, Array]:
+def _queries_of_first_layer(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Array]:
     return _queries(x, h, layer, first) if layer == 0 else (x, x)
 
 

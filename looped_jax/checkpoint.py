@@ -1,0 +1,162 @@
+"""Checkpoints of a run through orbax: asynchronous, atomic, and tied to the run's identity.
+
+Layout: <run_dir>/checkpoints/<step>/{params, training, meta}. `params` alone is what evaluation
+needs; `training` adds the optimizer and step; `meta` is JSON: data position, loop state of the
+metrics, config, identity. A step folder appears by one rename once everything in it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from looped_jax.config import Config
+
+State = dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read or continued; the message says why and the mend."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_dir: str | Path, *, keep: int = 2):
+        """Open <run_dir>/checkpoints, made if needed; half-written leftovers are removed.
+
+        Raises CheckpointError when the folder cannot be written.
+        """
+        self.folder = Path(run_dir).resolve() / "checkpoints"
+        check_writable(self.folder)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            item_names=("params", "training", "meta"),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        """Start writing; returns once the arrays are copied. Raises CheckpointError.
+
+        An error of the previous, still running save is raised here too.
+        """
+        params, training = _split(state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    training=ocp.args.StandardSave(training),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Until what was saved is on disk under its final name. Raises CheckpointError."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        return restored["meta"]
+
+    def restore(self, step: int, abstract_state: State) -> State:
+        """The train state, laid out as `abstract_state` (shapes, types, shardings) asks."""
+        params, training = _split(abstract_state)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                training=ocp.args.StandardRestore(training),
+            ),
+        )
+        leaves = {**restored["training"], **restored["params"]}
+        paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+        return structure.unflatten(leaves[_name(path)] for path, _ in paths)
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        reason = str(error).strip().splitlines()
+        kept = self._manager.latest_step()
+        return CheckpointError(
+            f"saving to {self.folder} failed ({reason[0] if reason else type(error).__name__}); "
+            + (f"the checkpoint of step {kept} is intact" if kept is not None else "none exists")
+            + "; free space or make the folder writable, then start the same command again"
+        )
+
+
+def _split(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leaves by name, params apart: names on disk outlive the library that shaped the tree."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    params = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
+    return params, {name: leaf for name, leaf in leaves.items() if name not in params}
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write to it, or raise CheckpointError that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"looped_jax")
+    except OSError as error:
+        raise CheckpointError(
+            f"train.run_dir: {folder} cannot be written ({os.strerror(error.errno or 0)}); "
+            "make it writable or give another, as --config.train.run_dir=runs/mine"
+        ) from error
+
+
+def identity(config: Config, *, data: dict, tokenizer: dict, processes: int) -> dict[str, Any]:
+    """What a run must share with the one it continues to end with the same weights."""
+    settings = config.to_dict()
+    train = {k: settings["train"][k] for k in ("seed", "steps", "tokens_per_step")}
+    return {
+        "model": {k: v for k, v in settings["model"].items() if k not in ("remat", "loss_chunk")},
+        "optim": settings["optim"],
+        "train": train,
+        "data": {"workers": config.data.workers, "processes": processes, **data},
+        "tokenizer": tokenizer,
+    }
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any], *, run_dir: str) -> None:
+    """Raise CheckpointError that spells out every difference between two identities."""
+    before, now = _flat(saved), _flat(current)
+    differences = [
+        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"train.run_dir={run_dir} holds another run: {'; '.join(differences)}. "
+            "Undo the difference, or give a new folder, as --config.train.run_dir=runs/mine"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        items = [_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]
+        return {key: value for item in items for key, value in item.items()}
+    return {prefix: list(tree) if isinstance(tree, tuple) else tree}

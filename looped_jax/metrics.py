@@ -1,0 +1,81 @@
+"""The record of a run: TensorBoard scalars and one JSON line per step.
+
+The training loop hands over the metrics of step t − 1 after it has dispatched step t, so reading
+them never makes the device wait.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+SMOOTHING = 0.9
+
+
+class MetricLog:
+    """Writes <run_dir>/metrics.jsonl and <run_dir>/tensorboard.
+
+    `start` is the step that the run continues from: later entries of an interrupted earlier run
+    are dropped, since those steps are taken again.
+    """
+
+    def __init__(self, run_dir: str | Path, *, start: int):
+        self.path = Path(run_dir) / "metrics.jsonl"
+        _keep_until(self.path, start)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, scalars: dict[str, float | list[float]]) -> None:
+        """Record scalars of `step` (1-based, steps taken); a list becomes name/0, name/1, …"""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            if isinstance(value, list):
+                for index, item in enumerate(value):
+                    self._writer.add_scalar(f"{name}/{index}", item, step)
+            else:
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def _keep_until(path: Path, start: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut short
+            continue
+        if entry["step"] <= start:
+            kept.append(line + "\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, path)
+
+
+class Smoothed:
+    """Exponential mean, unbiased from the first value on; its state survives a resume."""
+
+    def __init__(self, state: dict[str, Any] | None = None):
+        self.total, self.weight = (state["total"], state["weight"]) if state else (0.0, 0.0)
+
+    def update(self, value: float) -> float:
+        self.total = SMOOTHING * self.total + (1 - SMOOTHING) * value
+        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+        return self.value
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight if self.weight else math.nan
+
+    def state(self) -> dict[str, float]:
+        return {"total": self.total, "weight": self.weight}

@@ -1,0 +1,319 @@
+"""Pretraining, read top to bottom: mesh → data → state → restore → steps.
+
+python -m looped_jax.train --config configs/flt.py:tiny --config.train.steps=100
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, logging
+
+from looped_jax import bpb, checkpoint, cost, generate, optim, sharding, state
+from looped_jax.checkpoint import CheckpointError, Checkpoints
+from looped_jax.command_line import define_config, parse_flags
+from looped_jax.config import Config, ConfigError, micro_batches, resolve
+from looped_jax.console import Console, Pace, memory_in_use, memory_of
+from looped_jax.data import DataError, corpus, pipeline, tokenizer
+from looped_jax.metrics import MetricLog, Smoothed
+
+CONFIG = define_config()
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says where it stopped and how to go on."""
+
+
+def train(config: Config, *, command: str = "the same command") -> Path:
+    """Train, or continue, the run that `config` describes; returns its folder.
+
+    Raises ConfigError, DataError, CheckpointError or TrainingError, each with a one-line message.
+    """
+    # ---- devices and data -----------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    processes, process = jax.process_count(), jax.process_index()
+    texts = corpus.open_corpus(
+        config.data.path,
+        val_shard=config.data.val_shard,
+        train_shards=config.data.train_shards,
+        cache_dir=corpus.default_cache_dir(),
+    )
+    words = tokenizer.load_tokenizer(
+        config.data.tokenizer,
+        corpus=texts,
+        vocab_size=config.data.tokenizer_vocab_size,
+        bos_token=config.data.bos_token,
+        cache_dir=corpus.default_cache_dir(),
+    )
+
+    # ---- everything the run is, now that the vocabulary is known --------------------------------
+    config = with_horizon(resolve(config, vocab_size=words.vocab_size))
+    model, settings = config.model, config.train
+    assert settings.run_dir and settings.steps and model.width
+    accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
+    optimizer = optim.make_optimizer(config.optim, steps=settings.steps, width=model.width)
+    abstract_state = state.abstract(config, optimizer, mesh)
+    identity = json_round_trip(
+        checkpoint.identity(
+            config, data=texts.identity(), tokenizer=words.identity(), processes=processes
+        )
+    )
+    run_dir = Path(settings.run_dir)
+    checkpoints = Checkpoints(run_dir, keep=settings.keep)
+    say = Console(quiet=process != 0)
+    say(config.describe())
+
+    # ---- rows of tokens: [micro-batches, rows, T + 1] per step ----------------------------------
+    rows_per_step = settings.tokens_per_step // model.seq_len // processes
+    rows = iter(
+        pipeline.train_rows(
+            texts,
+            words,
+            seq_len=model.seq_len,
+            batch_size=rows_per_step,
+            process_index=process,
+            process_count=processes,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+        )
+    )
+    loop_counts = tuple(sorted({*settings.eval_loops, model.loops}))
+    val_rows = pipeline.val_rows(
+        texts,
+        words,
+        seq_len=model.seq_len,
+        batch_size=settings.batch_size * sharding.batch_devices(mesh) // processes,
+        max_tokens=settings.eval_tokens,
+        process_index=process,
+        process_count=processes,
+    )
+
+    # ---- fresh weights, or the last checkpoint --------------------------------------------------
+    start, smoothed, best = checkpoints.latest() or 0, Smoothed(), math.inf
+    if start:
+        meta = checkpoints.meta(start)
+        checkpoint.check_identity(meta["identity"], identity, run_dir=settings.run_dir)
+        current = checkpoints.restore(start, abstract_state)
+        rows.set_state(meta["positions"][process])
+        smoothed, best = Smoothed(meta["smoothed_loss"]), meta["best_bpb"]
+        say(f"continuing {run_dir} from step {start}")
+    else:
+        current = state.create(config, optimizer, mesh)
+        if process == 0:
+            save_description(run_dir, config, words)
+    if start == settings.steps:
+        say(f"{run_dir} is complete: {start} steps, bits per byte {meta['bpb']}")
+        return run_dir
+
+    # ---- compile once, and say what it takes ----------------------------------------------------
+    place = sharding.batch_sharding(mesh)
+    batch_shape = (accumulated, rows_per_step * processes // accumulated, model.seq_len + 1)
+    train_step = state.make_train_step(config, optimizer, mesh)
+    began = time.perf_counter()
+    step_program = train_step.lower(
+        abstract_state, jax.ShapeDtypeStruct(batch_shape, np.int32, sharding=place)
+    ).compile()
+    costs = cost.count(model)
+    peak, peak_source = cost.device_peak_flops(jax.devices()[0])
+    say(
+        f"{costs.parameters:,} parameters, {costs.looped:,} of them looped {model.loops} times; "
+        f"{costs.flops / 1e6:.1f} MFLOP per token (the reference counts "
+        f"{costs.reference_flops / 1e6:.1f}); {settings.steps} steps of "
+        f"{settings.tokens_per_step:,} tokens on {mesh.size} {jax.devices()[0].device_kind} "
+        f"of {peak / 1e12:.2f} TFLOP/s ({peak_source})"
+    )
+    say(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_program)}")
+    score = state.make_score_step(config, mesh, loop_counts)
+    unigram = bpb.unigram_bits_per_byte(val_rows, words.token_bytes)
+
+    # ---- the steps ------------------------------------------------------------------------------
+    log = MetricLog(run_dir, start=start) if process == 0 else None
+    stop = StopSignal()
+    pace = Pace(start, settings.steps, settings.tokens_per_step)
+    scores: dict[int, float] = {}
+    pending: tuple[int, dict[str, jax.Array], float] | None = None
+
+    def read_pending() -> None:
+        """Wait for the metrics handed over last, check them, record them."""
+        nonlocal pending
+        if pending is None:
+            return
+        (done, metrics, waited), pending = pending, None
+        values = {name: np.asarray(v).tolist() for name, v in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            checkpoints.wait()
+            raise TrainingError(
+                f"stopped at step {done}: loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}. "
+                f"The last good checkpoint is step {checkpoints.latest() or 'none'} in {run_dir}; "
+                f"to go on from it: {command}. If it happens again, lower the learning rates or "
+                "optim.grad_clip_norm in a new train.run_dir"
+            )
+        smooth = smoothed.update(values["loss"])
+        rate = pace.tick(done)
+        flops = rate * costs.flops / (peak * mesh.size)
+        if log is None:
+            return
+        log.write(
+            done,
+            {
+                "train/loss": values["loss"],
+                "train/loss_smooth": smooth,
+                "train/objective": values["objective"],
+                "train/loop_loss": values["loop_losses"],
+                "train/grad_norm": values["grad_norm"],
+                "train/learning_rate_multiplier": float(multiplier(done - 1)),
+                "loop/stream_norm": values["norms"],
+                "speed/tokens_per_second": rate,
+                "speed/flop_utilization": flops,
+                "speed/flop_utilization_reference": flops * costs.reference_flops / costs.flops,
+                "speed/data_wait_seconds": waited,
+                "memory/bytes": memory_in_use(),
+            },
+        )
+        if done % settings.log_every == 0 or done in (start + 1, settings.steps):
+            say(
+                f"step {done}/{settings.steps} ({100 * done / settings.steps:.0f}%) "
+                f"loss {smooth:.4f} grad {values['grad_norm']:.3f} "
+                f"{rate:,.0f} tok/s util {100 * flops:.1f}% "
+                f"wait {1e3 * waited:.0f} ms eta {pace.remaining()}"
+            )
+
+    multiplier = optim.learning_rate_multiplier(config.optim, settings.steps)
+    for done in range(start + 1, settings.steps + 1):
+        began = time.perf_counter()
+        batch = next(rows).reshape(accumulated, -1, model.seq_len + 1)
+        waited = time.perf_counter() - began
+        tokens = jax.make_array_from_process_local_data(place, batch)
+        current, metrics = step_program(current, tokens)
+        read_pending()
+        pending = (done, metrics, waited)
+
+        last = done == settings.steps
+        if last or (settings.eval_every and done % settings.eval_every == 0):
+            read_pending()
+            scores = bpb.bits_per_byte(
+                score,
+                current["params"],
+                val_rows,
+                words.token_bytes,
+                loop_counts=loop_counts,
+                mesh=mesh,
+            )
+            best = min(best, scores[model.loops])
+            if log is not None:
+                log.write(done, {f"val/bpb_loops_{k}": v for k, v in scores.items()})
+            say(f"step {done} validation bits per byte: " + describe_scores(scores, unigram))
+            pace.skip()
+        if last or stop.requested or (settings.save_every and done % settings.save_every == 0):
+            read_pending()
+            positions = [rows.get_state()]
+            checkpoints.save(
+                done,
+                current,
+                {
+                    "step": done,
+                    "positions": positions,
+                    "smoothed_loss": smoothed.state(),
+                    "best_bpb": best if math.isfinite(best) else None,
+                    "bpb": scores,
+                    "config": config.to_dict(),
+                    "identity": identity,
+                },
+            )
+            pace.skip()
+        if stop.requested and not last:
+            checkpoints.close()
+            say(f"stopped by a signal after step {done}, saved in {run_dir}; to go on: {command}")
+            return run_dir
+
+    checkpoints.close()
+    if log is not None:
+        log.close()
+    say(
+        f"{settings.steps - start} steps in {pace.elapsed():.0f} s; "
+        f"to see curves: tensorboard --logdir {run_dir}"
+    )
+    if settings.sample_tokens and process == 0:
+        print_samples(config, current["params"], words, say)
+    return run_dir
+
+
+# ---- what the run above uses ---------------------------------------------------------------------
+
+
+def with_horizon(config: Config) -> Config:
+    """Set train.steps to 20 tokens per parameter unless it is given."""
+    if config.train.steps is not None:
+        return config
+    tokens = 20 * cost.count(config.model).parameters
+    steps = max(1, tokens // config.train.tokens_per_step)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+
+
+def save_description(run_dir: Path, config: Config, words: tokenizer.Tokenizer) -> None:
+    """Config and tokenizer beside the checkpoints, so that the folder stands alone."""
+    for name, text in (
+        ("config.json", json.dumps(config.to_dict(), indent=1)),
+        ("tokenizer.json", words.to_json()),
+    ):
+        part = run_dir / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, run_dir / name)
+
+
+def json_round_trip(value: Any) -> Any:
+    """As it will come back from disk, so that tuples and lists compare equal."""
+    return json.loads(json.dumps(value))
+
+
+def describe_scores(scores: dict[int, float], unigram: float) -> str:
+    counts = ", ".join(f"{value:.4f} at {k} loops" for k, value in scores.items())
+    return f"{counts} (best unigram model of these tokens: {unigram:.4f})"
+
+
+def print_samples(config: Config, params: dict, words: tokenizer.Tokenizer, say: Console) -> None:
+    prompts = config.train.sample_prompts
+    ids = [[words.bos_id, *words.encode(prompt)] for prompt in prompts]
+    texts = generate.greedy(config.model, params, ids, tokens=config.train.sample_tokens)
+    for prompt, tokens in zip(prompts, texts, strict=True):
+        say(f"sample: {prompt!r} → {words.decode(tokens)!r}")
+
+
+class StopSignal:
+    """Remembers a SIGTERM or SIGINT, so that the loop can save and leave between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    command = shlex.join([Path(sys.executable).name, "-m", "looped_jax.train", *sys.argv[1:]])
+    try:
+        train(Config.from_dict(CONFIG.value), command=command)
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,23 @@
+"""Before jax starts: eight fake devices on the CPU, so that meshes can be tested on any machine."""
+
+import os
+
+if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+
+import jax
+import pytest
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+jax.config.update("jax_default_matmul_precision", "highest")  # goldens are true float32
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker in ("gpu", "tpu"):
+            if marker in item.keywords and jax.default_backend() != marker:
+                item.add_marker(pytest.mark.skip(reason=f"needs a {marker.upper()}"))

@@ -1,0 +1,154 @@
+"""Every configuration file resolves; every bad setting is named with its mend."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from configs import base, flt, flt_res, lt, lt_i, lt_ia
+from looped_jax.config import (
+    Config,
+    ConfigError,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    default_config,
+    micro_batches,
+    resolve,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("preset", [None, "paper", "tiny"])
+@pytest.mark.parametrize("file", [flt, flt_res, lt_ia, lt_i, lt])
+def test_every_file_and_preset_resolves(file, preset):
+    config = resolve(Config.from_dict(file.get_config(preset)), vocab_size=4096)
+    assert config.model.variant.lower() == file.__name__.split(".")[-1]
+    assert micro_batches(config, devices=1) >= 1
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_no_preset_is_paper_scale():
+    config = resolve(Config.from_dict(flt.get_config()), vocab_size=151_670)
+    m = config.model
+    assert (m.layers, m.loops, m.seq_len, m.width, m.heads) == (6, 12, 1024, 384, 3)
+    assert config.train.tokens_per_step == 524_288 and m.padded_vocab == 151_680
+
+
+def test_sizes_follow_from_depth_unless_given():
+    deep = resolve(Config(model=ModelConfig(layers=3)), vocab_size=97).model
+    assert (deep.width, deep.heads, deep.kv_heads, deep.head_dim) == (192, 2, 2, 96)
+    given = resolve(Config(model=ModelConfig(layers=3, width=64, heads=4)), vocab_size=97).model
+    assert (given.width, given.heads, given.kv_heads, given.head_dim) == (64, 4, 4, 16)
+
+
+def test_windows_and_scored_loops():
+    model = ModelConfig(layers=5, window_pattern="SSL", seq_len=32)
+    assert model.windows() == (8, 8, None, 8, None)
+    assert ModelConfig(layers=1, window_pattern="S").windows() == (None,)
+    assert ModelConfig(loops=12, loss="FEW").scored_loops() == (8, 9, 10, 11)
+    assert ModelConfig(loops=3, loss="STEP").scored_loops() == (0, 1, 2)
+    assert ModelConfig(loops=3).scored_loops() == (2,)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"layrs": 3}}, "model.layrs is no setting; nearest: model.layers"),
+        ({"modle": {}}, "modle is no setting; nearest: model"),
+        ({"model": {"layers": "six"}}, "model.layers='six' is not of type int"),
+        ({"model": {"layers": True}}, "model.layers=True is not of type int"),
+        ({"model": {"loops": 0}}, "model.loops=0 is out of range; give 1 or more"),
+        ({"model": {"variant": "flt"}}, "model.variant='flt' is unknown; choose FLT, FLT_res"),
+        ({"model": {"loss": "ALL"}}, "model.loss='ALL' is unknown; choose END, FEW or STEP"),
+        ({"model": {"window_pattern": "SX"}}, "model.window_pattern='SX' must be made of L"),
+        ({"model": {"window_pattern": ""}}, "model.window_pattern='' must be made of L"),
+        ({"optim": {"beta1": 1.5}}, "optim.beta1=1.5 is out of range; give 0.0 to 1.0"),
+        ({"optim": {"warmup_ratio": 0.9}}, "overlap; let them sum to at most 1"),
+        ({"train": {"eval_loops": (0,)}}, "train.eval_loops=(0,) must be whole numbers from 1"),
+        ({"mesh": {"fsdp": 0}}, "mesh.fsdp=0 is no size"),
+        ({"mesh": {"fsdp": -1}}, "leaves more than one axis open"),
+    ],
+)
+def test_bad_settings(values, message):
+    with pytest.raises(ConfigError) as error:
+        Config.from_dict(values)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"heads": 5}, "model.heads=5 does not cut model.width=384"),
+        ({"width": 9, "heads": 3}, "model.width=9 is odd, so no head has an even width; choose 10"),
+        ({"heads": 6, "kv_heads": 4}, "does not divide model.heads=6; choose 1, 2, 3 or 6"),
+        ({"vocab_size": 10}, "model.vocab_size=10 is smaller than the tokenizer's 97"),
+    ],
+)  # fmt: skip
+def test_impossible_combinations(model, message):
+    with pytest.raises(ConfigError) as error:
+        resolve(Config(model=ModelConfig(**model)), vocab_size=97)
+    assert message in str(error.value)
+
+
+def test_batch_that_is_no_whole_number_of_micro_batches():
+    config = Config(train=TrainConfig(tokens_per_step=100_000))
+    with pytest.raises(ConfigError, match="choose 98304 or 106496, or another train.batch_size"):
+        micro_batches(config, devices=1)
+    assert micro_batches(Config(), devices=4) == 16
+
+
+def test_mesh_that_does_not_fill_the_devices():
+    from looped_jax import sharding
+
+    with pytest.raises(ConfigError, match="does not fill 8 devices"):
+        sharding.make_mesh(MeshConfig(data=3))
+    assert dict(sharding.make_mesh(MeshConfig(fsdp=2)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="preset 'huge' is unknown; choose paper or tiny"):
+        base.make("FLT", "huge")
+
+
+def test_defaults_carry_their_types():
+    config = default_config()
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert Config.from_dict(config) == Config()
+    with pytest.raises(TypeError):
+        config.model.heads = "two"  # None by default, yet an int
+    assert OptimConfig().eps == 1e-10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/flt.py:tiny", "--config.model.lops=2"],
+         "model.lops is no setting; nearest: model.loops"),
+        (["--config=configs/flt.py:tiny", "--config.modl.loops=2"],
+         "modl is no setting; nearest: model"),
+        (["--config=configs/flt.py:tiny", "--config.model.loops=two"],
+         "model.loops='two' is not of type int"),
+        (["--config=configs/flt.py:tiny", "--config.train.eval_loops=1,x"],
+         "train.eval_loops='1,x' is not of type tuple"),
+        (["--config=configs/flt.py:huge"], "preset 'huge' is unknown"),
+        (["--config=configs/missing.py"], "missing.py"),
+        ([], "--config is missing"),
+        (["--config=configs/flt.py:tiny", "--config.model.heads=3"],
+         "model.heads=3 does not cut model.width=128"),
+        (["--config=configs/flt.py:tiny", "--config.mesh.data=3"], "does not fill"),
+        (["--config=configs/flt.py:tiny", "--config.data.path=nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_command_line_stops_with_one_line_before_any_compile(arguments, message, tmp_path):
+    command = [sys.executable, "-m", "looped_jax.train", *arguments]
+    command += [f"--config.train.run_dir={tmp_path}"] if arguments else []
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode in (1, 2), run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], run.stderr
+    assert "compiled" not in run.stdout

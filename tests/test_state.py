@@ -1,0 +1,155 @@
+"""The train step on meshes of fake devices: same numbers, one compile, communication without K."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from looped_jax import optim, sharding, state
+from looped_jax.config import Config, ConfigError, MeshConfig, ModelConfig, OptimConfig, resolve
+from looped_jax.model.variants import RULES
+
+TOKENS = np.random.default_rng(0).integers(0, 97, (2, 8, 17)).astype(np.int32)
+
+
+def make_config(**model):
+    settings = {"layers": 2, "loops": 3, "width": 64, "heads": 8, "seq_len": 16} | model
+    return resolve(Config(model=ModelConfig(dtype="float32", **settings)), vocab_size=97)
+
+
+def make_optimizer():
+    return optim.make_optimizer(OptimConfig(newton_schulz_dtype="float32"), steps=20, width=64)
+
+
+def mesh_of(*sizes):
+    return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+def losses(config, sizes, steps=4):
+    mesh, optimizer = mesh_of(*sizes), make_optimizer()
+    current = state.create(config, optimizer, mesh)
+    step = state.make_train_step(config, optimizer, mesh)
+    found = []
+    for _ in range(steps):
+        current, metrics = step(current, TOKENS)
+        found.append(metrics["loss"])
+    assert step._cache_size() == 1
+    return np.array(found)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_every_mesh_gives_the_single_device_losses(sizes):
+    config = make_config()
+    np.testing.assert_allclose(losses(config, sizes), losses(config, (1, 1, 1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", RULES)
+@pytest.mark.parametrize("attention", ["full", "mla"])
+def test_every_rule_and_attention_on_a_mesh(variant, attention):
+    config = make_config(variant=variant, attention=attention, latent_rank=16)
+    np.testing.assert_allclose(
+        losses(config, (2, 2, 2), steps=2), losses(config, (1, 1, 1), steps=2), atol=1e-4
+    )
+
+
+def test_every_leaf_matches_one_rule_and_is_cut():
+    config, mesh = make_config(attention="mla", latent_rank=16), mesh_of(1, 4, 2)
+    optimizer = make_optimizer()
+    current = state.create(config, optimizer, mesh)
+    for leaf in jax.tree.leaves(current):
+        if leaf.ndim:
+            assert leaf.addressable_shards[0].data.size * 4 <= leaf.size
+    with pytest.raises(KeyError, match="matches 0 sharding rules"):
+        sharding.spec_of("blocks.0.unknown")
+
+
+def test_fresh_weights_do_not_depend_on_the_mesh():
+    config, optimizer = make_config(), make_optimizer()
+    one, eight = (state.create(config, optimizer, mesh_of(*s)) for s in ((1, 1, 1), (2, 2, 2)))
+    for name, weight in one["params"].items():
+        np.testing.assert_array_equal(weight, eight["params"][name])
+
+
+def collectives(config, sizes, micro_batches=2):
+    mesh, optimizer = mesh_of(*sizes), make_optimizer()
+    shapes = state.abstract(config, optimizer, mesh)
+    place = sharding.batch_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((micro_batches, 8, 17), np.int32, sharding=place)
+    step = state.make_train_step(config, optimizer, mesh)
+    text = step.lower(shapes, tokens).compile().as_text()
+    names = r"(all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)"
+    found = re.findall(rf"= (\S+) {names}(?:-start)?\(", text)
+    return sorted((kind, shape) for shape, kind in found)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 4, 1)])
+def test_communication_does_not_grow_with_loops_or_micro_batches(sizes):
+    def clean(found):  # the norms' own [K] vector is the only thing that K sizes
+        return [(kind, re.sub(r"f32\[(1|12)\]", "f32[K]", shape)) for kind, shape in found]
+
+    one, twelve = (clean(collectives(make_config(loops=k), sizes)) for k in (1, 12))
+    assert one == twelve and one
+    assert clean(collectives(make_config(loops=1), sizes, micro_batches=4)) == one
+
+
+def test_metrics_are_those_of_all_micro_batches():
+    config, optimizer, mesh = make_config(loss="STEP"), make_optimizer(), mesh_of(1, 1, 1)
+    params = state.create(config, optimizer, mesh)["params"]
+    whole, together = state.gradients(config, mesh, params, TOKENS.reshape(1, 16, 17))
+    parts, apart = state.gradients(config, mesh, params, TOKENS)
+    for name in whole:
+        np.testing.assert_allclose(whole[name], parts[name], atol=1e-6)
+    assert together["loop_losses"].shape == (3,) and together["norms"].shape == (3,)
+    np.testing.assert_allclose(together["objective"], np.mean(together["loop_losses"]), rtol=1e-6)
+    np.testing.assert_allclose(apart["norms"], together["norms"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_scores_of_several_loop_counts_equal_single_runs(sizes):
+    config, optimizer, mesh = make_config(), make_optimizer(), mesh_of(*sizes)
+    current = state.create(config, optimizer, mesh)
+    step = state.make_train_step(config, optimizer, mesh)
+    for _ in range(3):
+        current, _ = step(current, TOKENS)
+    inputs, targets = TOKENS[0, :, :-1], TOKENS[0, :, 1:].copy()
+    targets[0, :5] = -1
+    sizes_of_tokens = np.arange(97, dtype=np.int32) % 4  # every fourth token has no bytes
+    together = state.make_score_step(config, mesh, (1, 3, 5))
+    nats, count = together(current["params"], inputs, targets, sizes_of_tokens)
+    assert count == np.where(targets < 0, 0, targets % 4).sum()
+    for index, k in enumerate((1, 3, 5)):
+        alone = state.make_score_step(config, mesh, (k,))
+        np.testing.assert_allclose(
+            nats[index], alone(current["params"], inputs, targets, sizes_of_tokens)[0][0], rtol=1e-5
+        )
+    assert len(set(np.asarray(nats).tolist())) == 3
+
+
+def test_meshes_that_cannot_cut_the_model_are_refused():
+    config = make_config(heads=2)
+    with pytest.raises(ConfigError, match="mesh.tensor=4 does not divide model.heads=2"):
+        state.abstract(config, make_optimizer(), mesh_of(1, 1, 4))
+    config = make_config(width=36, heads=2)
+    with pytest.raises(ConfigError, match="mesh.fsdp=8 does not divide .*choose a divisor of 36"):
+        state.abstract(config, make_optimizer(), mesh_of(1, 8, 1))
+
+
+def test_the_step_compiles_once_whatever_happens_between_steps():
+    config, optimizer, mesh = make_config(), make_optimizer(), mesh_of(1, 1, 1)
+    step = state.make_train_step(config, optimizer, mesh)
+    current = state.create(config, optimizer, mesh)
+    for seed in range(3):
+        tokens = np.random.default_rng(seed).integers(0, 97, TOKENS.shape).astype(np.int32)
+        current, _ = step(current, tokens)
+        current = jax.tree.map(lambda x: x + 0, current)
+    assert step._cache_size() == 1
+
+
+def test_bfloat16_keeps_float32_masters_and_stays_close():
+    config = make_config()
+    rounded = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    np.testing.assert_allclose(losses(config, (1, 1, 1)), losses(rounded, (1, 1, 1)), rtol=0.01)
+    current = state.create(rounded, make_optimizer(), mesh_of(1, 1, 1))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(current)} == {"float32", "int32"}
