@@ -135,7 +135,7 @@ def identity(config: Config, *, data: dict, tokenizer: dict, processes: int) -> 
         "model": {k: v for k, v in settings["model"].items() if k not in ("remat", "loss_chunk")},
         "optim": settings["optim"],
         "train": train,
-        "data": {"workers": config.data.workers, "processes": processes, **data},
+        "data": {"processes": processes, **data},
         "tokenizer": tokenizer,
     }
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from looped_jax import atomic
 
 SMOOTHING = 0.9
 
@@ -57,9 +58,7 @@ def _keep_until(path: Path, start: int) -> None:
             continue
         if entry["step"] <= start:
             kept.append(line + "\n")
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
+    atomic.write_text(path, "".join(kept))
 
 
 class Smoothed:

@@ -145,7 +145,7 @@ def make_score_step(
     def score(params: Params, inputs: Array, targets: Array, token_bytes: Array):
         specs = sharding.manual_specs(mesh, params)
 
-        def local(shards: Params, inputs: Array, targets: Array) -> tuple[Array, Array]:
+        def local(shards: Params, inputs: Array, targets: Array, token_bytes: Array):
             full = {name: _gather(shard, specs[name]) for name, shard in shards.items()}
             states = transformer.forward(model, full, inputs, loops=max(loop_counts), wanted=wanted)
             size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
@@ -158,11 +158,11 @@ def make_score_step(
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, rows, rows),
+            in_specs=(specs, rows, rows, P()),
             out_specs=P(),
             axis_names=set(sharding.BATCH_AXES),
             check_vma=False,
-        )(params, inputs, targets)
+        )(params, inputs, targets, token_bytes)
 
     return jax.jit(score)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 from absl import app, logging
 
-from looped_jax import bpb, checkpoint, cost, generate, optim, sharding, state
+from looped_jax import atomic, bpb, checkpoint, cost, generate, optim, sharding, state
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.config import Config, ConfigError, micro_batches, resolve
@@ -106,7 +105,7 @@ def train(config: Config, *, command: str = "the same command") -> Path:
         checkpoint.check_identity(meta["identity"], identity, run_dir=settings.run_dir)
         current = checkpoints.restore(start, abstract_state)
         rows.set_state(meta["positions"][process])
-        smoothed, best = Smoothed(meta["smoothed_loss"]), meta["best_bpb"]
+        smoothed, best = Smoothed(meta["smoothed_loss"]), meta["best_bpb"] or math.inf
         say(f"continuing {run_dir} from step {start}")
     else:
         current = state.create(config, optimizer, mesh)
@@ -235,10 +234,12 @@ def train(config: Config, *, command: str = "the same command") -> Path:
             pace.skip()
         if stop.requested and not last:
             checkpoints.close()
+            rows.close()
             say(f"stopped by a signal after step {done}, saved in {run_dir}; to go on: {command}")
             return run_dir
 
     checkpoints.close()
+    rows.close()
     if log is not None:
         log.close()
     say(
@@ -264,13 +265,8 @@ def with_horizon(config: Config) -> Config:
 
 def save_description(run_dir: Path, config: Config, words: tokenizer.Tokenizer) -> None:
     """Config and tokenizer beside the checkpoints, so that the folder stands alone."""
-    for name, text in (
-        ("config.json", json.dumps(config.to_dict(), indent=1)),
-        ("tokenizer.json", words.to_json()),
-    ):
-        part = run_dir / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, run_dir / name)
+    atomic.write_text(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
+    atomic.write_text(run_dir / "tokenizer.json", words.to_json())
 
 
 def json_round_trip(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The train step on meshes of fake devices: same numbers, one compile, communication without K."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -80,7 +81,7 @@ def collectives(config, sizes, micro_batches=2):
     step = state.make_train_step(config, optimizer, mesh)
     text = step.lower(shapes, tokens).compile().as_text()
     names = r"(all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)"
-    found = re.findall(rf"= (\S+) {names}(?:-start)?\(", text)
+    found = re.findall(rf"= (\(.*?\)|\S+) {names}(?:-start)?\(", text)
     return sorted((kind, shape) for shape, kind in found)
 
 
@@ -97,8 +98,9 @@ def test_communication_does_not_grow_with_loops_or_micro_batches(sizes):
 def test_metrics_are_those_of_all_micro_batches():
     config, optimizer, mesh = make_config(loss="STEP"), make_optimizer(), mesh_of(1, 1, 1)
     params = state.create(config, optimizer, mesh)["params"]
-    whole, together = state.gradients(config, mesh, params, TOKENS.reshape(1, 16, 17))
-    parts, apart = state.gradients(config, mesh, params, TOKENS)
+    gradients = jax.jit(functools.partial(state.gradients, config, mesh))
+    whole, together = gradients(params, TOKENS.reshape(1, 16, 17))
+    parts, apart = gradients(params, TOKENS)
     for name in whole:
         np.testing.assert_allclose(whole[name], parts[name], atol=1e-6)
     assert together["loop_losses"].shape == (3,) and together["norms"].shape == (3,)
@@ -110,9 +112,8 @@ def test_metrics_are_those_of_all_micro_batches():
 def test_scores_of_several_loop_counts_equal_single_runs(sizes):
     config, optimizer, mesh = make_config(), make_optimizer(), mesh_of(*sizes)
     current = state.create(config, optimizer, mesh)
-    step = state.make_train_step(config, optimizer, mesh)
-    for _ in range(3):
-        current, _ = step(current, TOKENS)
+    noise = functools.partial(jax.random.normal, jax.random.key(1))  # fresh loops change nothing
+    current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
     inputs, targets = TOKENS[0, :, :-1], TOKENS[0, :, 1:].copy()
     targets[0, :5] = -1
     sizes_of_tokens = np.arange(97, dtype=np.int32) % 4  # every fourth token has no bytes

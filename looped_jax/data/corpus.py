@@ -1,0 +1,205 @@
+"""Which files are trained on, which one validates, and whether they are fit for it.
+
+A corpus is a folder of parquet shards with one string column `text`. The builtin one is made from
+text that every machine with Python has: the standard library's sources and documentation strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from looped_jax import atomic
+from looped_jax.data import DataError
+
+BUILTIN_TRAIN_SHARDS = 8
+BUILTIN_VAL_SHARD = "shard_val.parquet"
+_RECIPE = 1  # raise when the builtin corpus is made differently, so that no stale one is used
+_DOCUMENT = 2_000
+_LEFT_OUT = {"site-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shards to train on, in reading order, and the one to validate on."""
+
+    train: tuple[Path, ...]
+    val: Path
+
+    def identity(self) -> dict[str, Any]:
+        """What two corpora of the same text share, from parquet footers alone; ready for JSON."""
+        return {"val": _describe(self.val), "train": [_describe(path) for path in self.train]}
+
+
+def default_cache_dir() -> Path:
+    """$LOOPED_JAX_CACHE, else $XDG_CACHE_HOME/looped_jax, else ~/.cache/looped_jax."""
+    given = os.environ.get("LOOPED_JAX_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(home) / "looped_jax"
+
+
+def open_corpus(
+    path: str, *, val_shard: str | None, train_shards: int | None, cache_dir: Path
+) -> Corpus:
+    """The shards of folder `path`, or of the builtin corpus; all of them are checked.
+
+    Validation is the named shard, or builtin's own, or the last by name; training takes the first
+    `train_shards` of the others, by name. Raises DataError that names file and mend.
+    """
+    if path == "builtin":
+        folder, val_shard = build_builtin(cache_dir), val_shard or BUILTIN_VAL_SHARD
+    else:
+        folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(
+            f"data.path: there is no folder {folder}; put parquet shards with a `text` column "
+            "there, or use --config.data.path=builtin"
+        )
+    shards = sorted(folder.glob("*.parquet"))
+    if not shards:
+        raise DataError(f"data.path: {folder} holds no *.parquet file; give a folder that does")
+    val = folder / val_shard if val_shard else shards[-1]
+    if val not in shards:
+        raise DataError(
+            f"data.val_shard: {folder} holds no {val_shard}; choose one that it holds, "
+            f"such as {shards[-1].name}"
+        )
+    train = [shard for shard in shards if shard != val]
+    if len(train) < (train_shards or 1):
+        raise DataError(
+            f"data.path: {folder} holds {len(shards)} shards, but {(train_shards or 1)} for "
+            f"training and {val.name} for validation are needed; add shards"
+            + (" or lower data.train_shards" if train_shards else "")
+        )
+    corpus = Corpus(tuple(train[:train_shards]), val)
+    for shard in (*corpus.train, corpus.val):
+        _check(shard)
+    return corpus
+
+
+def _check(path: Path) -> None:
+    """Raise DataError unless the shard is a whole parquet file with text in it."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            if "text" not in schema.names:
+                raise DataError(
+                    f"{path} has no column `text`, only {', '.join(schema.names)}; rename one"
+                )
+            kind = schema.field("text").type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise DataError(f"{path}: column `text` is of type {kind}, not string; convert it")
+            if not rows:
+                raise DataError(f"{path} has no rows; remove it or download it again")
+            if not any(file.read_row_group(0, ["text"])["text"].to_pylist()):
+                raise DataError(f"{path}: column `text` is empty; remove it or download it again")
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is damaged ({reason}); download it again") from error
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    footer = pq.read_metadata(path)
+    digest = hashlib.sha256()
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        digest.update(f"{group.num_rows} {group.total_byte_size};".encode())
+    return {
+        "name": path.name,
+        "bytes": path.stat().st_size,
+        "rows": footer.num_rows,
+        "row_groups": digest.hexdigest()[:16],
+    }
+
+
+# --- the builtin corpus ---------------------------------------------------------------------------
+
+
+def build_builtin(cache_dir: Path) -> Path:
+    """Folder of the builtin corpus, written on first use; the same Python writes the same bytes.
+
+    A module's source and its documentation strings are cut at blank lines into documents of about
+    2,000 characters, so that neighbouring rows are not all of one module. Modules go to shards, and
+    documents into order, by a hash of their name: validation shares no module with training.
+    """
+    version = ".".join(map(str, sys.version_info[:3]))
+    folder = cache_dir / f"builtin-python{version}-recipe{_RECIPE}"
+    if folder.is_dir():
+        return folder
+    print(f"writing the builtin corpus to {folder} (once) ...", flush=True)
+    shards: dict[str, list[tuple[int, str]]] = {}
+    for name, source in _modules():
+        slot = _hash(name) % 25
+        shard = (
+            BUILTIN_VAL_SHARD if slot == 24 else f"shard_{slot % BUILTIN_TRAIN_SHARDS:05}.parquet"
+        )
+        documents = [*_cut(source), *_cut(_docstrings(name, source))]
+        named = [(_hash(f"{name} {i}"), text) for i, text in enumerate(documents)]
+        shards.setdefault(shard, []).extend(named)
+    with atomic.new_folder(folder) as part:
+        for shard, documents in shards.items():
+            texts = [text for _, text in sorted(documents)]
+            table = pa.table({"text": pa.array(texts, pa.string())})
+            pq.write_table(table, part / shard, row_group_size=64, compression="zstd")
+    return folder
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """(dotted name, source) of every module of the standard library that is the same everywhere."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        machine_specific = path.name.startswith("_sysconfigdata")
+        if machine_specific or _LEFT_OUT.intersection(relative.parts) or path.is_symlink():
+            continue
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if source.strip():
+            yield ".".join(relative.with_suffix("").parts), source
+
+
+def _docstrings(name: str, source: str) -> str:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return ""
+    parts: list[str] = []
+
+    def visit(node: ast.AST, qualified: str) -> None:
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            parts.append(f"{qualified}\n\n{text}\n")
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, kinds[1:]):
+                visit(child, f"{qualified}.{child.name}")
+
+    visit(tree, name)
+    return "\n".join(parts)
+
+
+def _cut(text: str) -> list[str]:
+    """Documents of at least _DOCUMENT characters, but the last, each ending at a blank line."""
+    documents, lines, size = [], [], 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= _DOCUMENT and not line.strip():
+            documents.append("".join(lines))
+            lines, size = [], 0
+    return [document for document in (*documents, "".join(lines)) if document.strip()]
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

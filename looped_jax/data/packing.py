@@ -1,0 +1,86 @@
+"""Documents to rows of T + 1 tokens, without padding and without losing a token.
+
+Neighbouring rows share one token: row r is tokens r·T to r·T + T of the endless stream, so every
+token is predicted exactly once. A position is three small things: the index of the row group being
+read, the place in it, and the up to T tokens that earlier groups left over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grain
+import numpy as np
+
+
+class PackedRows(grain.IterDataset):
+    """Rows int32 [T + 1] from `groups`, whose element i is row group i as one token array.
+
+    Groups are read and tokenized ahead in `workers` processes (0: a thread). They come back in
+    order, and packing happens after them: the rows do not depend on the number of workers.
+    """
+
+    def __init__(self, groups: grain.MapDataset, *, seq_len: int, workers: int):
+        super().__init__()
+        self.groups, self.seq_len, self.workers = groups, seq_len, workers
+
+    def __iter__(self) -> PackedRowsIterator:
+        return PackedRowsIterator(self)
+
+    def groups_from(self, start: int) -> grain.DatasetIterator:
+        """Iterator over groups start, start + 1, …"""
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        groups = self.groups.slice(slice(start, None)).to_iter_dataset(ahead)
+        if self.workers:
+            options = grain.MultiprocessingOptions(
+                num_workers=self.workers, per_worker_buffer_size=1
+            )
+            groups = groups.mp_prefetch(options)
+        return iter(groups)
+
+
+class PackedRowsIterator(grain.DatasetIterator):
+    """Its state is JSON; setting it reads one row group again and continues with the next row."""
+
+    def __init__(self, rows: PackedRows):
+        super().__init__()
+        self._rows = rows
+        self._source: grain.DatasetIterator | None = None
+        self.set_state({"group": 0, "cursor": 0, "head": []})
+
+    def __next__(self) -> np.ndarray:
+        length = self._rows.seq_len + 1
+        if self._buffer is None:
+            self._load(self._head)
+        while len(self._buffer) - self._cursor < length:
+            left_over = self._buffer[self._cursor :]
+            self._group, self._cursor = self._group + 1, 0
+            self._load(left_over)
+        row = self._buffer[self._cursor : self._cursor + length]
+        self._cursor += length - 1
+        return row
+
+    def _load(self, head: np.ndarray) -> None:
+        """Put the next group's tokens behind what is left over."""
+        if self._source is None:
+            self._source = self._rows.groups_from(self._group)
+        self._head = head
+        self._buffer = np.concatenate([head, next(self._source)])
+
+    def get_state(self) -> dict[str, Any]:
+        return {"group": self._group, "cursor": self._cursor, "head": self._head.tolist()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._group, self._cursor = state["group"], state["cursor"]
+        self._head = np.array(state["head"], np.int32)
+        self._buffer: np.ndarray | None = None
+        self._close_source()
+
+    def close(self) -> None:
+        super().close()
+        self._close_source()
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = None

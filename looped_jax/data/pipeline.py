@@ -1,0 +1,125 @@
+"""From shards to batches: parquet row groups → tokens → packed rows → batches of rows.
+
+Training rows are endless and resumable; validation rows are a fixed list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from looped_jax.data import DataError
+from looped_jax.data.corpus import Corpus
+from looped_jax.data.packing import PackedRows
+from looped_jax.data.tokenizer import Tokenizer
+
+
+class RowGroups:
+    """Random access to the texts of row group i, counted over all shards in order."""
+
+    def __init__(self, shards: Sequence[Path]):
+        self._index = [
+            (path, group)
+            for path in shards
+            for group in range(pq.read_metadata(path).num_row_groups)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> list[str]:
+        path, group = self._index[i]
+        try:
+            with pq.ParquetFile(path) as file:
+                texts = file.read_row_group(group, ["text"])["text"].to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{path}: row group {group} is damaged ({reason}); download the shard again"
+            ) from error
+        return [text for text in texts if text]
+
+
+class _Tokens:
+    """Texts to one int32 array, each document behind its start token; sent to worker processes."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int32), *self.tokenizer.encode_documents(texts)])
+
+
+def train_rows(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> grain.IterDataset:
+    """Endless batches int32 [batch_size, T + 1]; the shards are read in the same order each epoch.
+
+    Each process takes every process_count-th row group. `get_state()` of the iterator is the
+    position of the next batch, as JSON. Raises DataError when there are too few row groups.
+    """
+    groups = RowGroups(corpus.train)
+    if len(groups) < process_count:
+        raise DataError(
+            f"data.path: the training shards hold {len(groups)} row groups for {process_count} "
+            "processes; add shards or write smaller row groups"
+        )
+    tokens = grain.MapDataset.source(groups).map(_Tokens(tokenizer))
+    tokens = tokens.slice(slice(process_index, None, process_count)).repeat()
+    rows = PackedRows(tokens, seq_len=seq_len, workers=workers)
+    batches = rows.batch(batch_size)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
+
+
+def val_rows(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    batch_size: int,
+    max_tokens: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> list[dict[str, np.ndarray]]:
+    """Batches {inputs, targets} int32 [batch_size, T]: one pass over the validation shard.
+
+    At most `max_tokens` targets, in whole rows, the same ones whatever the batch size and number
+    of processes; every process gets as many batches, filled up with targets of −1. Raises
+    DataError when the shard does not fill one row.
+    """
+    groups, tokenize = RowGroups([corpus.val]), _Tokens(tokenizer)
+    pieces, have, wanted = [np.zeros(0, np.int32)], 0, max(max_tokens // seq_len, 1) * seq_len + 1
+    for i in range(len(groups)):
+        pieces.append(tokenize(groups[i]))
+        have += len(pieces[-1])
+        if have >= wanted:
+            break
+    stream = np.concatenate(pieces)[:wanted]
+    count = (len(stream) - 1) // seq_len
+    if count < 1:
+        raise DataError(
+            f"{corpus.val} holds {len(stream)} tokens, too few for one row of model.seq_len="
+            f"{seq_len}; choose another data.val_shard or a shorter seq_len"
+        )
+    starts = np.arange(count)[:, None] * seq_len
+    rows = stream[starts + np.arange(seq_len + 1)]
+    batches = -(-count // (batch_size * process_count))
+    inputs = np.zeros((batches * batch_size, seq_len), np.int32)
+    targets = np.full_like(inputs, -1)
+    mine = rows[process_index::process_count]
+    inputs[: len(mine)], targets[: len(mine)] = mine[:, :-1], mine[:, 1:]
+    cut = (np.split(inputs, batches), np.split(targets, batches))
+    return [{"inputs": x, "targets": y} for x, y in zip(*cut, strict=True)]
