@@ -1,0 +1,152 @@
+"""Which files make a corpus, and what is said about files that cannot."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from looped_jax.data import DataError, corpus
+
+FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
+
+
+def shard(path, texts=("one", "two"), column="text", **options):
+    pq.write_table(pa.table({column: list(texts)}), path, **options)
+    return path
+
+
+def opened(folder, **settings):
+    return corpus.open_corpus(
+        str(folder), **{"val_shard": None, "train_shards": None, "cache_dir": folder} | settings
+    )
+
+
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return opened("builtin", cache_dir=cache), cache
+
+
+def test_last_shard_by_name_validates_unless_named(tmp_path):
+    for name in "cab":
+        shard(tmp_path / f"{name}.parquet")
+    (tmp_path / "d.parquet.part").write_text("half a download")
+    found = opened(tmp_path)
+    assert [p.name for p in found.train] == ["a.parquet", "b.parquet"]
+    assert found.val.name == "c.parquet"
+    named = opened(tmp_path, val_shard="a.parquet", train_shards=1)
+    assert [p.name for p in named.train] == ["b.parquet"] and named.val.name == "a.parquet"
+
+
+def test_identity_tells_other_text_apart(tmp_path):
+    for folder, text in (("x", "two"), ("y", "two"), ("z", "other words")):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            shard(tmp_path / folder / f"{name}.parquet", ["one", text])
+    x, y, z = (opened(tmp_path / folder).identity() for folder in "xyz")
+    assert x == y != z
+
+
+def damaged(folder):
+    (folder / "a.parquet").write_bytes(shard(folder / "a.parquet").read_bytes()[:-30])
+
+
+def no_bytes(folder):
+    (folder / "a.parquet").write_bytes(b"")
+
+
+def other_column(folder):
+    shard(folder / "a.parquet", column="content")
+
+
+def numbers(folder):
+    shard(folder / "a.parquet", [1, 2])
+
+
+def no_rows(folder):
+    table = pa.table({"text": pa.array([], pa.string())})
+    pq.write_table(table, folder / "a.parquet")
+
+
+def empty_texts(folder):
+    shard(folder / "a.parquet", ["", None])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (damaged, "a.parquet is damaged"),
+        (no_bytes, "a.parquet is damaged"),
+        (other_column, "a.parquet has no column `text`, only content"),
+        (numbers, "a.parquet: column `text` is of type int64, not string"),
+        (no_rows, "a.parquet has no rows"),
+        (empty_texts, "a.parquet: column `text` is empty"),
+    ],
+)
+def test_a_bad_shard_is_named(tmp_path, spoil, message):
+    shard(tmp_path / "b.parquet")
+    spoil(tmp_path)
+    with pytest.raises(DataError) as error:
+        opened(tmp_path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_folders_and_shards_are_named(tmp_path):
+    with pytest.raises(DataError, match="there is no folder .*absent; .*data.path=builtin"):
+        opened(tmp_path / "absent")
+    with pytest.raises(DataError, match="holds no .*parquet file"):
+        opened(tmp_path)
+    shard(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="holds 1 shards, but 1 for training and a.parquet for val"):
+        opened(tmp_path)
+    shard(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="holds 2 shards, but 5 for .* lower data.train_shards"):
+        opened(tmp_path, train_shards=5)
+    with pytest.raises(DataError, match="data.val_shard: .* holds no c.parquet"):
+        opened(tmp_path, val_shard="c.parquet")
+
+
+def test_builtin_corpus_is_real_text_in_small_row_groups(builtin):
+    found, _ = builtin
+    assert len(found.train) == 8 and found.val.name == "shard_val.parquet"
+    sizes = {}
+    for path in (*found.train, found.val):
+        file = pq.ParquetFile(path)
+        assert file.schema_arrow.names == ["text"]
+        assert all(file.metadata.row_group(i).num_rows <= 64 for i in range(file.num_row_groups))
+        sizes[path.name] = sum(map(len, file.read()["text"].to_pylist()))
+    total = sum(sizes.values())
+    assert total > 5e6 and 0.01 < sizes["shard_val.parquet"] / total < 0.2
+
+
+def test_validation_shares_no_module_with_training(builtin):
+    found, _ = builtin
+    texts = {p: set(pq.read_table(p)["text"].to_pylist()) for p in (*found.train, found.val)}
+    for path in found.train:
+        assert not {t for t in texts[path] & texts[found.val] if len(t) > 1000}
+
+
+def test_builtin_corpus_is_the_same_when_built_again(builtin, tmp_path):
+    found, cache = builtin
+    again = opened("builtin", cache_dir=tmp_path)
+    assert again.identity() == found.identity()
+    for ours, theirs in zip((*again.train, again.val), (*found.train, found.val), strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()
+    before = found.val.stat().st_mtime_ns
+    assert opened("builtin", cache_dir=cache).val.stat().st_mtime_ns == before  # built once
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
+    assert corpus.default_cache_dir() == tmp_path
+    monkeypatch.delenv("LOOPED_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert corpus.default_cache_dir() == tmp_path / "looped_jax"
+
+
+@pytest.mark.skipif(not FINEWEB.is_dir(), reason="needs shared/data beside the project")
+def test_real_fineweb_shards_open():
+    found = opened(FINEWEB)
+    assert [p.name for p in found.train] == ["shard_00000.parquet", "shard_00001.parquet"]
+    assert found.val.name == "shard_00002.parquet"

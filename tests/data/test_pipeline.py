@@ -1,0 +1,162 @@
+"""Rows: nothing lost, nothing twice, the same whatever reads them, and exact after a restart."""
+
+import itertools
+import json
+from pathlib import Path
+
+import grain
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from looped_jax.data import DataError, corpus, pipeline
+from looped_jax.data.packing import PackedRows
+from looped_jax.data.tokenizer import load_tokenizer
+
+FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
+DOCUMENTS = [f"document {i}: " + "word " * (7 * i % 50) for i in range(120)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for name, texts in (("a", DOCUMENTS[:60]), ("b", DOCUMENTS[60:110]), ("v", DOCUMENTS[110:])):
+        table = pa.table({"text": [*texts, None, ""]})
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=10)
+    texts = corpus.open_corpus(str(folder), val_shard=None, train_shards=None, cache_dir=folder)
+    words = load_tokenizer(None, corpus=texts, vocab_size=300, bos_token=None, cache_dir=folder)
+    return texts, words
+
+
+def rows(made, count, state=None, **settings):
+    settings = {"seq_len": 16, "batch_size": 4} | settings
+    iterator = iter(pipeline.train_rows(*made, **settings))
+    if state is not None:
+        iterator.set_state(json.loads(json.dumps(state)))
+    batches, states = [], [iterator.get_state()]
+    for _ in range(count):
+        batches.append(next(iterator))
+        states.append(iterator.get_state())
+    iterator.close()
+    return batches, states
+
+
+def stream_of(batches):
+    """The token stream that overlapping rows were cut from."""
+    flat = np.concatenate(batches)
+    np.testing.assert_array_equal(flat[:-1, -1], flat[1:, 0])  # neighbours share one token
+    return np.concatenate([flat[:, :-1].ravel(), flat[-1, -1:]])
+
+
+def test_rows_hold_every_document_in_order_epoch_after_epoch(made):
+    texts, words = made
+    epoch = np.concatenate(words.encode_documents(DOCUMENTS[:110]))
+    batches, _ = rows(made, 3 * len(epoch) // (16 * 4))
+    assert batches[0].shape == (4, 17) and batches[0].dtype == np.int32
+    stream = stream_of(batches)
+    assert len(stream) > 2 * len(epoch)
+    np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_position_continues_exactly(made, workers):
+    batches, states = rows(made, 50, workers=workers)
+    for at in (0, 1, 17, 33):
+        again, _ = rows(made, 5, state=states[at], workers=workers)
+        np.testing.assert_array_equal(again, batches[at : at + 5])
+
+
+def test_rows_do_not_depend_on_workers_prefetch_or_batch_size(made):
+    plain, _ = rows(made, 30)
+    np.testing.assert_array_equal(plain, rows(made, 30, workers=2)[0])
+    np.testing.assert_array_equal(plain, rows(made, 30, prefetch=7)[0])
+    np.testing.assert_array_equal(
+        np.concatenate(plain), np.concatenate(rows(made, 15, batch_size=8)[0])
+    )
+
+
+def test_a_position_taken_with_workers_continues_without(made):
+    batches, states = rows(made, 20, workers=2)
+    np.testing.assert_array_equal(rows(made, 5, state=states[12])[0], batches[12:17])
+
+
+def test_positions_stay_small_and_readable(made):
+    _, states = rows(made, 40)
+    for state in states:
+        assert set(state) == {"group", "cursor", "head"} and len(state["head"]) <= 16
+
+
+def test_processes_share_the_row_groups(made):
+    texts, words = made
+    groups = pipeline.RowGroups(texts.train)
+    assert len(groups) == 13
+    for process in range(3):
+        expected = [words.encode_documents(groups[i]) for i in range(process, 13, 3)]
+        epoch = np.concatenate(list(itertools.chain.from_iterable(expected)))
+        stream = stream_of(rows(made, 20, process_index=process, process_count=3)[0])
+        np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
+    with pytest.raises(DataError, match="13 row groups for 14 processes"):
+        pipeline.train_rows(*made, seq_len=16, batch_size=4, process_count=14)
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 50, 1, 0, 3], [17], [16, 16], [5] * 9])
+def test_packing_any_sizes_of_groups(sizes):
+    ends = np.cumsum(sizes)
+    groups = [np.arange(e - s, e, dtype=np.int32) for s, e in zip(sizes, ends, strict=True)]
+    source = grain.MapDataset.source(groups).repeat()
+    iterator = iter(PackedRows(source, seq_len=4, workers=0))
+    found = [next(iterator) for _ in range(40)]
+    stream = np.resize(np.arange(ends[-1], dtype=np.int32), 161)
+    np.testing.assert_array_equal(found, [stream[4 * r : 4 * r + 5] for r in range(40)])
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 1), (64, 1), (3, 2), (2, 5)])
+def test_validation_scores_the_same_targets_however_it_is_split(made, batch_size, processes):
+    texts, words = made
+    settings = {"seq_len": 16, "max_tokens": 400, "batch_size": batch_size}
+    shares = [
+        pipeline.val_rows(*made, **settings, process_index=i, process_count=processes)
+        for i in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    pairs = set()
+    for batch in itertools.chain.from_iterable(shares):
+        assert batch["inputs"].shape == batch["targets"].shape == (batch_size, 16)
+        for x, y in zip(batch["inputs"], batch["targets"], strict=True):
+            if (y >= 0).all():
+                pairs.add((*x.tolist(), int(y[-1])))
+            else:
+                assert (y == -1).all()
+    stream = np.concatenate(words.encode_documents(DOCUMENTS[110:]))
+    count = min(400 // 16, (len(stream) - 1) // 16)
+    assert pairs == {tuple(stream[16 * r : 16 * r + 17].tolist()) for r in range(count)}
+
+
+def test_a_validation_shard_too_short_for_a_row_is_named(made):
+    with pytest.raises(DataError, match="v.parquet holds .* too few for one row of model.seq_len"):
+        pipeline.val_rows(*made, seq_len=100_000, batch_size=1, max_tokens=10)
+
+
+def test_damage_inside_a_row_group_is_named(made, tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": ["x" * 50_000] * 40}), path, row_group_size=10, compression=None
+    )
+    content = bytearray(path.read_bytes())
+    content[20:200] = b"\xff" * 180
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="a.parquet: row group 0 is damaged"):
+        pipeline.RowGroups([path])[0]
+
+
+@pytest.mark.skipif(not FINEWEB.is_dir(), reason="needs shared/data beside the project")
+def test_real_fineweb_flows(tmp_path):
+    texts = corpus.open_corpus(str(FINEWEB), val_shard=None, train_shards=None, cache_dir=tmp_path)
+    words = load_tokenizer(None, corpus=texts, vocab_size=1024, bos_token=None, cache_dir=tmp_path)
+    batch = next(iter(pipeline.train_rows(texts, words, seq_len=256, batch_size=4)))
+    assert (
+        words.decode(batch[0].tolist()).isprintable() or len(words.decode(batch[0].tolist())) > 400
+    )
+    val = pipeline.val_rows(texts, words, seq_len=256, batch_size=4, max_tokens=4096)
+    assert sum((b["targets"] >= 0).sum() for b in val) == 4096

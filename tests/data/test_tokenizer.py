@@ -1,0 +1,146 @@
+"""Splitting, special tokens and byte lengths of trained and given tokenizers."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from looped_jax.data import DataError, corpus
+from looped_jax.data.tokenizer import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+TEXTS = [
+    "The quick brown fox's tail, 2024 times over.\n\n  It's 12345 miles.\n",
+    "def f(x):\n    return x ** 2  # naïve café\n",
+    "日本語のテキスト と émigré Ωμέγα 🙂🙃 <|bos|> not a start\r\n\tend  ",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for name in "ab":
+        pq.write_table(pa.table({"text": TEXTS * 20}), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(folder):
+    return corpus.open_corpus(str(folder), val_shard=None, train_shards=None, cache_dir=folder)
+
+
+def load(path, texts, cache, **settings):
+    settings = {"vocab_size": 320, "bos_token": None} | settings
+    return load_tokenizer(path, corpus=texts, cache_dir=cache, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(texts, folder):
+    return load(None, texts, folder)
+
+
+def test_round_trip_and_byte_lengths(trained):
+    for text in TEXTS:
+        ids = trained.encode(text)
+        assert trained.decode(ids) == text
+        assert trained.token_bytes[ids].sum() == len(text.encode())
+    assert trained.token_bytes.shape == (trained.vocab_size,)
+
+
+def test_every_byte_is_one_token_of_one_byte(trained):
+    """Also those that are no UTF-8 on their own, which decode to a three-byte replacement."""
+    assert (trained.token_bytes[:256] == 1).all()
+
+
+def test_special_tokens_come_last_and_have_no_bytes(trained):
+    assert trained.vocab_size == 320
+    ids = [trained._core.token_to_id(token) for token in SPECIAL_TOKENS]
+    assert ids == list(range(311, 320)) and trained.bos_id == 311
+    assert not trained.token_bytes[ids].any()
+    assert trained.stop_ids == {311, 315}
+
+
+def test_special_strings_in_text_are_ordinary_text(trained):
+    assert trained.bos_id not in trained.encode("<|bos|> <|user_end|>")
+    documents = trained.encode_documents(["<|bos|>", "a"])
+    assert [int((d == trained.bos_id).sum()) for d in documents] == [1, 1]
+    assert all(d.dtype == np.int32 and d[0] == trained.bos_id for d in documents)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("it's we'LL", ["it", "'s", " we", "'LL"]),
+        ("12345", ["12", "34", "5"]),
+        ("a  b", ["a", " ", " b"]),
+        (" (x)!\n\ny", [" (", "x", ")!\n\n", "y"]),
+        ("\tif x", ["\tif", " x"]),
+        ("a \n \n b", ["a", " \n \n", " b"]),
+        ("end  ", ["end", "  "]),
+    ],
+)
+def test_split_pattern(text, pieces):
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated")
+    assert [piece for piece, _ in split.pre_tokenize_str(text)] == pieces
+
+
+def test_training_is_deterministic_and_cached(texts, folder, tmp_path, trained):
+    train_tokenizer(iter(TEXTS * 20), 320, path=tmp_path / "one.json")
+    train_tokenizer(iter(TEXTS * 20), 320, path=tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    cached = list((folder / "tokenizers").glob("*.json"))
+    before = [path.stat().st_mtime_ns for path in cached]
+    assert load(None, texts, folder).identity() == trained.identity()
+    assert [path.stat().st_mtime_ns for path in cached] == before and len(cached) == 1
+
+
+def test_survives_pickling_and_saving(trained, texts, tmp_path):
+    copy = pickle.loads(pickle.dumps(trained))
+    assert copy.identity() == trained.identity() and copy.encode(TEXTS[2]) == trained.encode(
+        TEXTS[2]
+    )
+    path = tmp_path / "tokenizer.json"
+    path.write_text(trained.to_json())
+    assert load(str(path), texts, tmp_path).identity() == trained.identity()
+
+
+def test_named_start_token(trained, texts, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(trained.to_json())
+    found = load(str(path), texts, tmp_path, bos_token="<|user_start|>")
+    assert found.bos_id == 312
+    with pytest.raises(
+        DataError, match=r"no special token <\|im_start\|>; choose one of <\|bos\|>"
+    ):
+        load(str(path), texts, tmp_path, bos_token="<|im_start|>")
+
+
+def test_added_tokens_that_are_not_special_keep_their_bytes(trained):
+    core = tokenizers.Tokenizer.from_str(trained.to_json())
+    core.add_tokens(["<think>é"])
+    with_added = Tokenizer(core, bos_token=None, source="x")
+    assert with_added.vocab_size == 321 and with_added.token_bytes[320] == len("<think>é".encode())
+
+
+def test_bad_tokenizer_files_are_named(texts, tmp_path):
+    with pytest.raises(DataError, match="there is no file .*absent.json"):
+        load(str(tmp_path / "absent.json"), texts, tmp_path)
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps({"model": 3}))
+    with pytest.raises(DataError, match="broken.json is no tokenizer.json"):
+        load(str(broken), texts, tmp_path)
+    pieces = tokenizers.Tokenizer(models.BPE())
+    pieces.decoder = decoders.Metaspace()
+    pieces.save(str(tmp_path / "metaspace.json"))
+    with pytest.raises(DataError, match="metaspace.json is not byte-level .*Metaspace"):
+        load(str(tmp_path / "metaspace.json"), texts, tmp_path)

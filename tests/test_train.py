@@ -1,0 +1,206 @@
+"""The training program as users meet it: killed, stopped, misled, and started again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from looped_jax import optim, sharding, state
+from looped_jax.checkpoint import Checkpoints
+from looped_jax.config import Config, MeshConfig
+from looped_jax.data.corpus import BUILTIN_VAL_SHARD
+
+ROOT = Path(__file__).parents[1]
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A small corpus of this project's own sources, and a cache for the tokenizer."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "text").mkdir()
+    sources = [p.read_text() for p in sorted((ROOT / "looped_jax").rglob("*.py"))]
+    documents = [part for source in sources for part in source.split("\n\n\n")]
+    for name, share in (("a", documents[::2]), ("b", documents[1::2]), ("v", documents[::9])):
+        table = pa.table({"text": share})
+        pq.write_table(table, folder / "text" / f"{name}.parquet", row_group_size=16)
+    return folder
+
+
+def start(home, run_dir, *overrides, steps=STEPS):
+    settings = {
+        "data.path": home / "text", "data.tokenizer_vocab_size": 512,
+        "model.layers": 1, "model.loops": 2, "model.width": 32, "model.heads": 1,
+        "model.seq_len": 32, "train.run_dir": run_dir, "train.steps": steps,
+        "train.tokens_per_step": 512, "train.batch_size": 8, "train.log_every": 1,
+        "train.eval_every": 60, "train.eval_tokens": 1024, "train.eval_loops": "1,2",
+        "train.save_every": 4, "train.sample_tokens": 2,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "looped_jax.train", "--config=configs/flt.py:tiny"]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    environment = {**os.environ, "LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1"}
+    environment.pop("XLA_FLAGS", None)  # one device
+    return subprocess.Popen(
+        [*command, *overrides], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def final_state(run_dir):
+    """Every array of the last checkpoint, optimizer included."""
+    config = Config.from_dict(json.loads((Path(run_dir) / "config.json").read_text()))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = optim.make_optimizer(config.optim, steps=STEPS, width=config.model.width)
+    checkpoints = Checkpoints(run_dir)
+    assert checkpoints.latest() == STEPS
+    return checkpoints.restore(STEPS, state.abstract(config, optimizer, mesh))
+
+
+def assert_same_run(left, right):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(final_state(left)),
+        jax.tree.leaves(final_state(right)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+def entries(run_dir):
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(home, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    code, out, err = finish(start(home, run_dir))
+    assert code == 0, err
+    return run_dir, out
+
+
+def test_a_run_reports_scores_saves_and_speaks(uninterrupted):
+    run_dir, out = uninterrupted
+    assert "model.loops = 2" in out  # the resolved configuration
+    assert out.index("temporaries") < out.index(f"step 1/{STEPS} ")
+    final = [line for line in out.splitlines() if "validation bits per byte" in line][-1]
+    assert "at 1 loops" in final and "at 2 loops" in final and "best unigram model" in final
+    ours, unigram = (float(final.split(mark)[0].split()[-1]) for mark in (" at 2 loops", ")"))
+    assert ours < unigram
+    assert out.count("sample: ") == 4
+    assert json.loads((run_dir / "config.json").read_text())["train"]["steps"] == STEPS
+    steps = [entry["step"] for entry in entries(run_dir) if "train/loss" in entry]
+    assert steps == list(range(1, STEPS + 1))
+    wanted = {
+        "train/loss", "train/loss_smooth", "train/grad_norm", "train/learning_rate_multiplier",
+        "loop/stream_norm", "speed/tokens_per_second", "speed/flop_utilization",
+        "speed/flop_utilization_reference", "speed/data_wait_seconds", "memory/bytes",
+    }  # fmt: skip
+    assert wanted <= entries(run_dir)[0].keys()
+    assert len(entries(run_dir)[0]["loop/stream_norm"]) == 2
+    assert {"val/bpb_loops_1", "val/bpb_loops_2"} <= {k for e in entries(run_dir) for k in e}
+    assert list((run_dir / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.slow
+def test_ten_kills_end_with_the_weights_of_the_uninterrupted_run(home, uninterrupted, tmp_path):
+    chance, during_save = random.Random(0), 0
+    for kill in range(10):
+        process = start(home, tmp_path)
+        wait_for(process, "compiled" if kill % 3 else "continuing" if kill else "compiled")
+        time.sleep(chance.uniform(0, 1.2))
+        if kill % 2:  # half of the kills wait for a save to be under way
+            deadline = time.monotonic() + 20
+            while not list(tmp_path.glob("checkpoints/*tmp*")) and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            during_save += bool(list(tmp_path.glob("checkpoints/*tmp*")))
+        process.send_signal(signal.SIGKILL)
+        assert finish(process)[0] == -signal.SIGKILL, f"kill {kill} came after the end"
+    assert during_save >= 3
+    code, out, err = finish(start(home, tmp_path))
+    assert code == 0, err
+    assert "continuing" in out
+    assert_same_run(tmp_path, uninterrupted[0])
+    losses = [
+        [(e["step"], e["train/loss"]) for e in entries(folder) if "train/loss" in e]
+        for folder in (tmp_path, uninterrupted[0])
+    ]
+    assert losses[0] == losses[1]  # every step once, with the same loss
+
+
+def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
+    process = start(home, tmp_path)
+    wait_for(process, "step 3/")
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "stopped by a signal after step" in out and "looped_jax.train" in out
+    stopped_at = int(out.split("stopped by a signal after step ")[1].split(",")[0])
+    assert 3 <= stopped_at < STEPS
+    code, out, err = finish(start(home, tmp_path))
+    assert code == 0 and f"from step {stopped_at}" in out, err
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_complete_run_is_left_alone(home, uninterrupted):
+    run_dir, _ = uninterrupted
+    code, out, err = finish(start(home, run_dir))
+    assert code == 0 and f"is complete: {STEPS} steps" in out, err
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("--config.model.loops=3", "model.loops: 2 there, 3 here"),
+        ("--config.optim.beta1=0.9", "optim.beta1: 0.8 there, 0.9 here"),
+        ("--config.data.train_shards=1", "data.train"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(home, uninterrupted, override, difference):
+    code, out, err = finish(start(home, uninterrupted[0], override))
+    assert code == 1 and "compiled" not in out
+    assert err.startswith("error: ") and "holds another run" in err and difference in err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
+    process = start(home, tmp_path, "--config.optim.embedding_learning_rate=1e30")
+    code, out, err = finish(process)
+    assert code == 1
+    assert err.startswith("error: stopped at step "), err
+    assert "last good checkpoint is step" in err
+    assert "to go on from it: python" in err and "looped_jax.train --config=configs/flt.py" in err
+
+
+@pytest.mark.parametrize("blocked", ["run_dir"])
+def test_an_unwritable_folder_is_named_before_any_compile(home, tmp_path, blocked):
+    (tmp_path / blocked).write_text("a file, not a folder")
+    code, out, err = finish(start(home, tmp_path / blocked))
+    assert code == 1 and "compiled" not in out
+    assert "train.run_dir" in err and "cannot be written" in err
+
+
+def test_a_missing_validation_shard_is_named(home, tmp_path):
+    code, _, err = finish(start(home, tmp_path, "--config.data.val_shard=none.parquet"))
+    assert code == 1 and "data.val_shard" in err and "none.parquet" in err
+    assert BUILTIN_VAL_SHARD not in err
