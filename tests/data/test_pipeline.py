@@ -155,8 +155,7 @@ def test_real_fineweb_flows(tmp_path):
     texts = corpus.open_corpus(str(FINEWEB), val_shard=None, train_shards=None, cache_dir=tmp_path)
     words = load_tokenizer(None, corpus=texts, vocab_size=1024, bos_token=None, cache_dir=tmp_path)
     batch = next(iter(pipeline.train_rows(texts, words, seq_len=256, batch_size=4)))
-    assert (
-        words.decode(batch[0].tolist()).isprintable() or len(words.decode(batch[0].tolist())) > 400
-    )
+    start = words.decode(batch[0, :200].tolist())
+    assert len(start) > 200 and pipeline.RowGroups(texts.train)[0][0].startswith(start)
     val = pipeline.val_rows(texts, words, seq_len=256, batch_size=4, max_tokens=4096)
     assert sum((b["targets"] >= 0).sum() for b in val) == 4096
