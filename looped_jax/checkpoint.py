@@ -91,7 +91,7 @@ class Checkpoints:
         )
         leaves = {**restored["training"], **restored["params"]}
         paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
-        return structure.unflatten(leaves[_name(path)] for path, _ in paths)
+        return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
 
     def _failed(self, error: Exception) -> CheckpointError:
         reason = str(error).strip().splitlines()

@@ -51,6 +51,8 @@ class Pace:
 def memory_of(program: jax.stages.Compiled) -> str:
     """Compiled memory per device in words, so that running out of it is no riddle."""
     m = program.memory_analysis()
+    if m is None:
+        return "this backend does not tell its memory"
     parts = {
         "arguments": m.argument_size_in_bytes,
         "temporaries": m.temp_size_in_bytes,

@@ -65,7 +65,8 @@ class Smoothed:
     """Exponential mean, unbiased from the first value on; its state survives a resume."""
 
     def __init__(self, state: dict[str, Any] | None = None):
-        self.total, self.weight = (state["total"], state["weight"]) if state else (0.0, 0.0)
+        self.total: float = state["total"] if state else 0.0
+        self.weight: float = state["weight"] if state else 0.0
 
     def update(self, value: float) -> float:
         self.total = SMOOTHING * self.total + (1 - SMOOTHING) * value

@@ -54,9 +54,9 @@ def orthogonalize(matrices: Array, steps: int, dtype: str) -> Array:
 
 
 class MuonState(NamedTuple):
-    """count: [] steps taken; momentum: a running mean of gradients, shaped like the parameters."""
+    """step: [] steps taken; momentum: a running mean of gradients, shaped like the parameters."""
 
-    count: Array
+    step: Array
     momentum: optax.Updates
 
 
@@ -72,13 +72,13 @@ def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
 
     def update(grads, state: MuonState, params=None):
         del params
-        mu = muon_momentum(config)(state.count)
+        mu = muon_momentum(config)(state.step)
         momentum = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g, state.momentum, grads)
         ahead = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g, momentum, grads)
         leaves, structure = jax.tree.flatten(ahead)
         with jax.named_scope("newton_schulz"):
             updates = _orthogonalize_by_shape(leaves, config)
-        return structure.unflatten(updates), MuonState(state.count + 1, momentum)
+        return jax.tree.unflatten(structure, updates), MuonState(state.step + 1, momentum)
 
     return optax.GradientTransformation(init, update)
 

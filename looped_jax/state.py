@@ -6,7 +6,6 @@ accumulate gradients locally, and reduces them once: communication does not grow
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax import sharding
+from looped_jax import optim, sharding
 from looped_jax.config import Config
 from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
@@ -54,17 +53,21 @@ def _fresh(config: Config, optimizer: optax.GradientTransformation) -> State:
 
 def make_train_step(
     config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[State, Array], tuple[State, Metrics]]:
+) -> jax.stages.Wrapped:
     """Jitted (state, tokens [M, rows, T + 1]) -> (state, metrics); the state is donated.
 
     The M micro-batches are averaged token by token, so the result does not depend on how rows are
     spread over micro-batches and devices. Metrics: `loss` of the last loop, `objective`,
-    `loop_losses` [scored], `norms` [K], `grad_norm` before clipping.
+    `loop_losses` [scored], `norms` [K], `grad_norm` before clipping,
+    `learning_rate_multiplier`.
     """
+
+    multiplier = optim.learning_rate_multiplier(config.optim, config.train.steps or 1)
 
     def step(state: State, tokens: Array) -> tuple[State, Metrics]:
         grads, metrics = gradients(config, mesh, state["params"], tokens)
         metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["learning_rate_multiplier"] = multiplier(state["step"])
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
             params = optax.apply_updates(state["params"], updates)
@@ -131,9 +134,7 @@ def gradients(config: Config, mesh: Mesh, params: Params, tokens: Array) -> tupl
     )(params, tokens)
 
 
-def make_score_step(
-    config: Config, mesh: Mesh, loop_counts: tuple[int, ...]
-) -> Callable[[Params, Array, Array, Array], tuple[Array, Array]]:
+def make_score_step(config: Config, mesh: Mesh, loop_counts: tuple[int, ...]) -> jax.stages.Wrapped:
     """Jitted (params, inputs [rows, T], targets, token_bytes [V]) -> (nats [N], bytes []).
 
     Sums over targets that have bytes, after each of the N loop counts, from one forward pass of

@@ -23,9 +23,10 @@ from looped_jax import atomic, bpb, checkpoint, cost, generate, optim, sharding,
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.config import Config, ConfigError, micro_batches, resolve
-from looped_jax.console import Console, Pace, memory_in_use, memory_of
+from looped_jax.console import Console, memory_of
 from looped_jax.data import DataError, corpus, pipeline, tokenizer
-from looped_jax.metrics import MetricLog, Smoothed
+from looped_jax.metrics import Smoothed
+from looped_jax.report import NotFinite, Report
 
 CONFIG = define_config()
 
@@ -137,117 +138,67 @@ def train(config: Config, *, command: str = "the same command") -> Path:
     unigram = bpb.unigram_bits_per_byte(val_rows, words.token_bytes)
 
     # ---- the steps ------------------------------------------------------------------------------
-    log = MetricLog(run_dir, start=start) if process == 0 else None
+    report = Report(
+        config, run_dir, start=start, smoothed=smoothed, peak_flops=peak * mesh.size, say=say
+    )
     stop = StopSignal()
-    pace = Pace(start, settings.steps, settings.tokens_per_step)
     scores: dict[int, float] = {}
-    pending: tuple[int, dict[str, jax.Array], float] | None = None
+    try:
+        for done in range(start + 1, settings.steps + 1):
+            began = time.perf_counter()
+            batch = next(rows).reshape(accumulated, -1, model.seq_len + 1)
+            waited = time.perf_counter() - began
+            tokens = jax.make_array_from_process_local_data(place, batch)
+            current, metrics = step_program(current, tokens)
+            report.hand_over(done, metrics, waited)
 
-    def read_pending() -> None:
-        """Wait for the metrics handed over last, check them, record them."""
-        nonlocal pending
-        if pending is None:
-            return
-        (done, metrics, waited), pending = pending, None
-        values = {name: np.asarray(v).tolist() for name, v in jax.device_get(metrics).items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            checkpoints.wait()
-            raise TrainingError(
-                f"stopped at step {done}: loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}. "
-                f"The last good checkpoint is step {checkpoints.latest() or 'none'} in {run_dir}; "
-                f"to go on from it: {command}. If it happens again, lower the learning rates or "
-                "optim.grad_clip_norm in a new train.run_dir"
-            )
-        smooth = smoothed.update(values["loss"])
-        rate = pace.tick(done)
-        flops = rate * costs.flops / (peak * mesh.size)
-        if log is None:
-            return
-        log.write(
-            done,
-            {
-                "train/loss": values["loss"],
-                "train/loss_smooth": smooth,
-                "train/objective": values["objective"],
-                "train/loop_loss": values["loop_losses"],
-                "train/grad_norm": values["grad_norm"],
-                "train/learning_rate_multiplier": float(multiplier(done - 1)),
-                "loop/stream_norm": values["norms"],
-                "speed/tokens_per_second": rate,
-                "speed/flop_utilization": flops,
-                "speed/flop_utilization_reference": flops * costs.reference_flops / costs.flops,
-                "speed/data_wait_seconds": waited,
-                "memory/bytes": memory_in_use(),
-            },
-        )
-        if done % settings.log_every == 0 or done in (start + 1, settings.steps):
-            say(
-                f"step {done}/{settings.steps} ({100 * done / settings.steps:.0f}%) "
-                f"loss {smooth:.4f} grad {values['grad_norm']:.3f} "
-                f"{rate:,.0f} tok/s util {100 * flops:.1f}% "
-                f"wait {1e3 * waited:.0f} ms eta {pace.remaining()}"
-            )
-
-    multiplier = optim.learning_rate_multiplier(config.optim, settings.steps)
-    for done in range(start + 1, settings.steps + 1):
-        began = time.perf_counter()
-        batch = next(rows).reshape(accumulated, -1, model.seq_len + 1)
-        waited = time.perf_counter() - began
-        tokens = jax.make_array_from_process_local_data(place, batch)
-        current, metrics = step_program(current, tokens)
-        read_pending()
-        pending = (done, metrics, waited)
-
-        last = done == settings.steps
-        if last or (settings.eval_every and done % settings.eval_every == 0):
-            read_pending()
-            scores = bpb.bits_per_byte(
-                score,
-                current["params"],
-                val_rows,
-                words.token_bytes,
-                loop_counts=loop_counts,
-                mesh=mesh,
-            )
-            best = min(best, scores[model.loops])
-            if log is not None:
-                log.write(done, {f"val/bpb_loops_{k}": v for k, v in scores.items()})
-            say(f"step {done} validation bits per byte: " + describe_scores(scores, unigram))
-            pace.skip()
-        if last or stop.requested or (settings.save_every and done % settings.save_every == 0):
-            read_pending()
-            positions = [rows.get_state()]
-            checkpoints.save(
-                done,
-                current,
-                {
+            last = done == settings.steps
+            if last or due(done, settings.eval_every):
+                report.settle()
+                scores = bpb.bits_per_byte(
+                    score,
+                    current["params"],
+                    val_rows,
+                    words.token_bytes,
+                    loop_counts=loop_counts,
+                    mesh=mesh,
+                )
+                best = min(best, scores[model.loops])
+                report.record(done, {f"val/bpb_loops_{k}": v for k, v in scores.items()})
+                say(f"step {done} validation bits per byte: {describe_scores(scores, unigram)}")
+                report.pace.skip()
+            if last or stop.requested or due(done, settings.save_every):
+                report.settle()
+                meta = {
                     "step": done,
-                    "positions": positions,
-                    "smoothed_loss": smoothed.state(),
+                    "positions": [rows.get_state()],
+                    "smoothed_loss": report.smoothed.state(),
                     "best_bpb": best if math.isfinite(best) else None,
                     "bpb": scores,
                     "config": config.to_dict(),
                     "identity": identity,
-                },
-            )
-            pace.skip()
-        if stop.requested and not last:
-            checkpoints.close()
-            rows.close()
-            say(f"stopped by a signal after step {done}, saved in {run_dir}; to go on: {command}")
-            return run_dir
-
-    checkpoints.close()
-    rows.close()
-    if log is not None:
-        log.close()
-    say(
-        f"{settings.steps - start} steps in {pace.elapsed():.0f} s; "
-        f"to see curves: tensorboard --logdir {run_dir}"
-    )
-    if settings.sample_tokens and process == 0:
-        print_samples(config, current["params"], words, say)
+                }
+                checkpoints.save(done, current, meta)
+                report.pace.skip()
+            if stop.requested and not last:
+                say(f"stopped by a signal after step {done}, saved in {run_dir}; go on: {command}")
+                break
+    except NotFinite as error:
+        checkpoints.wait()
+        raise TrainingError(
+            f"stopped at step {error.step}: {error}. The last good checkpoint is step "
+            f"{checkpoints.latest() or 'none'} in {run_dir}; to go on from it: {command}. If it "
+            "happens again, lower the learning rates or optim.grad_clip_norm in a new train.run_dir"
+        ) from None
+    finally:
+        checkpoints.close()
+        rows.close()
+        report.close()
+    if done == settings.steps:
+        seconds = report.pace.elapsed()
+        say(f"{done - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")
+        if settings.sample_tokens and process == 0:
+            print_samples(config, current["params"], words, say)
     return run_dir
 
 
@@ -272,6 +223,10 @@ def save_description(run_dir: Path, config: Config, words: tokenizer.Tokenizer) 
 def json_round_trip(value: Any) -> Any:
     """As it will come back from disk, so that tuples and lists compare equal."""
     return json.loads(json.dumps(value))
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def describe_scores(scores: dict[int, float], unigram: float) -> str:

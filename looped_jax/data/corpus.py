@@ -129,8 +129,9 @@ def build_builtin(cache_dir: Path) -> Path:
     """Folder of the builtin corpus, written on first use; the same Python writes the same bytes.
 
     A module's source and its documentation strings are cut at blank lines into documents of about
-    2,000 characters, so that neighbouring rows are not all of one module. Modules go to shards, and
-    documents into order, by a hash of their name: validation shares no module with training.
+    2,000 characters, which a hash of their name spreads over shards and puts into order, so that
+    neighbours are not all of one module. Validation takes whole modules: it shares none with
+    training.
     """
     version = ".".join(map(str, sys.version_info[:3]))
     folder = cache_dir / f"builtin-python{version}-recipe{_RECIPE}"
@@ -139,17 +140,16 @@ def build_builtin(cache_dir: Path) -> Path:
     print(f"writing the builtin corpus to {folder} (once) ...", flush=True)
     shards: dict[str, list[tuple[int, str]]] = {}
     for name, source in _modules():
-        slot = _hash(name) % 25
-        shard = (
-            BUILTIN_VAL_SHARD if slot == 24 else f"shard_{slot % BUILTIN_TRAIN_SHARDS:05}.parquet"
-        )
-        documents = [*_cut(source), *_cut(_docstrings(name, source))]
-        named = [(_hash(f"{name} {i}"), text) for i, text in enumerate(documents)]
-        shards.setdefault(shard, []).extend(named)
+        validates = _hash(name) % 25 == 0
+        for i, text in enumerate([*_cut(source), *_cut(_docstrings(name, source))]):
+            order = _hash(f"{name} {i}")
+            train_shard = f"shard_{order % BUILTIN_TRAIN_SHARDS:05}.parquet"
+            shard = BUILTIN_VAL_SHARD if validates else train_shard
+            shards.setdefault(shard, []).append((order, text))
     with atomic.new_folder(folder) as part:
         for shard, documents in shards.items():
-            texts = [text for _, text in sorted(documents)]
-            table = pa.table({"text": pa.array(texts, pa.string())})
+            column = pa.array([text for _, text in sorted(documents)], pa.string())
+            table = pa.table({"text": column})
             pq.write_table(table, part / shard, row_group_size=64, compression="zstd")
     return folder
 

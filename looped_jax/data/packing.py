@@ -46,26 +46,28 @@ class PackedRowsIterator(grain.DatasetIterator):
         super().__init__()
         self._rows = rows
         self._source: grain.DatasetIterator | None = None
-        self.set_state({"group": 0, "cursor": 0, "head": []})
+        self._buffer: np.ndarray | None = None  # left-over tokens, then the current group's
+        self._head = np.zeros(0, np.int32)
+        self._group = self._cursor = 0
 
     def __next__(self) -> np.ndarray:
         length = self._rows.seq_len + 1
-        if self._buffer is None:
-            self._load(self._head)
-        while len(self._buffer) - self._cursor < length:
-            left_over = self._buffer[self._cursor :]
+        buffer = self._load(self._head) if self._buffer is None else self._buffer
+        while len(buffer) - self._cursor < length:
+            left_over = buffer[self._cursor :]
             self._group, self._cursor = self._group + 1, 0
-            self._load(left_over)
-        row = self._buffer[self._cursor : self._cursor + length]
+            buffer = self._load(left_over)
+        row = buffer[self._cursor : self._cursor + length]
         self._cursor += length - 1
         return row
 
-    def _load(self, head: np.ndarray) -> None:
+    def _load(self, head: np.ndarray) -> np.ndarray:
         """Put the next group's tokens behind what is left over."""
         if self._source is None:
             self._source = self._rows.groups_from(self._group)
         self._head = head
         self._buffer = np.concatenate([head, next(self._source)])
+        return self._buffer
 
     def get_state(self) -> dict[str, Any]:
         return {"group": self._group, "cursor": self._cursor, "head": self._head.tolist()}
@@ -73,7 +75,7 @@ class PackedRowsIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._group, self._cursor = state["group"], state["cursor"]
         self._head = np.array(state["head"], np.int32)
-        self._buffer: np.ndarray | None = None
+        self._buffer = None
         self._close_source()
 
     def close(self) -> None:

@@ -31,7 +31,10 @@ def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
     """
     frequency = 10_000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
-    return tuple(f(angle).astype(jnp.bfloat16).astype(dtype) for f in (jnp.cos, jnp.sin))
+    cos, sin = (
+        table.astype(jnp.bfloat16).astype(dtype) for table in (jnp.cos(angle), jnp.sin(angle))
+    )
+    return cos, sin
 
 
 def rotate(x: Array, rope: Rope) -> Array:

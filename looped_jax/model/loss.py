@@ -27,6 +27,8 @@ def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array
 
     `targets` [B, T] are shared by all loops; where they are negative the loss is 0.
     """
+    assert config.vocab_size
+    vocab_size = config.vocab_size
     loops, batch, time, width = hidden.shape
     tokens = batch * time
     chunk = min(config.loss_chunk or max(1, LOGITS_AT_ONCE // config.padded_vocab), tokens)
@@ -41,7 +43,7 @@ def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array
         h, y = args
         with jax.named_scope("head"):
             z = _padded_logits(head, h)
-            z = jnp.where(jnp.arange(z.shape[-1]) < config.vocab_size, z, -jnp.inf)
+            z = jnp.where(jnp.arange(z.shape[-1]) < vocab_size, z, -jnp.inf)
         with jax.named_scope("loss"):
             picked = jnp.take_along_axis(z, jnp.maximum(y, 0)[:, None], axis=-1)[:, 0]
             return jnp.where(y < 0, 0.0, jax.nn.logsumexp(z, axis=-1) - picked)

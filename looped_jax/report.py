@@ -1,0 +1,100 @@
+"""What each step was like: read one step late, checked, recorded, and now and then said aloud."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from looped_jax import cost
+from looped_jax.config import Config
+from looped_jax.console import Console, Pace, memory_in_use
+from looped_jax.metrics import MetricLog, Smoothed
+
+
+class NotFinite(ArithmeticError):
+    """The loss or gradient of `step` is no longer a number."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float):
+        super().__init__(f"loss {loss}, gradient norm {grad_norm}")
+        self.step = step
+
+
+class Report:
+    """Takes the metrics of step t while step t + 1 runs, so that nobody waits for them."""
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        *,
+        start: int,
+        smoothed: Smoothed,
+        peak_flops: float,
+        say: Console,
+    ):
+        """`peak_flops` is of all devices together; `start` is the step that the run goes on from.
+
+        A quiet console belongs to a process that is not the first: it records nothing.
+        """
+        assert config.train.steps
+        self._settings, self._say, self._start = config.train, say, start
+        self._steps, self._costs = config.train.steps, cost.count(config.model)
+        self._peak_flops = peak_flops
+        self.smoothed = smoothed
+        self.pace = Pace(start, self._steps, config.train.tokens_per_step)
+        self._log = None if say.quiet else MetricLog(run_dir, start=start)
+        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+
+    def hand_over(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        """Read the step before, keep this one; `waited` seconds went by for its data."""
+        self.settle()
+        self._pending = step, metrics, waited
+
+    def settle(self) -> None:
+        """Wait for the step handed over last and record it. Raises NotFinite."""
+        if self._pending is None:
+            return
+        (step, metrics, waited), self._pending = self._pending, None
+        values = {name: np.asarray(v).tolist() for name, v in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise NotFinite(step, values["loss"], values["grad_norm"])
+        smooth = self.smoothed.update(values["loss"])
+        rate = self.pace.tick(step)
+        utilization = rate * self._costs.flops / self._peak_flops
+        self.record(
+            step,
+            {
+                "train/loss": values["loss"],
+                "train/loss_smooth": smooth,
+                "train/objective": values["objective"],
+                "train/loop_loss": values["loop_losses"],
+                "train/grad_norm": values["grad_norm"],
+                "train/learning_rate_multiplier": values["learning_rate_multiplier"],
+                "loop/stream_norm": values["norms"],
+                "speed/tokens_per_second": rate,
+                "speed/flop_utilization": utilization,
+                "speed/flop_utilization_reference": rate
+                * self._costs.reference_flops
+                / self._peak_flops,
+                "speed/data_wait_seconds": waited,
+                "memory/bytes": memory_in_use(),
+            },
+        )
+        if step % self._settings.log_every == 0 or step in (self._start + 1, self._steps):
+            self._say(
+                f"step {step}/{self._steps} ({100 * step / self._steps:.0f}%) "
+                f"loss {smooth:.4f} grad {values['grad_norm']:.3f} "
+                f"{rate:,.0f} tok/s util {100 * utilization:.1f}% "
+                f"wait {1e3 * waited:.0f} ms eta {self.pace.remaining()}"
+            )
+
+    def record(self, step: int, scalars: dict[str, float | list[float]]) -> None:
+        if self._log is not None:
+            self._log.write(step, scalars)
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
