@@ -1,0 +1,19 @@
+"""Looped language models in JAX. `load` opens a trained run for notebooks and other programs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from looped_jax.trained import TrainedModel
+
+
+def load(run_dir: str | os.PathLike[str], *, step: int | None = None) -> TrainedModel:
+    """The model of a run folder: `m.logits(tokens, loops=(1, 3))`, `m.generate(["Once"])`.
+
+    `step` picks a checkpoint, the newest by default. Raises checkpoint.CheckpointError.
+    """
+    from looped_jax.trained import TrainedModel  # jax only when asked for: workers import us too
+
+    return TrainedModel.load(run_dir, step=step)

@@ -103,6 +103,34 @@ class Checkpoints:
         )
 
 
+def load_params(
+    run_dir: str | Path, shapes: dict[str, jax.ShapeDtypeStruct], *, step: int | None = None
+) -> tuple[int, dict[str, jax.Array]]:
+    """Step and parameters of one checkpoint, the newest by default, without the optimizer.
+
+    `shapes` may carry shardings. Raises CheckpointError that names what is missing or misshapen.
+    """
+    folder = Path(run_dir).resolve() / "checkpoints"
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(
+            f"{folder} holds no checkpoint of step {step}; choose one of {steps}"
+            if steps
+            else f"{folder} holds no checkpoint; give the folder of a run, as runs/FLT_K4_L2_END"
+        )
+    step = steps[-1] if step is None else step
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            named = {f"params/{name}": shape for name, shape in shapes.items()}
+            found = reader.restore(folder / str(step) / "params", named)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{folder / str(step)} does not fit its config.json or is damaged ({reason})"
+        ) from error
+    return step, {name: found[f"params/{name}"] for name in shapes}
+
+
 def _split(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
     """Leaves by name, params apart: names on disk outlive the library that shaped the tree."""
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import app, logging
 
-from looped_jax import atomic, bpb, checkpoint, cost, generate, optim, sharding, state
+from looped_jax import atomic, bpb, checkpoint, cost, optim, sharding, state
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.config import Config, ConfigError, micro_batches, resolve
@@ -27,6 +27,7 @@ from looped_jax.console import Console, memory_of
 from looped_jax.data import DataError, corpus, pipeline, tokenizer
 from looped_jax.metrics import Smoothed
 from looped_jax.report import NotFinite, Report
+from looped_jax.trained import TrainedModel
 
 CONFIG = define_config()
 
@@ -198,7 +199,7 @@ def train(config: Config, *, command: str = "the same command") -> Path:
         seconds = report.pace.elapsed()
         say(f"{done - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")
         if settings.sample_tokens and process == 0:
-            print_samples(config, current["params"], words, say)
+            print_samples(TrainedModel(config, current["params"], words, step=done), say)
     return run_dir
 
 
@@ -234,12 +235,11 @@ def describe_scores(scores: dict[int, float], unigram: float) -> str:
     return f"{counts} (best unigram model of these tokens: {unigram:.4f})"
 
 
-def print_samples(config: Config, params: dict, words: tokenizer.Tokenizer, say: Console) -> None:
-    prompts = config.train.sample_prompts
-    ids = [[words.bos_id, *words.encode(prompt)] for prompt in prompts]
-    texts = generate.greedy(config.model, params, ids, tokens=config.train.sample_tokens)
-    for prompt, tokens in zip(prompts, texts, strict=True):
-        say(f"sample: {prompt!r} → {words.decode(tokens)!r}")
+def print_samples(trained: TrainedModel, say: Console) -> None:
+    settings = trained.config.train
+    texts = trained.generate(settings.sample_prompts, tokens=settings.sample_tokens)
+    for prompt, text in zip(settings.sample_prompts, texts, strict=True):
+        say(f"sample: {prompt!r} → {text!r}")
 
 
 class StopSignal:

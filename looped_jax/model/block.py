@@ -6,6 +6,9 @@ All matrices are stored (in, out), have no bias, and act on rows: y = x @ w.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +17,7 @@ from looped_jax.config import ModelConfig
 
 Array = jax.Array
 Rope = tuple[Array, Array]
+Mix = Callable[[Array, Array, Array, int | None], tuple[Array, Any]]
 
 
 def rms_norm(x: Array) -> Array:
@@ -44,13 +48,16 @@ def rotate(x: Array, rope: Rope) -> Array:
     return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
 
-def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
-    """Causal softmax attention, [B, T, H, Dh] over [B, T, G, Dh] -> [B, T, H, Dh].
+def attend(query: Array, key: Array, value: Array, window: int | None) -> tuple[Array, None]:
+    """Causal softmax attention, [B, T, H, Dh] over [B, T, G, Dh] -> [B, T, H, Dh]; no memory.
 
     A query sees the `window` latest keys, itself included; None: all up to itself.
     """
     before = None if window is None else (window - 1, 0)
-    return jax.nn.dot_product_attention(query, key, value, is_causal=True, local_window_size=before)
+    mixed = jax.nn.dot_product_attention(
+        query, key, value, is_causal=True, local_window_size=before
+    )
+    return mixed, None
 
 
 def _uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:
@@ -82,15 +89,20 @@ class Attention(nnx.Module):
         self.value = _uniform(rngs, source, kv_width)
         self.out = _zeros(width, width)
 
-    def __call__(self, query_source: Array, source: Array, rope: Rope) -> Array:
-        """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
+    def __call__(
+        self, query_source: Array, source: Array, rope: Rope, mix: Mix = attend
+    ) -> tuple[Array, Any]:
+        """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D].
+
+        `mix` is how queries meet keys; what it returns beside the mixed values is passed on.
+        """
         query = self._heads(query_source @ self.query)
         if self.latent is not None:
             source = rms_norm(source @ self.latent)
         key, value = self._heads(source @ self.key), self._heads(source @ self.value)
         query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
-        mixed = attend(query, key, value, self.window)
-        return mixed.reshape(query_source.shape) @ self.out
+        mixed, memory = mix(query, key, value, self.window)
+        return mixed.reshape(query_source.shape) @ self.out, memory
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -115,9 +127,12 @@ class Block(nnx.Module):
         self.attention = Attention(config, window, rngs=rngs)
         self.mlp = MLP(config.width, rngs=rngs)
 
-    def __call__(self, x: Array, query_source: Array, rope: Rope) -> Array:
+    def __call__(
+        self, x: Array, query_source: Array, rope: Rope, mix: Mix = attend
+    ) -> tuple[Array, Any]:
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
         with jax.named_scope("attention"):
-            x = x + self.attention(rms_norm(query_source), rms_norm(x), rope)
+            out, memory = self.attention(rms_norm(query_source), rms_norm(x), rope, mix)
+            x = x + out
         with jax.named_scope("mlp"):
-            return x + self.mlp(rms_norm(x))
+            return x + self.mlp(rms_norm(x)), memory

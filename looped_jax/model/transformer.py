@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model.block import Block, rms_norm, rope_tables
+from looped_jax.model.block import Block, attend, rms_norm, rope_tables
+from looped_jax.model.cache import Cache, Past, Slots, remember
 from looped_jax.model.variants import RULES
 
 Array = jax.Array
@@ -45,30 +46,41 @@ class LoopedTransformer(nnx.Module):
         self.blocks = nnx.List([Block(config, window, rngs=rngs) for window in config.windows()])
         self.head = nnx.Param(0.001 * jax.random.normal(rngs.params(), table[::-1]))
 
-    def __call__(self, tokens: Array, loops: int, wanted: tuple[int, ...]) -> LoopStates:
+    def __call__(
+        self,
+        tokens: Array,
+        loops: int,
+        wanted: tuple[int, ...],
+        past: Past | None = None,
+    ) -> tuple[LoopStates, Cache | None]:
         rule = RULES[self.config.variant]
         with jax.named_scope("embed"):
             e = self.embed[tokens]
-        rope = rope_tables(jnp.arange(tokens.shape[1]), self.config.head_dim, e.dtype)
+        places = past.positions if past else jnp.arange(tokens.shape[1])
+        rope = rope_tables(places, self.config.head_dim, e.dtype)
 
-        def loop(h: Array, index: Array) -> tuple[Array, tuple[Array | None, Array]]:
+        def loop(carry: tuple[Array, Cache | None], index: Array):
+            h, cache = carry
             first = index == 0
             x = rule.start(e, h, first)
             for layer, block in enumerate(self.blocks):
                 with jax.named_scope(f"layer_{layer}"):
                     x, query_source = rule.inject(x, h, layer, first)
-                    x = block(x, query_source, rope)
+                    mix = remember(past, cache, index, layer) if past and cache else attend
+                    x, cache = block(x, query_source, rope, mix)
             h = rms_norm(x)
             norm = jnp.mean(jnp.linalg.norm(x.astype(jnp.float32), axis=-1))
-            return h, (h if collect else None, norm)
+            return (h, cache), (h if collect else None, norm)
 
         # The last state is the scan's carry; only other states have to be collected.
         collect = wanted != (loops - 1,)
-        last, (states, norms) = jax.lax.scan(
-            _rematerialised(loop, self.config.remat), jnp.zeros_like(e), jnp.arange(loops)
+        (last, extended), (states, norms) = jax.lax.scan(
+            _rematerialised(loop, self.config.remat),
+            (jnp.zeros_like(e), past.cache if past else None),
+            jnp.arange(loops),
         )
         hidden = states[jnp.array(wanted)] if collect else last[None]
-        return LoopStates(hidden, norms)
+        return LoopStates(hidden, norms), extended
 
 
 def _rematerialised(loop, remat: str):
@@ -107,7 +119,30 @@ def forward(
     if not wanted or not all(0 <= k < loops for k in wanted):
         raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
     model = _bind(config, cast(params, config.dtype))
-    return model(tokens, loops, wanted)
+    return model(tokens, loops, wanted)[0]
+
+
+def extend(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    cache: Cache,
+    *,
+    loops: int | None = None,
+    kind: str = "exact",
+) -> tuple[Array, Cache]:
+    """Last loop's states [B, T, D] of new tokens [B, T] that follow what the cache holds.
+
+    `positions` [B, T] are the tokens' places in their sequences, which need not be alike. With the
+    exact cache this equals the full forward pass over the whole sequences.
+    """
+    loops = config.loops if loops is None else loops
+    slots = Slots.of(config, loops, kind)
+    model = _bind(config, cast(params, config.dtype))
+    states, extended = model(tokens, loops, (loops - 1,), Past(cache, slots, positions))
+    assert extended is not None
+    return states.hidden[0], extended
 
 
 def cast(params: Params, dtype: str) -> Params:

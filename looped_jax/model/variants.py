@@ -28,10 +28,12 @@ class LoopRule(NamedTuple):
 
     start: (e, h, first) -> stream x at the start of the loop
     inject: (x, h, layer, first) -> (stream x, what the layer's queries are taken from)
+    same_start: the first layer's stream, and so its keys and values, are the same in every loop
     """
 
     start: Callable[[Array, Array, Array], Array]
     inject: Callable[[Array, Array, int, Array], tuple[Array, Array]]
+    same_start: bool = False
 
 
 def _restart(e: Array, h: Array, first: Array) -> Array:
@@ -66,9 +68,9 @@ def _residual(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Arra
 RULES = {
     # fully looped: every layer asks with the previous loop's output, and answers come from x only,
     # so a loop can change where a token looks but cannot add content directly
-    "FLT": LoopRule(start=_restart, inject=_queries),
+    "FLT": LoopRule(start=_restart, inject=_queries, same_start=True),
     "FLT_res": LoopRule(start=_restart, inject=_residual),
-    "LT_ia": LoopRule(start=_restart, inject=_queries_of_first_layer),
+    "LT_ia": LoopRule(start=_restart, inject=_queries_of_first_layer, same_start=True),
     "LT_i": LoopRule(start=_restart_with_state, inject=_nothing),
     "LT": LoopRule(start=_continue, inject=_nothing),
 }

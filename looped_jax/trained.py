@@ -1,0 +1,137 @@
+"""A trained model ready to use: logits at any loop counts, and text."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import tokenizers
+
+from looped_jax import checkpoint
+from looped_jax.checkpoint import CheckpointError
+from looped_jax.config import Config, ConfigError, ModelConfig
+from looped_jax.data import DataError
+from looped_jax.data.tokenizer import Tokenizer
+from looped_jax.generate import GREEDY, Sampling, stream
+from looped_jax.model import loss, transformer
+from looped_jax.model.transformer import Params
+
+
+class TrainedModel:
+    """Weights, tokenizer and configuration of one checkpoint.
+
+    config: model.config's frozen dataclass; params: the flat dict of model/transformer.py, float32
+    """
+
+    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, *, step: int):
+        self.config, self.params, self.tokenizer, self.step = config, params, tokenizer, step
+
+    @classmethod
+    def load(cls, run_dir: str | os.PathLike[str], *, step: int | None = None) -> TrainedModel:
+        """Open a run folder: config.json, tokenizer.json, checkpoints/. Raises CheckpointError."""
+        folder = Path(run_dir)
+        try:
+            config = Config.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+            core = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+            words = Tokenizer(core, bos_token=config.data.bos_token, source=str(folder))
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} is no run folder ({Path(error.filename).name} is missing); "
+                "give one, as runs/FLT_K4_L2_END_D128"
+            ) from error
+        except (json.JSONDecodeError, ConfigError, DataError) as error:
+            raise CheckpointError(f"{folder}: config.json or tokenizer.json: {error}") from error
+        shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+        step, params = checkpoint.load_params(folder, shapes, step=step)
+        return cls(config, params, words, step=step)
+
+    def logits(self, tokens: np.ndarray, *, loops: Sequence[int] | None = None) -> tuple:
+        """Float32 logits [B, T, V] of tokens [B, T], one array per loop count, from one pass.
+
+        By default at the trained loop count alone. Any positive counts, in any order.
+        """
+        counts = tuple(loops or (self.config.model.loops,))
+        if min(counts) < 1:
+            raise ValueError(f"loops={counts} must be whole numbers from 1")
+        return tuple(_logits(self.config.model, counts, self.params, np.asarray(tokens)))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        tokens: int = 64,
+        loops: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        cache: str = "exact",
+    ) -> list[str]:
+        """The text that follows each prompt, up to a stop token or `tokens` tokens."""
+        texts = [""] * len(prompts)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        for pieces in self.stream(
+            prompts, tokens=tokens, loops=loops, sampling=sampling, cache=cache
+        ):
+            texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
+        return texts
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        tokens: int,
+        loops: int | None = None,
+        sampling: Sampling = GREEDY,
+        draws: Sequence[int] | None = None,
+        cache: str = "exact",
+    ) -> Iterator[list[str | None]]:
+        """One piece of text per prompt and step; None once a prompt has met its stop token.
+
+        Characters whose bytes are spread over several tokens come with the last of them.
+        """
+        words = self.tokenizer
+        starts = [[words.bos_id, *words.encode(prompt)] for prompt in prompts]
+        new: list[list[int]] = [[] for _ in prompts]
+        said = [""] * len(prompts)
+        live = [True] * len(prompts)
+        steps = stream(
+            self.config.model,
+            self.params,
+            starts,
+            tokens=tokens,
+            loops=loops,
+            sampling=sampling,
+            draws=draws,
+            cache=cache,
+        )
+        for number, ids in enumerate(steps, start=1):
+            pieces: list[str | None] = []
+            for row, token in enumerate(ids.tolist()):
+                if not live[row]:
+                    pieces.append(None)
+                    continue
+                live[row] = number < tokens and token not in words.stop_ids
+                if token not in words.stop_ids:
+                    new[row].append(token)
+                text = words.decode(new[row])
+                if live[row]:  # the rest of a character may still be to come
+                    text = text.removesuffix("\ufffd")
+                pieces.append(text[len(said[row]) :])
+                said[row] = text
+            yield pieces
+            if not any(live):
+                return
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(config: ModelConfig, counts: tuple[int, ...], params: Params, tokens: jax.Array):
+    states = transformer.forward(
+        config, params, tokens, loops=max(counts), wanted=tuple(k - 1 for k in counts)
+    )
+    return loss.logits(config, params["head"].astype(config.dtype), states.hidden)
