@@ -31,7 +31,7 @@ def bits_per_byte(
 ) -> dict[int, float]:
     """Bits per byte at each loop count, from one forward pass per batch.
 
-    `score` is state.make_score_step's; batches hold this process's inputs and targets [rows, T].
+    `score` is scoring.make_score_step's; batches hold this process's inputs and targets [rows, T].
     """
     rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
     sizes = jax.device_put(token_bytes, NamedSharding(mesh, P()))

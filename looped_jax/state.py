@@ -102,7 +102,7 @@ def gradients(config: Config, mesh: Mesh, params: Params, tokens: Array) -> tupl
         }
 
     def local(shards: Params, tokens: Array) -> tuple[Params, Metrics]:
-        full = {name: _gather(shard, specs[name]) for name, shard in shards.items()}
+        full = {name: gather(shard, specs[name]) for name, shard in shards.items()}
 
         def micro_batch(total, rows):
             grads, sums = jax.grad(objective, has_aux=True)(full, rows)
@@ -134,41 +134,8 @@ def gradients(config: Config, mesh: Mesh, params: Params, tokens: Array) -> tupl
     )(params, tokens)
 
 
-def make_score_step(config: Config, mesh: Mesh, loop_counts: tuple[int, ...]) -> jax.stages.Wrapped:
-    """Jitted (params, inputs [rows, T], targets, token_bytes [V]) -> (nats [N], bytes []).
-
-    Sums over targets that have bytes, after each of the N loop counts, from one forward pass of
-    the largest; targets < 0 are ignored.
-    """
-    model, axes = config.model, sharding.batch_axes(mesh)
-    wanted = tuple(k - 1 for k in loop_counts)
-
-    def score(params: Params, inputs: Array, targets: Array, token_bytes: Array):
-        specs = sharding.manual_specs(mesh, params)
-
-        def local(shards: Params, inputs: Array, targets: Array, token_bytes: Array):
-            full = {name: _gather(shard, specs[name]) for name, shard in shards.items()}
-            states = transformer.forward(model, full, inputs, loops=max(loop_counts), wanted=wanted)
-            size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
-            targets = jnp.where(size > 0, targets, -1)
-            head = full["head"].astype(model.dtype)
-            nats = loss.token_losses(model, head, states.hidden, targets).sum((1, 2))
-            return jax.lax.psum((nats, size.sum()), axes)
-
-        rows = P(sharding.BATCH_AXES)
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(specs, rows, rows, P()),
-            out_specs=P(),
-            axis_names=set(sharding.BATCH_AXES),
-            check_vma=False,
-        )(params, inputs, targets, token_bytes)
-
-    return jax.jit(score)
-
-
-def _gather(shard: Array, spec: P) -> Array:
+def gather(shard: Array, spec: P) -> Array:
+    """A whole weight from its shards, inside shard_map."""
     for axis, name in enumerate(spec):
         if name is not None:
             shard = jax.lax.all_gather(shard, name, axis=axis, tiled=True)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import app, logging
 
-from looped_jax import atomic, bpb, checkpoint, cost, optim, sharding, state
+from looped_jax import atomic, bpb, checkpoint, cost, optim, scoring, sharding, state
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.config import Config, ConfigError, micro_batches, resolve
@@ -135,7 +135,7 @@ def train(config: Config, *, command: str = "the same command") -> Path:
         f"of {peak / 1e12:.2f} TFLOP/s ({peak_source})"
     )
     say(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_program)}")
-    score = state.make_score_step(config, mesh, loop_counts)
+    score = scoring.make_score_step(config.model, mesh, loop_counts)
     unigram = bpb.unigram_bits_per_byte(val_rows, words.token_bytes)
 
     # ---- the steps ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax import optim, sharding, state
+from looped_jax import optim, scoring, sharding, state
 from looped_jax.config import Config, ConfigError, MeshConfig, ModelConfig, OptimConfig, resolve
 from looped_jax.model.variants import RULES
 
@@ -117,11 +117,11 @@ def test_scores_of_several_loop_counts_equal_single_runs(sizes):
     inputs, targets = TOKENS[0, :, :-1], TOKENS[0, :, 1:].copy()
     targets[0, :5] = -1
     sizes_of_tokens = np.arange(97, dtype=np.int32) % 4  # every fourth token has no bytes
-    together = state.make_score_step(config, mesh, (1, 3, 5))
+    together = scoring.make_score_step(config.model, mesh, (1, 3, 5))
     nats, count = together(current["params"], inputs, targets, sizes_of_tokens)
     assert count == np.where(targets < 0, 0, targets % 4).sum()
     for index, k in enumerate((1, 3, 5)):
-        alone = state.make_score_step(config, mesh, (k,))
+        alone = scoring.make_score_step(config.model, mesh, (k,))
         np.testing.assert_allclose(
             nats[index], alone(current["params"], inputs, targets, sizes_of_tokens)[0][0], rtol=1e-5
         )

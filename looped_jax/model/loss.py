@@ -7,6 +7,8 @@ backward, whatever the number of loops scored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -27,6 +29,31 @@ def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array
 
     `targets` [B, T] are shared by all loops; where they are negative the loss is 0.
     """
+
+    def nats(z: Array, y: Array) -> Array:
+        picked = jnp.take_along_axis(z, jnp.maximum(y, 0)[:, None], axis=-1)[:, 0]
+        return jnp.where(y < 0, 0.0, jax.nn.logsumexp(z, axis=-1) - picked)
+
+    return _by_chunks(config, head, hidden, targets, nats)
+
+
+def token_hits(config: ModelConfig, head: Array, hidden: Array, targets: Array) -> Array:
+    """Whether the target is the likeliest token, bool [N, B, T]; arguments as in token_losses."""
+
+    def hit(z: Array, y: Array) -> Array:
+        return z.argmax(axis=-1) == y
+
+    return _by_chunks(config, head, hidden, targets, hit)
+
+
+def _by_chunks(
+    config: ModelConfig,
+    head: Array,
+    hidden: Array,
+    targets: Array,
+    measure: Callable[[Array, Array], Array],
+) -> Array:
+    """`measure` of logits [C, Vp] and targets [C], for all tokens, C of them at a time."""
     assert config.vocab_size
     vocab_size = config.vocab_size
     loops, batch, time, width = hidden.shape
@@ -39,21 +66,19 @@ def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array
     h = h.reshape(loops * chunks, chunk, width)
     y = jnp.tile(y.reshape(chunks, chunk), (loops, 1))
 
-    def nats(args: tuple[Array, Array]) -> Array:
+    def one(args: tuple[Array, Array]) -> Array:
         h, y = args
         with jax.named_scope("head"):
             z = _padded_logits(head, h)
             z = jnp.where(jnp.arange(z.shape[-1]) < vocab_size, z, -jnp.inf)
         with jax.named_scope("loss"):
-            picked = jnp.take_along_axis(z, jnp.maximum(y, 0)[:, None], axis=-1)[:, 0]
-            return jnp.where(y < 0, 0.0, jax.nn.logsumexp(z, axis=-1) - picked)
+            return measure(z, y)
 
     if loops * chunks == 1:  # everything fits: nothing to recompute
-        losses = nats((h[0], y[0]))[None]
+        measured = one((h[0], y[0]))[None]
     else:
-        losses = jax.lax.map(jax.checkpoint(nats, prevent_cse=False), (h, y))
-    losses = losses.reshape(loops, chunks * chunk)[:, :tokens]
-    return losses.reshape(loops, batch, time)
+        measured = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (h, y))
+    return measured.reshape(loops, chunks * chunk)[:, :tokens].reshape(loops, batch, time)
 
 
 def _padded_logits(head: Array, hidden: Array) -> Array:

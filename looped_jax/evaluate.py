@@ -1,0 +1,249 @@
+"""Judge a checkpoint at many loop counts, all from one forward pass of the largest.
+
+    python -m looped_jax.evaluate --checkpoint runs/FLT_K4_L2_END_D128 --loops 1,2,4,8
+
+Modes: `bpb` bits per byte on training and validation text, `ppl` perplexity of WikiText-2 and of
+LAMBADA's last words, `core` the 22 CORE tasks, `sample` greedy texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+import looped_jax
+from looped_jax import atomic, bpb, core_eval, figures, perplexity, scoring, sharding
+from looped_jax.checkpoint import CheckpointError, check_writable
+from looped_jax.config import ConfigError, MeshConfig
+from looped_jax.data import DataError, corpus, pipeline
+from looped_jax.trained import TrainedModel
+
+MODES = ("bpb", "ppl", "core", "sample")
+Scores = dict[str, list[float]]  # metric -> a value per loop count
+
+
+class Evaluation:
+    """One checkpoint, the loop counts it is judged at, and where results go."""
+
+    def __init__(self, model: TrainedModel, args: argparse.Namespace, say: Callable[[str], None]):
+        self.model, self.args, self.say = model, args, say
+        self.loops = args.loops or tuple(
+            sorted({*model.config.train.eval_loops, model.config.model.loops})
+        )
+        self.mesh = sharding.make_mesh(MeshConfig())
+        self.out = Path(args.out or Path(args.checkpoint) / "evaluation" / f"step_{model.step:06d}")
+        check_writable(self.out)
+        # weights are copied to every device once, not once per batch
+        shapes = sharding.state_shardings(self.mesh, model.params)
+        self.params = jax.device_put(model.params, shapes)
+
+    def spans(self, what: str = "") -> scoring.SpanScorer:
+        """Scores rows; tells how far it is every few seconds when it is said `what` they are."""
+        last = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            if what and (time.monotonic() - last > 5 or done == total):
+                last = time.monotonic()
+                self.say(f"{what}: {done}/{total} rows")
+
+        return scoring.SpanScorer(
+            self.model.config.model,
+            self.params,
+            self.mesh,
+            loop_counts=self.loops,
+            batch_size=self.args.batch_size,
+            progress=progress,
+        )
+
+    def bpb(self) -> Scores:
+        """Bits per byte of the first training shard and of the validation shard."""
+        config, words = self.model.config, self.model.tokenizer
+        texts = corpus.open_corpus(
+            self.args.data or config.data.path,
+            val_shard=config.data.val_shard,
+            train_shards=config.data.train_shards,
+            cache_dir=corpus.default_cache_dir(),
+        )
+        score = scoring.make_score_step(config.model, self.mesh, self.loops)
+        found = {}
+        for name, shard in (("train", texts.train[0]), ("validation", texts.val)):
+            batches = pipeline.val_rows(
+                corpus.Corpus(texts.train, shard),
+                words,
+                seq_len=config.model.seq_len,
+                batch_size=self.args.batch_size * sharding.batch_devices(self.mesh),
+                max_tokens=self.args.eval_tokens,
+            )
+            self.say(f"bpb: {name} {shard.name}, {len(batches)} batches ...")
+            scores = bpb.bits_per_byte(
+                score,
+                self.params,
+                batches,
+                words.token_bytes,
+                loop_counts=self.loops,
+                mesh=self.mesh,
+            )
+            found[f"bpb {name}"] = list(scores.values())
+        return found
+
+    def ppl(self) -> Scores:
+        """Perplexity of the text given as --wikitext, and of LAMBADA's last words."""
+        config, found = self.model.config, {}
+        spans = self.spans("ppl")
+        if self.args.wikitext:
+            lines = perplexity.read_lines(Path(self.args.wikitext))
+            self.say(f"ppl: {self.args.wikitext}, {len(lines)} lines ...")
+            found["ppl WikiText-2"] = perplexity.text_perplexity(
+                spans, self.model.tokenizer, lines, seq_len=config.model.seq_len
+            ).tolist()
+        else:
+            self.say("ppl: WikiText-2 left out; give its file as --wikitext FILE")
+        lambada = self.bundle() / "eval_data" / "language_understanding" / "lambada_openai.jsonl"
+        self.say(f"ppl: {lambada} ...")
+        found["ppl LAMBADA"] = perplexity.last_word_perplexity(
+            spans,
+            self.model.tokenizer,
+            lambada,
+            max_len=config.model.seq_len,
+            limit=self.args.max_per_task,
+        ).tolist()
+        return found
+
+    def core(self) -> Scores:
+        """The 22 tasks; finished ones are remembered, so that an interrupted run goes on."""
+        model = self.model
+        bundle = core_eval.load_bundle(self.bundle())
+        results = core_eval.evaluate_tasks(
+            bundle,
+            model.tokenizer.encode,
+            model.tokenizer.bos_id,
+            self.spans(),
+            loop_counts=self.loops,
+            max_len=model.config.model.seq_len,
+            max_per_task=self.args.max_per_task,
+            state_file=self.out / "core_state.jsonl",
+            identity={"step": model.step, "tokenizer": model.tokenizer.identity()},
+            on_progress=lambda task, done, total: self.say(f"core: {task} {done}/{total}"),
+        )
+        self.say(core_eval.format_table(results, self.loops))
+        for index, k in enumerate(self.loops):
+            text = core_eval.format_csv(results, index)
+            atomic.write_text(self.out / f"core_loops_{k}.csv", text)
+        found = {f"core {r.name}": r.centered.tolist() for r in results}
+        return {"CORE": core_eval.core_mean(results).tolist(), **found}
+
+    def sample(self) -> Scores:
+        """Greedy texts at every loop count, on the console and in samples.txt."""
+        settings, lines = self.model.config.train, []
+        for k in self.loops:
+            texts = self.model.generate(settings.sample_prompts, tokens=24, loops=k)
+            lines += [
+                f"{k} loops: {prompt!r} → {text!r}"
+                for prompt, text in zip(settings.sample_prompts, texts, strict=True)
+            ]
+        self.say("\n".join(lines))
+        atomic.write_text(self.out / "samples.txt", "\n".join(lines) + "\n")
+        return {}
+
+    def bundle(self) -> Path:
+        """The CORE bundle: the given folder, else the one downloaded once into the cache."""
+        if self.args.bundle:
+            return Path(self.args.bundle)
+        folder = corpus.default_cache_dir() / "eval_bundle"
+        return folder
+
+    def write(self, scores: Scores) -> None:
+        """JSON, TensorBoard and the figure of every metric against the loop count."""
+        report = {
+            "checkpoint": str(self.args.checkpoint),
+            "step": self.model.step,
+            "trained_loops": self.model.config.model.loops,
+            "loops": list(self.loops),
+            "scores": scores,
+        }
+        atomic.write_text(self.out / "scores.json", json.dumps(report, indent=1))
+        with SummaryWriter(str(Path(self.args.checkpoint) / "tensorboard")) as writer:
+            for name, values in scores.items():
+                for k, value in zip(self.loops, values, strict=True):
+                    tag = f"evaluation/{name.replace(' ', '_')}/loops_{k}"
+                    writer.add_scalar(tag, value, self.model.step)
+        if scores:
+            figures.against_loops(
+                scores, self.loops, trained=self.model.config.model.loops, path=self.out / "scores"
+            )
+
+
+def table(scores: Scores, loops: Sequence[int]) -> str:
+    """A line per metric, a column per loop count."""
+    width = max(len(name) for name in scores)
+    lines = [f"{'loops':<{width}}" + "".join(f"{k:>10}" for k in loops)]
+    for name, values in scores.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{value:>10.5g}" for value in values))
+    return "\n".join(lines)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(sorted({int(part) for part in text.split(",")}))
+    if counts[0] < 1:
+        raise ValueError
+    return counts
+
+
+def _modes(text: str) -> tuple[str, ...]:
+    modes = tuple(text.split(","))
+    if set(modes) - set(MODES):
+        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(MODES)}")
+    return modes
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    flags = argparse.ArgumentParser(prog="python -m looped_jax.evaluate", description=__doc__)
+    flags.add_argument("--checkpoint", required=True, help="folder of a run")
+    flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
+    flags.add_argument("--modes", type=_modes, default=MODES, help="any of bpb,ppl,core,sample")
+    flags.add_argument("--loops", type=_counts, help="loop counts, as 1,3,6; those of training")
+    flags.add_argument("--data", help="folder of shards for bpb; the run's own by default")
+    flags.add_argument("--eval_tokens", type=int, default=1_048_576, help="targets for bpb")
+    flags.add_argument("--wikitext", help="WikiText-2 test split, text or parquet")
+    flags.add_argument("--bundle", help="folder of the CORE bundle; downloaded by default")
+    flags.add_argument("--max_per_task", type=int, help="examples per task; all by default")
+    flags.add_argument("--batch_size", type=int, default=32, help="rows per device")
+    flags.add_argument("--out", help="folder for results; inside the run by default")
+    args = flags.parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        model = looped_jax.load(args.checkpoint, step=args.step)
+        evaluation = Evaluation(model, args, lambda text: print(text, flush=True))
+        scores: Scores = {}
+        for mode in args.modes:
+            scores |= getattr(evaluation, mode)()
+            evaluation.write(scores)
+    except (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        core_eval.BundleError,
+        core_eval.PromptError,
+        core_eval.ResumeError,
+    ) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    if scores:
+        print(table(scores, evaluation.loops))
+    print(f"results: {evaluation.out}")
+    return {"loops": evaluation.loops, "scores": {k: np.array(v) for k, v in scores.items()}}
+
+
+if __name__ == "__main__":
+    main()

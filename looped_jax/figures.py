@@ -1,0 +1,42 @@
+"""Figures of results, drawn without a screen, as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
+
+
+def against_loops(
+    scores: Mapping[str, Sequence[float]], loops: Sequence[int], *, trained: int, path: Path
+) -> None:
+    """A small panel per metric: its value at each loop count; the trained count is marked.
+
+    Writes `path` with the endings .png and .svg.
+    """
+    columns = min(4, len(scores))
+    rows = -(-len(scores) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.2 * columns, 2.3 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(scores) :]:
+        axis.set_visible(False)
+    places = range(len(loops))
+    for axis, (name, values) in zip(axes.flat, scores.items(), strict=False):
+        axis.plot(places, values, marker="o", markersize=4, color="#2a6f97")
+        if trained in loops:
+            place = list(loops).index(trained)
+            axis.plot(place, values[place], marker="o", markersize=9, mfc="none", color="#c1121f")
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks(list(places), [str(k) for k in loops], fontsize=8)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"loops (circle: trained at {trained})", fontsize=9)
+    for ending in ("png", "svg"):
+        figure.savefig(path.with_suffix(f".{ending}"), dpi=130)
+    plt.close(figure)
