@@ -145,7 +145,8 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
     command = [
         sys.executable, "-m", "looped_jax.evaluate", "--checkpoint", str(run_dir),
         "--loops", "1,2,3", "--bundle", str(BUNDLE), "--max_per_task", "12",
-        "--wikitext", str(tmp_path / "text.txt"), "--eval_tokens", "2048", "--out", str(tmp_path / "out"),
+        "--wikitext", str(tmp_path / "text.txt"), "--eval_tokens", "2048",
+        "--out", str(tmp_path / "out"),
         "--data", str(ROOT / ".." / "shared" / "data" / "fineweb_edu" / "base_data"),
     ]  # fmt: skip
     (tmp_path / "text.txt").write_text(
