@@ -34,6 +34,8 @@ def against_loops(
         axis.set_title(name, fontsize=9)
         axis.set_xticks(list(places), [str(k) for k in loops], fontsize=8)
         axis.tick_params(axis="y", labelsize=8)
+        if max(values) - min(values) < 0.02:  # a flat line should look flat
+            axis.set_ylim(min(values) - 0.05, max(values) + 0.05)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"loops (circle: trained at {trained})", fontsize=9)
