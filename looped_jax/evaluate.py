@@ -25,7 +25,7 @@ import looped_jax
 from looped_jax import atomic, bpb, core_eval, figures, perplexity, scoring, sharding
 from looped_jax.checkpoint import CheckpointError, check_writable
 from looped_jax.config import ConfigError, MeshConfig
-from looped_jax.data import DataError, corpus, pipeline
+from looped_jax.data import DataError, corpus, fetch, pipeline
 from looped_jax.trained import TrainedModel
 
 MODES = ("bpb", "ppl", "core", "sample")
@@ -161,7 +161,11 @@ class Evaluation:
         if self.args.bundle:
             return Path(self.args.bundle)
         folder = corpus.default_cache_dir() / "eval_bundle"
-        return folder
+        return fetch.fetch_bundle(folder, self.args.bundle_url, progress=self._downloaded)
+
+    def _downloaded(self, have: int, total: int | None) -> None:
+        if have == total or have % (16 << 20) < (1 << 20):
+            self.say(f"CORE bundle: {have >> 20} of {(total or 0) >> 20} MiB")
 
     def write(self, scores: Scores) -> None:
         """JSON, TensorBoard and the figure of every metric against the loop count."""
@@ -217,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flags.add_argument("--eval_tokens", type=int, default=1_048_576, help="targets for bpb")
     flags.add_argument("--wikitext", help="WikiText-2 test split, text or parquet")
     flags.add_argument("--bundle", help="folder of the CORE bundle; downloaded by default")
+    flags.add_argument("--bundle_url", default=fetch.BUNDLE_URL, help="where it is downloaded from")
     flags.add_argument("--max_per_task", type=int, help="examples per task; all by default")
     flags.add_argument("--batch_size", type=int, default=32, help="rows per device")
     flags.add_argument("--out", help="folder for results; inside the run by default")

@@ -1,0 +1,171 @@
+"""Downloads that survive interruption: resumed, checked, retried, and renamed only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import random
+import shutil
+import stat
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from looped_jax import atomic
+from looped_jax.data import DataError
+
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+_BLOCK = 1 << 20
+_LARGEST_UNPACKED = 4 << 30  # bytes; the CORE bundle has 160 MB
+
+Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all
+
+
+class _Broken(Exception):
+    """A transfer that failed in a way that may pass."""
+
+
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    retries: int = 5,
+    timeout: float = 30.0,
+    backoff: float = 1.0,
+    progress: Progress | None = None,
+) -> Path:
+    """Download `url` to `path`; returns at once when it is there.
+
+    What arrives is kept as <path>.part, and a later call continues it by a range request. Server
+    errors, stalls of `timeout` seconds and short answers are tried again `retries` times, after
+    `backoff` · 2ⁿ seconds and a random part. Raises DataError naming the URL and what to do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with _only_one(path.with_name(path.name + ".lock")):
+        for attempt in range(retries + 1):
+            if path.exists():
+                return path
+            try:
+                _transfer(url, part, size, timeout, progress)
+                break
+            except _Broken as error:
+                if attempt == retries:
+                    raise DataError(
+                        f"{url} failed {retries + 1} times ({error}); {part} keeps what arrived, "
+                        "try again later"
+                    ) from error
+                time.sleep(backoff * 2**attempt * random.uniform(0.5, 1.5))
+        if sha256 is not None and (found := _digest(part)) != sha256:
+            part.unlink()
+            raise DataError(f"{url} has SHA-256 {found}, not {sha256}; check the address")
+        os.replace(part, path)
+    return path
+
+
+def _transfer(
+    url: str, part: Path, size: int | None, timeout: float, progress: Progress | None
+) -> None:
+    """Fill `part` from where it ends; raises _Broken unless it is whole afterwards."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            goes_on = have and answer.status == 206 and _starts_at(answer, have)
+            have = have if goes_on else 0
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length is not None else size
+            if size is not None and total != size:
+                raise DataError(f"{url} holds {total} bytes, not {size}; check the address")
+            with part.open("ab" if goes_on else "wb") as file:
+                while block := answer.read(_BLOCK):
+                    file.write(block)
+                    have += len(block)
+                    if progress is not None:
+                        progress(have, total)
+                file.flush()
+                os.fsync(file.fileno())
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to ask for, or the file has changed: start anew
+            part.unlink(missing_ok=True)
+        elif error.code < 500 and error.code not in (408, 429):
+            raise DataError(f"{url} answered {error.code} {error.reason}; check it") from error
+        raise _Broken(f"{error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from error
+    if total is not None and have != total:
+        if have > total:
+            part.unlink()
+        raise _Broken(f"{have} of {total} bytes arrived")
+
+
+def _starts_at(answer: http.client.HTTPResponse, place: int) -> bool:
+    return (answer.headers.get("Content-Range") or "").startswith(f"bytes {place}-")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock when a process dies."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        lock.unlink(missing_ok=True)
+
+
+def unpack_zip(archive: Path, folder: Path) -> Path:
+    """Unpack into `folder`, which appears whole or not at all.
+
+    Raises DataError for a damaged archive, an entry that leads out of the folder, a link, or more
+    than 4 GiB in all; nothing is unpacked then.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            entries = file.infolist()
+            for entry in entries:
+                path = Path(entry.filename)
+                if path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
+                    raise DataError(f"{archive}: entry {entry.filename!r} leads out of its folder")
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    raise DataError(f"{archive}: entry {entry.filename!r} is a link; not unpacked")
+            if sum(entry.file_size for entry in entries) > _LARGEST_UNPACKED:
+                raise DataError(f"{archive} unpacks to more than {_LARGEST_UNPACKED} bytes")
+            with atomic.new_folder(folder) as part:
+                file.extractall(part, entries)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+        raise DataError(f"{archive} is no whole zip file ({error}); download it again") from error
+    return folder
+
+
+def fetch_bundle(folder: Path, url: str = BUNDLE_URL, *, progress: Progress | None = None) -> Path:
+    """The CORE bundle, downloaded and unpacked to `folder` unless it is there."""
+    if (folder / "core.yaml").is_file():
+        return folder
+    archive = fetch(url, folder.with_name(folder.name + ".zip"), progress=progress)
+    unpacked = folder.with_name(folder.name + ".unpacked")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        unpack_zip(archive, unpacked)
+        found = sorted(unpacked.rglob("core.yaml"))
+        if not found:
+            raise DataError(f"{url} holds no core.yaml; it is no CORE bundle")
+        os.replace(found[0].parent, folder)
+    except DataError:
+        archive.unlink()  # so that the next call downloads again
+        raise
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    archive.unlink()
+    return folder

@@ -1,0 +1,185 @@
+"""Downloads from a local server that misbehaves in every way that servers do."""
+
+import hashlib
+import http.server
+import threading
+import zipfile
+
+import pytest
+
+from looped_jax.data import DataError
+from looped_jax.data.fetch import fetch, fetch_bundle, unpack_zip
+
+CONTENT = bytes(range(256)) * 4000
+QUICK = {"backoff": 0.01, "timeout": 0.5, "retries": 3}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Follows the server's script, one entry per request; then answers well."""
+
+    def do_GET(self):
+        self.server.asked.append(self.headers.get("Range"))
+        act = self.server.script.pop(0) if self.server.script else "well"
+        content = self.server.files.get(self.path.lstrip("/"), CONTENT)
+        if isinstance(act, int):
+            return self.send_error(act)
+        if act == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "/other")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        start = 0
+        asked = self.headers.get("Range")
+        if asked and act != "no ranges":
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if start >= len(content):
+                return self.send_error(416)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if act == "cut":
+            return self.wfile.write(content[start : start + 300_000])
+        if act == "stall":
+            self.wfile.write(content[start : start + 1000])
+            self.wfile.flush()
+            self.server.wake.wait(3)
+            return None
+        return self.wfile.write(content[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        found.script, found.asked, found.files = [], [], {}
+        found.wake = threading.Event()
+        found.url = f"http://127.0.0.1:{found.server_address[1]}/file"
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield found
+        found.wake.set()
+        found.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [[], ["cut"], ["cut", "cut", "no ranges"], ["stall"], [500, 503], ["redirect"], [429]],
+)
+def test_arrives_whole_whatever_happens(server, tmp_path, script):
+    server.script = list(script)
+    seen = []
+    path = fetch(server.url, tmp_path / "sub" / "file", progress=lambda *a: seen.append(a), **QUICK)
+    assert path.read_bytes() == CONTENT and seen[-1] == (len(CONTENT), len(CONTENT))
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_goes_on_where_it_was_cut(server, tmp_path):
+    server.script = ["cut"]
+    fetch(server.url, tmp_path / "file", **QUICK)
+    assert server.asked == [None, "bytes=300000-"]
+
+
+def test_a_later_call_goes_on_and_one_after_that_asks_nothing(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT[:5000])
+    assert fetch(server.url, tmp_path / "file", **QUICK).read_bytes() == CONTENT
+    assert server.asked == ["bytes=5000-"]
+    fetch(server.url, tmp_path / "file", **QUICK)
+    assert len(server.asked) == 1
+
+
+def test_a_part_that_is_too_long_is_started_anew(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(b"x" * (len(CONTENT) + 5))
+    assert fetch(server.url, tmp_path / "file", **QUICK).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "message"),
+    [
+        ([404], {}, "answered 404"),
+        ([500] * 9, {}, "failed 4 times .500"),
+        (["cut"] * 3 + [500] * 9, {}, "failed 4 times"),
+        ([], {"size": 17}, "holds 1024000 bytes, not 17"),
+        ([], {"sha256": "0" * 64}, "has SHA-256 .* not 0000"),
+    ],
+)
+def test_what_cannot_be_had_is_named_and_leaves_no_file(
+    server, tmp_path, script, settings, message
+):
+    server.script = list(script)
+    with pytest.raises(DataError, match=message) as error:
+        fetch(server.url, tmp_path / "file", **QUICK, **settings)
+    assert server.url in str(error.value) and not (tmp_path / "file").exists()
+
+
+def test_a_right_hash_and_size_pass(server, tmp_path):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    fetch(server.url, tmp_path / "file", size=len(CONTENT), sha256=digest, **QUICK)
+
+
+def test_two_at_once_download_once(server, tmp_path):
+    threads = [
+        threading.Thread(target=fetch, args=(server.url, tmp_path / "file"), kwargs=QUICK)
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_bytes() == CONTENT and len(server.asked) == 1
+
+
+def test_nobody_listens(tmp_path):
+    with pytest.raises(DataError, match="failed 4 times"):
+        fetch("http://127.0.0.1:9/file", tmp_path / "file", **QUICK)
+
+
+def zipped(path, entries):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in entries.items():
+            file.writestr(name, text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a\\..\\evil"])
+def test_archives_that_lead_outside_are_refused(tmp_path, name):
+    entry = zipfile.ZipInfo("placeholder")
+    entry.filename = name  # as a hostile archive has it, not as the library would write it
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(entry, "x")
+    with pytest.raises(DataError, match="leads out of its folder"):
+        unpack_zip(tmp_path / "a.zip", tmp_path / "out" / "in")
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_links_and_damage_are_refused(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match="is a link"):
+        unpack_zip(tmp_path / "a.zip", tmp_path / "out")
+    whole = zipped(tmp_path / "b.zip", {"x": "y" * 5000}).read_bytes()
+    (tmp_path / "b.zip").write_bytes(whole[:-40])
+    with pytest.raises(DataError, match="no whole zip file"):
+        unpack_zip(tmp_path / "b.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bundle_is_downloaded_once_and_bad_ones_are_forgotten(server, tmp_path):
+    good = zipped(tmp_path / "good.zip", {"eval_bundle/core.yaml": "x", "eval_bundle/a/b": "c"})
+    bad = zipped(tmp_path / "bad.zip", {"readme": "x"})
+    server.files = {"good": good.read_bytes(), "bad": bad.read_bytes()}
+    base, folder = server.url.removesuffix("file"), tmp_path / "cache" / "eval_bundle"
+    with pytest.raises(DataError, match="holds no core.yaml"):
+        fetch_bundle(folder, base + "bad")
+    assert fetch_bundle(folder, base + "good") == folder
+    assert (folder / "a" / "b").read_text() == "c"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["eval_bundle"]
+    fetch_bundle(folder, base + "good")
+    assert len(server.asked) == 2
