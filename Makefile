@@ -1,4 +1,5 @@
-# Two commands for a machine that has only Python, pip and gcc: `make train` and `make test`.
+# Two commands for a machine that has only Python and pip: `make train` and `make test`.
+# `make test-parity` adds the comparison with PyTorch, `make check` style and types.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +16,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 test-parity: $(VENV)/installed-torch
+	$(BIN)/python -c "import torch"
 	$(BIN)/python -m pytest -m parity
 
 check: $(VENV)/installed
