@@ -9,7 +9,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
@@ -31,20 +31,28 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     for arg, value in zip(argv, [*argv[1:], ""], strict=True):
         if arg in ("--config", "-config") or arg.startswith(("--config=", "-config=")):
-            path = (arg.split("=", 1)[1] if "=" in arg else value).split(":")[0]
-            sys.path.append(str(Path(path).resolve().parent.parent))
+            path = Path((arg.split("=", 1)[1] if "=" in arg else value).split(":")[0])
+            if not path.is_file():
+                _stop(f"--config: there is no file {path}; give one, as configs/flt.py:tiny")
+            sys.path.append(str(path.resolve().parent.parent))
     try:
         rest = flags.FLAGS(list(argv))
         if flags.FLAGS.config is None:
             raise ConfigError("--config is missing; give one, as --config configs/flt.py:tiny")
         return rest
     except (flags.Error, AttributeError, TypeError, ValueError, KeyError, OSError) as error:
-        sys.stderr.write(f"error: {_flag_message(argv, error)}\n")
-        raise SystemExit(2) from None
+        _stop(_flag_message(argv, error))
+
+
+def _stop(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2) from None
 
 
 def _flag_message(argv: Sequence[str], error: Exception) -> str:
     """What is wrong with the first bad `--config.…` override, else the error's own first line."""
+    if "Traceback" in str(error):  # the flag library quotes what a configuration file raises
+        return str(error).strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, ConfigError):
         return str(error)
     hints = {

@@ -134,7 +134,7 @@ def test_defaults_carry_their_types():
         (["--config=configs/flt.py:tiny", "--config.model.loops=two"],
          "model.loops='two' is not of type int"),
         (["--config=configs/flt.py:tiny", "--config.train.eval_loops=1,x"],
-         "train.eval_loops='1,x' is not of type tuple"),
+         "train.eval_loops=('1,x',) must be whole numbers from 1; as 1,3,6"),
         (["--config=configs/flt.py:huge"], "preset 'huge' is unknown"),
         (["--config=configs/missing.py"], "missing.py"),
         ([], "--config is missing"),

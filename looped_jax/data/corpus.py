@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from looped_jax.data import DataError
 
 BUILTIN_TRAIN_SHARDS = 8
 BUILTIN_VAL_SHARD = "shard_val.parquet"
-_RECIPE = 1  # raise when the builtin corpus is made differently, so that no stale one is used
+_RECIPE = 2  # raise when the builtin corpus is made differently, so that no stale one is used
 _DOCUMENT = 2_000
-_LEFT_OUT = {"site-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3"}
+_LEFT_OUT = {"test", "tests", "idlelib", "lib2to3"}
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -101,25 +102,63 @@ def _check(path: Path) -> None:
                 raise DataError(f"{path}: column `text` is of type {kind}, not string; convert it")
             if not rows:
                 raise DataError(f"{path} has no rows; remove it or download it again")
-            if not any(file.read_row_group(0, ["text"])["text"].to_pylist()):
+            if not any(_texts(file, group) for group in range(file.num_row_groups)):
                 raise DataError(f"{path}: column `text` is empty; remove it or download it again")
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is damaged ({reason}); download it again") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{path} is damaged ({_reason(error)}); download it again") from error
+
+
+def _texts(file: pq.ParquetFile, group: int) -> list[str]:
+    return [text for text in file.read_row_group(group, ["text"])["text"].to_pylist() if text]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    footer = pq.read_metadata(path)
-    digest = hashlib.sha256()
-    for index in range(footer.num_row_groups):
-        group = footer.row_group(index)
-        digest.update(f"{group.num_rows} {group.total_byte_size};".encode())
+    # The footer holds every column chunk's place, size and, mostly, smallest and largest text.
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        footer = file.read(length)
+    metadata = pq.read_metadata(path)
     return {
         "name": path.name,
         "bytes": path.stat().st_size,
-        "rows": footer.num_rows,
-        "row_groups": digest.hexdigest()[:16],
+        "rows": metadata.num_rows,
+        "row_groups": metadata.num_row_groups,
+        "footer_sha256": hashlib.sha256(footer).hexdigest()[:16],
     }
+
+
+class RowGroups:
+    """Random access to the texts of row group i, counted over `shards` in order.
+
+    Empty and null documents are left out. Keeps paths, not open files, so that worker processes
+    can have it. Raises DataError that names shard and row group when one cannot be read.
+    """
+
+    def __init__(self, shards: Sequence[Path]):
+        self._index = [
+            (path, group)
+            for path in shards
+            for group in range(pq.read_metadata(path).num_row_groups)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> list[str]:
+        path, group = self._index[i]
+        try:
+            with pq.ParquetFile(path) as file:
+                return _texts(file, group)
+        except _UNREADABLE as error:
+            raise DataError(
+                f"{path}: row group {group} is damaged ({_reason(error)}); download the shard again"
+            ) from error
 
 
 # --- the builtin corpus ---------------------------------------------------------------------------
@@ -146,6 +185,11 @@ def build_builtin(cache_dir: Path) -> Path:
             train_shard = f"shard_{order % BUILTIN_TRAIN_SHARDS:05}.parquet"
             shard = BUILTIN_VAL_SHARD if validates else train_shard
             shards.setdefault(shard, []).append((order, text))
+    if len(shards) <= BUILTIN_TRAIN_SHARDS:
+        raise DataError(
+            f"data.path: builtin needs the sources of Python's standard library, but "
+            f"{sysconfig.get_path('stdlib')} holds too few; give a folder of parquet shards"
+        )
     with atomic.new_folder(folder) as part:
         for shard, documents in shards.items():
             column = pa.array([text for _, text in sorted(documents)], pa.string())
@@ -158,16 +202,18 @@ def _modules() -> Iterator[tuple[str, str]]:
     """(dotted name, source) of every module of the standard library that is the same everywhere."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        machine_specific = path.name.startswith("_sysconfigdata")
-        if machine_specific or _LEFT_OUT.intersection(relative.parts) or path.is_symlink():
+        parts = path.relative_to(root).with_suffix("").parts
+        # site-packages and config-3.x-<platform> cannot be imported by that name: no modules of it
+        importable = all(part.isidentifier() for part in parts)
+        machine_specific = path.name.startswith("_sysconfigdata") or path.is_symlink()
+        if not importable or machine_specific or _LEFT_OUT.intersection(parts):
             continue
         try:
             source = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
             continue
         if source.strip():
-            yield ".".join(relative.with_suffix("").parts), source
+            yield ".".join(parts), source
 
 
 def _docstrings(name: str, source: str) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 import grain
 import numpy as np
 
+from looped_jax.data import DataError
+
 
 class PackedRows(grain.IterDataset):
-    """Rows int32 [T + 1] from `groups`, whose element i is row group i as one token array.
+    """Endless rows int32 [T + 1] of `groups`, whose element i is row group i as one token array.
 
     Groups are read and tokenized ahead in `workers` processes (0: a thread). They come back in
-    order, and packing happens after them: the rows do not depend on the number of workers.
+    order, and packing happens after them: the rows do not depend on the number of workers. Raises
+    DataError after an epoch without a token.
     """
 
     def __init__(self, groups: grain.MapDataset, *, seq_len: int, workers: int):
@@ -28,9 +31,9 @@ class PackedRows(grain.IterDataset):
         return PackedRowsIterator(self)
 
     def groups_from(self, start: int) -> grain.DatasetIterator:
-        """Iterator over groups start, start + 1, …"""
+        """Iterator over groups start, start + 1, … counted through all epochs."""
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        groups = self.groups.slice(slice(start, None)).to_iter_dataset(ahead)
+        groups = self.groups.repeat().slice(slice(start, None)).to_iter_dataset(ahead)
         if self.workers:
             options = grain.MultiprocessingOptions(
                 num_workers=self.workers, per_worker_buffer_size=1
@@ -49,6 +52,7 @@ class PackedRowsIterator(grain.DatasetIterator):
         self._buffer: np.ndarray | None = None  # left-over tokens, then the current group's
         self._head = np.zeros(0, np.int32)
         self._group = self._cursor = 0
+        self._empty = 0  # groups without a token, one after another
 
     def __next__(self) -> np.ndarray:
         length = self._rows.seq_len + 1
@@ -65,8 +69,15 @@ class PackedRowsIterator(grain.DatasetIterator):
         """Put the next group's tokens behind what is left over."""
         if self._source is None:
             self._source = self._rows.groups_from(self._group)
+        tokens = next(self._source)
+        self._empty = 0 if len(tokens) else self._empty + 1
+        if self._empty == len(self._rows.groups):
+            raise DataError(
+                f"data.path: all {self._empty} row groups that this process trains on are empty; "
+                "add text or use fewer processes"
+            )
         self._head = head
-        self._buffer = np.concatenate([head, next(self._source)])
+        self._buffer = np.concatenate([head, tokens])
         return self._buffer
 
     def get_state(self) -> dict[str, Any]:

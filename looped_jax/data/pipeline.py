@@ -5,44 +5,13 @@ Training rows are endless and resumable; validation rows are a fixed list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import grain
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from looped_jax.data import DataError
-from looped_jax.data.corpus import Corpus
+from looped_jax.data.corpus import Corpus, RowGroups
 from looped_jax.data.packing import PackedRows
 from looped_jax.data.tokenizer import Tokenizer
-
-
-class RowGroups:
-    """Random access to the texts of row group i, counted over all shards in order."""
-
-    def __init__(self, shards: Sequence[Path]):
-        self._index = [
-            (path, group)
-            for path in shards
-            for group in range(pq.read_metadata(path).num_row_groups)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, i: int) -> list[str]:
-        path, group = self._index[i]
-        try:
-            with pq.ParquetFile(path) as file:
-                texts = file.read_row_group(group, ["text"])["text"].to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{path}: row group {group} is damaged ({reason}); download the shard again"
-            ) from error
-        return [text for text in texts if text]
 
 
 class _Tokens:
@@ -78,7 +47,7 @@ def train_rows(
             "processes; add shards or write smaller row groups"
         )
     tokens = grain.MapDataset.source(groups).map(_Tokens(tokenizer))
-    tokens = tokens.slice(slice(process_index, None, process_count)).repeat()
+    tokens = tokens.slice(slice(process_index, None, process_count))
     rows = PackedRows(tokens, seq_len=seq_len, workers=workers)
     batches = rows.batch(batch_size)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
@@ -98,10 +67,15 @@ def val_rows(
 
     At most `max_tokens` targets, in whole rows, the same ones whatever the batch size and number
     of processes; every process gets as many batches, filled up with targets of −1. Raises
-    DataError when the shard does not fill one row.
+    DataError when `max_tokens` or the shard does not fill one row.
     """
+    if max_tokens < seq_len:
+        raise DataError(
+            f"{max_tokens} validation tokens are less than one row of model.seq_len={seq_len}; "
+            "raise eval_tokens"
+        )
     groups, tokenize = RowGroups([corpus.val]), _Tokens(tokenizer)
-    pieces, have, wanted = [np.zeros(0, np.int32)], 0, max(max_tokens // seq_len, 1) * seq_len + 1
+    pieces, have, wanted = [np.zeros(0, np.int32)], 0, max_tokens // seq_len * seq_len + 1
     for i in range(len(groups)):
         pieces.append(tokenize(groups[i]))
         have += len(pieces[-1])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from looped_jax import atomic
 from looped_jax.data import DataError
-from looped_jax.data.corpus import Corpus
+from looped_jax.data.corpus import Corpus, RowGroups
 
 # nanochat's: GPT-4's pattern, but digits in groups of one or two. The `+` after a quantifier makes
 # it possessive.
@@ -37,7 +37,10 @@ SPECIAL_TOKENS = (
 )
 _BOS_CANDIDATES = ("<|bos|>", "<|im_start|>", "<|endoftext|>")
 _STOP_CANDIDATES = (*_BOS_CANDIDATES, "<|im_end|>", "<|assistant_end|>", "</s>", "<|end_of_text|>")
-_TRAINING_CHARACTERS = 10_000  # of each document, as nanochat does
+# As nanochat does: of each document the first so many characters, so many in all.
+_DOCUMENT_CHARACTERS = 10_000
+_TRAINING_CHARACTERS = 2_000_000_000
+_SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
 class Tokenizer:
@@ -53,6 +56,8 @@ class Tokenizer:
                 f"{type(core.decoder).__name__}), so tokens have no byte lengths; give one that is"
             )
         core.encode_special_tokens = True
+        core.no_truncation()  # files may carry both from whoever saved them
+        core.no_padding()
         self._core = core
         self._added = {i: token for i, token in core.get_added_tokens_decoder().items()}
         specials = {token.content: i for i, token in self._added.items() if token.special}
@@ -64,7 +69,8 @@ class Tokenizer:
                 f"choose one of {', '.join(specials) or 'none: it has no special tokens'}"
             )
         self.bos_token, self.bos_id = found[0], specials[found[0]]
-        self.stop_ids = frozenset(specials[t] for t in _STOP_CANDIDATES if t in specials)
+        stops = {specials[t] for t in _STOP_CANDIDATES if t in specials}
+        self.stop_ids = frozenset({self.bos_id, *stops})
 
     def __reduce__(self):
         return _rebuild, (self.to_json(), self.bos_token)
@@ -127,7 +133,8 @@ def load_tokenizer(
         cached = cache_dir / "tokenizers" / f"bpe{vocab_size}-{key}.json"
         if not cached.exists():
             print(f"training a tokenizer of {vocab_size} entries (once) ...", flush=True)
-            train_tokenizer(_texts(corpus), vocab_size, path=cached)
+            texts = itertools.chain.from_iterable(RowGroups(corpus.train))
+            train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
     if not Path(path).is_file():
         raise DataError(
@@ -144,7 +151,15 @@ def load_tokenizer(
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, *, path: Path) -> None:
-    """Write a byte-level BPE of `vocab_size` entries, 256 bytes first, special tokens last."""
+    """Write a byte-level BPE of `vocab_size` entries, 256 bytes first, special tokens last.
+
+    Fewer entries when the texts have too little to merge. Raises DataError below 265.
+    """
+    if vocab_size < _SMALLEST:
+        raise DataError(
+            f"data.tokenizer_vocab_size={vocab_size} has no room for 256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens; give at least {_SMALLEST}"
+        )
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -158,12 +173,15 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, *, path: Path) -> Non
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator((text[:_TRAINING_CHARACTERS] for text in texts), trainer)
+    core.train_from_iterator(_cropped(texts), trainer)
     core.add_special_tokens(list(SPECIAL_TOKENS))
     atomic.write_text(path, core.to_str())
 
 
-def _texts(corpus: Corpus) -> Iterator[str]:
-    for shard in corpus.train:
-        for batch in pq.ParquetFile(shard).iter_batches(columns=["text"]):
-            yield from filter(None, batch["text"].to_pylist())
+def _cropped(texts: Iterator[str]) -> Iterator[str]:
+    characters = 0
+    for text in texts:
+        yield text[:_DOCUMENT_CHARACTERS]
+        characters += min(len(text), _DOCUMENT_CHARACTERS)
+        if characters >= _TRAINING_CHARACTERS:
+            return
