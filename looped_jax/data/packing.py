@@ -86,7 +86,7 @@ class PackedRowsIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._group, self._cursor = state["group"], state["cursor"]
         self._head = np.array(state["head"], np.int32)
-        self._buffer = None
+        self._buffer, self._empty = None, 0
         self._close_source()
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -133,7 +132,8 @@ def load_tokenizer(
         cached = cache_dir / "tokenizers" / f"bpe{vocab_size}-{key}.json"
         if not cached.exists():
             print(f"training a tokenizer of {vocab_size} entries (once) ...", flush=True)
-            texts = itertools.chain.from_iterable(RowGroups(corpus.train))
+            groups = RowGroups(corpus.train)
+            texts = (text for i in range(len(groups)) for text in groups[i])
             train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
     if not Path(path).is_file():

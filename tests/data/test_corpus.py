@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,15 @@ def test_identity_tells_other_text_apart(tmp_path):
     assert x == y != z
 
 
+def test_identity_tells_texts_of_equal_length_apart(tmp_path):
+    for name, text in (("a", "abcd"), ("b", "abce")):
+        shard(tmp_path / f"{name}.parquet", ["x", text])
+    found = opened(tmp_path).identity()
+    a, b = found["train"][0] | {"name": "b.parquet"}, found["val"]
+    assert a["bytes"] == b["bytes"] and (b["rows"], b["row_groups"]) == (2, 1)
+    assert a != b
+
+
 def damaged(folder):
     (folder / "a.parquet").write_bytes(shard(folder / "a.parquet").read_bytes()[:-30])
 
@@ -73,6 +83,12 @@ def empty_texts(folder):
     shard(folder / "a.parquet", ["", None])
 
 
+def no_unicode(folder):
+    ends = pa.py_buffer(np.array([0, 2, 4], np.int32).tobytes())
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"\xff\xfeab")])
+    pq.write_table(pa.table({"text": texts}), folder / "a.parquet")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -82,6 +98,7 @@ def empty_texts(folder):
         (numbers, "a.parquet: column `text` is of type int64, not string"),
         (no_rows, "a.parquet has no rows"),
         (empty_texts, "a.parquet: column `text` is empty"),
+        (no_unicode, "a.parquet is damaged ('utf-8' codec can't decode"),
     ],
 )
 def test_a_bad_shard_is_named(tmp_path, spoil, message):
@@ -90,6 +107,23 @@ def test_a_bad_shard_is_named(tmp_path, spoil, message):
     with pytest.raises(DataError) as error:
         opened(tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_shard_may_begin_with_empty_row_groups(tmp_path):
+    for name in "ab":
+        shard(tmp_path / f"{name}.parquet", [None, "", "text"], row_group_size=1)
+    found = opened(tmp_path)
+    groups = corpus.RowGroups(found.train)
+    assert [groups[i] for i in range(len(groups))] == [[], [], ["text"]]
+
+
+def test_damage_inside_a_row_group_is_named(tmp_path):
+    path = shard(tmp_path / "a.parquet", ["x" * 50_000] * 40, row_group_size=10, compression=None)
+    content = bytearray(path.read_bytes())
+    content[20:200] = b"\xff" * 180
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="a.parquet: row group 0 is damaged"):
+        corpus.RowGroups([path])[0]
 
 
 def test_missing_folders_and_shards_are_named(tmp_path):
@@ -135,6 +169,31 @@ def test_builtin_corpus_is_the_same_when_built_again(builtin, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
     before = found.val.stat().st_mtime_ns
     assert opened("builtin", cache_dir=cache).val.stat().st_mtime_ns == before  # built once
+
+
+def test_builtin_corpus_leaves_out_what_differs_between_machines():
+    names = {name for name, _ in corpus._modules()}
+    assert {"ast", "json.decoder", "asyncio.tasks"} <= names
+    assert all(part.isidentifier() for name in names for part in name.split("."))
+    parts = {part for name in names for part in name.split(".")}
+    assert not parts & {"test", "tests", "idlelib", "lib2to3", "pytest"}
+    assert not any(part.startswith("_sysconfigdata") for part in parts)
+
+
+def test_builtin_corpus_appears_whole_or_not_at_all(monkeypatch, tmp_path):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        corpus.build_builtin(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_python_without_sources_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(corpus.sysconfig, "get_path", lambda _: str(tmp_path / "lib"))
+    with pytest.raises(DataError, match="standard library, but .*lib holds too few; give a folder"):
+        corpus.build_builtin(tmp_path / "cache")
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -4,14 +4,12 @@ import itertools
 import json
 from pathlib import Path
 
-import grain
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from looped_jax.data import DataError, corpus, pipeline
-from looped_jax.data.packing import PackedRows
 from looped_jax.data.tokenizer import load_tokenizer
 
 FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
@@ -59,10 +57,10 @@ def test_rows_hold_every_document_in_order_epoch_after_epoch(made):
     np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_position_continues_exactly(made, workers):
+@pytest.mark.parametrize(("workers", "places"), [(0, range(0, 45, 4)), (2, (0, 17))])
+def test_every_position_continues_exactly(made, workers, places):
     batches, states = rows(made, 50, workers=workers)
-    for at in (0, 1, 17, 33):
+    for at in places:
         again, _ = rows(made, 5, state=states[at], workers=workers)
         np.testing.assert_array_equal(again, batches[at : at + 5])
 
@@ -89,7 +87,7 @@ def test_positions_stay_small_and_readable(made):
 
 def test_processes_share_the_row_groups(made):
     texts, words = made
-    groups = pipeline.RowGroups(texts.train)
+    groups = corpus.RowGroups(texts.train)
     assert len(groups) == 13
     for process in range(3):
         expected = [words.encode_documents(groups[i]) for i in range(process, 13, 3)]
@@ -98,17 +96,6 @@ def test_processes_share_the_row_groups(made):
         np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
     with pytest.raises(DataError, match="13 row groups for 14 processes"):
         pipeline.train_rows(*made, seq_len=16, batch_size=4, process_count=14)
-
-
-@pytest.mark.parametrize("sizes", [[1, 2, 50, 1, 0, 3], [17], [16, 16], [5] * 9])
-def test_packing_any_sizes_of_groups(sizes):
-    ends = np.cumsum(sizes)
-    groups = [np.arange(e - s, e, dtype=np.int32) for s, e in zip(sizes, ends, strict=True)]
-    source = grain.MapDataset.source(groups).repeat()
-    iterator = iter(PackedRows(source, seq_len=4, workers=0))
-    found = [next(iterator) for _ in range(40)]
-    stream = np.resize(np.arange(ends[-1], dtype=np.int32), 161)
-    np.testing.assert_array_equal(found, [stream[4 * r : 4 * r + 5] for r in range(40)])
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 1), (64, 1), (3, 2), (2, 5)])
@@ -135,19 +122,32 @@ def test_validation_scores_the_same_targets_however_it_is_split(made, batch_size
 
 def test_a_validation_shard_too_short_for_a_row_is_named(made):
     with pytest.raises(DataError, match="v.parquet holds .* too few for one row of model.seq_len"):
-        pipeline.val_rows(*made, seq_len=100_000, batch_size=1, max_tokens=10)
+        pipeline.val_rows(*made, seq_len=100_000, batch_size=1, max_tokens=100_000)
 
 
-def test_damage_inside_a_row_group_is_named(made, tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(
-        pa.table({"text": ["x" * 50_000] * 40}), path, row_group_size=10, compression=None
+def test_validation_of_less_than_a_row_is_refused(made):
+    with pytest.raises(DataError, match="10 validation tokens .* model.seq_len=16; raise eval_tok"):
+        pipeline.val_rows(*made, seq_len=16, batch_size=1, max_tokens=10)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_met_while_training_is_named(made, tmp_path, workers):
+    for name in "ab":
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"text": ["x" * 5000] * 20}), path, row_group_size=5)
+    texts, words = (
+        corpus.open_corpus(str(tmp_path), val_shard=None, train_shards=None, cache_dir=tmp_path),
+        made[1],
     )
+    with pq.ParquetFile(path := texts.train[0]) as file:
+        place = file.metadata.row_group(2).column(0).dictionary_page_offset
     content = bytearray(path.read_bytes())
-    content[20:200] = b"\xff" * 180
+    content[place : place + 20] = b"\xff" * 20
     path.write_bytes(content)
-    with pytest.raises(DataError, match="a.parquet: row group 0 is damaged"):
-        pipeline.RowGroups([path])[0]
+    batches = iter(pipeline.train_rows(texts, words, seq_len=64, batch_size=4, workers=workers))
+    with pytest.raises(DataError, match="a.parquet: row group 2 is damaged"):
+        list(itertools.islice(batches, 100_000))
+    batches.close()
 
 
 @pytest.mark.skipif(not FINEWEB.is_dir(), reason="needs shared/data beside the project")
@@ -156,6 +156,6 @@ def test_real_fineweb_flows(tmp_path):
     words = load_tokenizer(None, corpus=texts, vocab_size=1024, bos_token=None, cache_dir=tmp_path)
     batch = next(iter(pipeline.train_rows(texts, words, seq_len=256, batch_size=4)))
     start = words.decode(batch[0, :200].tolist())
-    assert len(start) > 200 and pipeline.RowGroups(texts.train)[0][0].startswith(start)
+    assert len(start) > 200 and corpus.RowGroups(texts.train)[0][0].startswith(start)
     val = pipeline.val_rows(texts, words, seq_len=256, batch_size=4, max_tokens=4096)
     assert sum((b["targets"] >= 0).sum() for b in val) == 4096

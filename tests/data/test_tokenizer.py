@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from looped_jax.data import DataError, corpus
+from looped_jax.data import DataError, corpus, tokenizer
 from looped_jax.data.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
@@ -19,6 +20,7 @@ from looped_jax.data.tokenizer import (
     train_tokenizer,
 )
 
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 TEXTS = [
     "The quick brown fox's tail, 2024 times over.\n\n  It's 12345 miles.\n",
     "def f(x):\n    return x ** 2  # naïve café\n",
@@ -130,6 +132,59 @@ def test_added_tokens_that_are_not_special_keep_their_bytes(trained):
     core.add_tokens(["<think>é"])
     with_added = Tokenizer(core, bos_token=None, source="x")
     assert with_added.vocab_size == 321 and with_added.token_bytes[320] == len("<think>é".encode())
+
+
+def test_the_named_start_token_always_stops(trained):
+    core = tokenizers.Tokenizer.from_str(trained.to_json())
+    core.add_special_tokens(["<start of text>"])
+    found = Tokenizer(core, bos_token="<start of text>", source="x")
+    assert found.bos_id == 320 and found.stop_ids == {311, 315, 320}
+
+
+def test_truncation_and_padding_of_a_file_are_not_applied(trained, texts, tmp_path):
+    core = tokenizers.Tokenizer.from_str(trained.to_json())
+    core.enable_truncation(5)
+    core.enable_padding(length=99)
+    core.save(str(tmp_path / "short.json"))
+    found = load(str(tmp_path / "short.json"), texts, tmp_path)
+    assert found.encode(TEXTS[0]) == trained.encode(TEXTS[0])
+    for ours, theirs in zip(
+        found.encode_documents(TEXTS), trained.encode_documents(TEXTS), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_training_reads_the_start_of_long_documents_and_stops_at_the_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(tokenizer, "_TRAINING_CHARACTERS", 25_000)
+    asked = []
+
+    def texts():
+        for letter in "abcdef":
+            asked.append(letter)
+            yield f"{letter * 3} " * 2_500 + "zzz " * 1_000
+
+    train_tokenizer(texts(), 300, path=tmp_path / "t.json")
+    assert asked == ["a", "b", "c"]  # 10,000 characters of each
+    vocabulary = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json")).get_vocab()
+    assert {"aaa", "bbb", "ccc"} <= vocabulary.keys() and "zzz" not in vocabulary
+
+
+def test_a_vocabulary_too_small_for_bytes_is_refused(tmp_path):
+    with pytest.raises(DataError, match="data.tokenizer_vocab_size=264 .* give at least 265"):
+        train_tokenizer(iter(TEXTS), 264, path=tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs shared/data beside the project")
+def test_real_text_comes_back_and_its_bytes_add_up(trained):
+    """Text in which a tokenizer of 320 entries has to spell letters of many bytes."""
+    shakespeare = (SHARED / "tinyshakespeare" / "input.txt").read_text("utf-8")[:100_000]
+    wikipedia = (SHARED / "wikitext-2-v1" / "valid.txt").read_text("utf-8")[:300_000]
+    assert not wikipedia.isascii()
+    for text in (shakespeare, wikipedia):
+        ids = trained.encode(text)
+        assert trained.decode(ids) == text
+        assert trained.token_bytes[ids].sum() == len(text.encode())
 
 
 def test_bad_tokenizer_files_are_named(texts, tmp_path):
