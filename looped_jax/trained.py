@@ -10,13 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tokenizers
 
 from looped_jax import checkpoint
 from looped_jax.checkpoint import CheckpointError
 from looped_jax.config import Config, ConfigError, ModelConfig
 from looped_jax.data import DataError
-from looped_jax.data.tokenizer import Tokenizer
+from looped_jax.data.tokenizer import Tokenizer, read_tokenizer
 from looped_jax.generate import GREEDY, Sampling, stream
 from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
@@ -37,15 +36,14 @@ class TrainedModel:
         folder = Path(run_dir)
         try:
             config = Config.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
-            core = tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
-            words = Tokenizer(core, bos_token=config.data.bos_token, source=str(folder))
+            words = read_tokenizer(folder / "tokenizer.json", bos_token=config.data.bos_token)
         except OSError as error:
             raise CheckpointError(
-                f"{folder} is no run folder ({Path(error.filename).name} is missing); "
+                f"{folder} is no run folder (config.json is missing); "
                 "give one, as runs/FLT_K4_L2_END_D128"
             ) from error
         except (json.JSONDecodeError, ConfigError, DataError) as error:
-            raise CheckpointError(f"{folder}: config.json or tokenizer.json: {error}") from error
+            raise CheckpointError(f"{folder} is damaged: {error}") from error
         shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
         step, params = checkpoint.load_params(folder, shapes, step=step)
         return cls(config, params, words, step=step)

@@ -171,8 +171,12 @@ def _byte_order():
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "is no run folder .config.json is missing"),
-        (lambda f: (f / "tokenizer.json").unlink(), "is no run folder .tokenizer.json is missing"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json or tokenizer.json"),
+        (
+            lambda f: (f / "tokenizer.json").unlink(),
+            "is damaged: .*there is no file .*tokenizer.json",
+        ),
+        (lambda f: (f / "config.json").write_text("{"), "is damaged: Expecting property name"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "is damaged: .* is no tokenizer.json"),
     ],
 )
 def test_folders_that_are_no_runs_are_named(run_dir, tmp_path, spoil, message):

@@ -136,18 +136,23 @@ def load_tokenizer(
             texts = (text for i in range(len(groups)) for text in groups[i])
             train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
-    if not Path(path).is_file():
+    return read_tokenizer(Path(path), bos_token=bos_token)
+
+
+def read_tokenizer(path: Path, *, bos_token: str | None) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`; errors as in load_tokenizer."""
+    if not path.is_file():
         raise DataError(
             f"data.tokenizer: there is no file {path}; give a tokenizer.json, or none to train one"
         )
     try:
-        core = tokenizers.Tokenizer.from_file(path)
+        core = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         reason = str(error).splitlines()[0]
         raise DataError(
             f"data.tokenizer: {path} is no tokenizer.json ({reason}); give one that is"
         ) from error
-    return Tokenizer(core, bos_token=bos_token, source=path)
+    return Tokenizer(core, bos_token=bos_token, source=str(path))
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, *, path: Path) -> None:
