@@ -58,7 +58,12 @@ class OptimConfig:
 
 
 def lr_multiplier(step: int, config: OptimConfig) -> float:
-    """Share of the full learning rate at a 0-based step: linear up, flat, linear down."""
+    """Share of the full learning rate at a 0-based step: linear up, flat, linear down.
+
+    Raises ValueError outside the run, where the line down would turn into ascent.
+    """
+    if not 0 <= step < config.steps:
+        raise ValueError(f"step={step} is outside a run of steps={config.steps}; raise steps")
     warmup = round(config.warmup_ratio * config.steps)
     warmdown = round(config.warmdown_ratio * config.steps)
     if step < warmup:

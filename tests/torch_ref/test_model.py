@@ -165,7 +165,7 @@ def test_gradient_norm_of_fresh_blocks_grows_with_loops_as_the_rule_says(variant
 def test_gradient_norm_of_fresh_blocks_grows_with_loops_under_FLT_res():
     # Measured on the reference at this width, not derived: each draw of the weights differs a bit.
     growth = fresh_gradient_growth(replace(TINY, width=192), "FLT_res")
-    assert growth == pytest.approx([1, 1.949, 3.040, 4.279], rel=0.03)
+    assert growth == pytest.approx([1, 1.949, 3.040, 4.279], rel=0.01)
 
 
 def fresh_gradient_growth(config, variant):

@@ -188,6 +188,8 @@ def test_schedule():
     # Python rounds halves to even: 0.5 · 5 steps of warm-down are 2, not 3.
     halves = OptimConfig(steps=5, warmdown_ratio=0.5)
     assert [lr_multiplier(s, halves) for s in range(5)] == [1, 1, 1, 1, 0.5]
+    with pytest.raises(ValueError, match="step=5"):
+        lr_multiplier(5, halves)
 
 
 def test_resumed_run_is_the_uninterrupted_one():
