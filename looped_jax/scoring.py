@@ -133,7 +133,8 @@ class SpanScorer:
 
         `progress` is told rows done and rows in all after every batch.
         """
-        self._params, self._mesh = params, mesh
+        self._mesh = mesh
+        self._params = jax.device_put(params, sharding.state_shardings(mesh, params))
         self._rows = batch_size * sharding.batch_devices(mesh)
         self._step = functools.lru_cache(
             functools.partial(make_span_step, model, mesh, tuple(loop_counts))

@@ -1,5 +1,6 @@
 """Evaluation: the same decisions whatever the batch, the devices and the company of loop counts."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax import core_eval, evaluate, perplexity, scoring, sharding
+from looped_jax import core_eval, evaluate, optim, perplexity, scoring, sharding, state
 from looped_jax.checkpoint import Checkpoints
 from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
 from looped_jax.core_eval import Row
@@ -30,15 +31,22 @@ LOOPS = (1, 2, 4)
 
 @pytest.fixture(scope="module")
 def model():
+    """Random weights, then trained a little on this project's own words."""
     settings = ModelConfig(layers=2, loops=2, width=32, heads=2, seq_len=64, dtype="float32")
     config = resolve(Config(model=settings), vocab_size=320)
-    params = transformer.init_params(config.model, jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), len(params))
-    noise = {
-        name: 0.3 * jax.random.normal(key, params[name].shape)
-        for key, name in zip(keys, params, strict=True)
-    }
-    return config, noise
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = optim.make_optimizer(config.optim, steps=30, width=32)
+    current = state.create(config, optimizer, mesh)
+    noise = functools.partial(jax.random.normal, jax.random.key(1))
+    current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
+    text = np.frombuffer((ROOT / "README.md").read_bytes(), np.uint8).astype(np.int32)
+    step, losses = state.make_train_step(config, optimizer, mesh), []
+    for number in range(30):
+        rows = np.stack([text[at : at + 65] for at in range(number * 7, number * 7 + 2400, 300)])
+        current, metrics = step(current, rows[None])
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 1
+    return config, current["params"]
 
 
 @pytest.fixture(scope="module")

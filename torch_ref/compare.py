@@ -1,0 +1,383 @@
+"""Both implementations side by side: the same weights and real batches, a verdict per row.
+
+    python -m torch_ref.compare --config configs/flt.py:tiny --steps 50 --out runs/compare
+
+First one pass of each (logits, losses, gradients, bits per byte), judged against a float64 run of
+the PyTorch one; then N optimizer steps of each from a fresh start. Prints a table, writes
+compare.json, .png and .svg, and exits with 1 when a row fails. Alone in this package it imports
+the JAX side, which it is there to judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+from looped_jax import atomic, optim, scoring, sharding, state
+from looped_jax.bpb import bits_per_byte
+from looped_jax.command_line import define_config, parse_flags
+from looped_jax.config import Config, ConfigError, MeshConfig, micro_batches, resolve
+from looped_jax.data import DataError, corpus, pipeline, tokenizer
+from looped_jax.model import loss, transformer
+from torch_ref import loss as torch_loss
+from torch_ref import optim as torch_optim
+from torch_ref.agreement import Curve, Row, curve_rows, draw, pass_rows, table, tally
+from torch_ref.config import ModelConfig
+from torch_ref.model import LoopedTransformer
+from torch_ref.names import to_reference
+
+EVAL_TOKENS = 8_192
+LOGITS_AT_ONCE = 2**21  # rows of the single pass are cut to about so many logits per loop count
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one program makes of one batch and of the validation rows; gradients by torch name."""
+
+    logits: dict[int, np.ndarray]  # loop count -> [B, T, V]
+    losses: np.ndarray  # [loops] mean nats per token after each loop
+    gradients: Weights
+    bpb: dict[int, float]  # loop count -> bits per byte
+
+
+@dataclass(frozen=True)
+class Text:
+    """Real rows: `train` [N, M, rows, T + 1] by step and micro-batch, `val` batches, byte sizes."""
+
+    train: np.ndarray
+    val: list[dict[str, np.ndarray]]
+    token_bytes: np.ndarray
+
+
+def compare(config: Config, *, steps: int, out: Path) -> list[Row]:
+    """Run both programs, print and write what they say; the rows, each with its verdict.
+
+    One device each: CUDA where torch has it, and whatever JAX's first device is. Raises
+    ConfigError for settings that the PyTorch side does not have, and DataError.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps} trains nothing; give at least 1")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    config, text = open_text(config, steps)
+    check_recipe(config)
+    say = Progress()
+    say(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on "
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}; "
+        f"compute {config.model.dtype}, {steps} steps"
+    )
+    # True float32 products on both sides; bfloat16 ones are not affected.
+    with jax.default_matmul_precision("highest"):
+        rows = single_pass(config, text, mesh, device, say)
+        curves = train_all(config, text, mesh, device, say)
+    rows += curve_rows(curves)
+    print(table(rows), flush=True)
+    print(tally(rows), flush=True)
+    record = {
+        "config": config.to_dict(),
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "losses": {name: curve.losses for name, curve in curves.items()},
+    }
+    atomic.write_text(out / "compare.json", json.dumps(record, indent=1))
+    draw(rows, curves, out / "compare")
+    say(f"written: {out}/compare.json, .png and .svg")
+    return rows
+
+
+def open_text(config: Config, steps: int) -> tuple[Config, Text]:
+    """The resolved config of a run of `steps` steps, and the rows that run would see."""
+    cache = corpus.default_cache_dir()
+    data = config.data
+    texts = corpus.open_corpus(
+        data.path, val_shard=data.val_shard, train_shards=data.train_shards, cache_dir=cache
+    )
+    words = tokenizer.load_tokenizer(
+        data.tokenizer,
+        corpus=texts,
+        vocab_size=data.tokenizer_vocab_size,
+        bos_token=data.bos_token,
+        cache_dir=cache,
+    )
+    config = resolve(config, vocab_size=words.vocab_size)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+    accumulated, seq_len = micro_batches(config, devices=1), config.model.seq_len
+    rows = iter(
+        pipeline.train_rows(
+            texts, words, seq_len=seq_len, batch_size=accumulated * config.train.batch_size
+        )
+    )
+    train = np.stack([next(rows) for _ in range(steps)])
+    rows.close()
+    val = pipeline.val_rows(
+        texts,
+        words,
+        seq_len=seq_len,
+        batch_size=rows_at_once(config),
+        max_tokens=min(config.train.eval_tokens, EVAL_TOKENS),
+    )
+    sizes = np.zeros(config.model.vocab_size or 0, words.token_bytes.dtype)
+    sizes[: len(words.token_bytes)] = words.token_bytes  # a wider table has tokens without text
+    return config, Text(train.reshape(steps, accumulated, -1, seq_len + 1), val, sizes)
+
+
+def rows_at_once(config: Config) -> int:
+    wanted = LOGITS_AT_ONCE // (config.model.seq_len * config.model.padded_vocab)
+    return min(max(1, wanted), config.train.batch_size)
+
+
+# ---- one pass ------------------------------------------------------------------------------------
+
+
+def single_pass(
+    config: Config, text: Text, mesh: Mesh, device: torch.device, say: Progress
+) -> list[Row]:
+    params = loud(transformer.init_params(config.model, jax.random.key(config.train.seed)))
+    weights = to_torch(params)
+    tokens = text.train[0, 0, : rows_at_once(config)]
+    counts = tuple(sorted({*config.train.eval_loops, config.model.loops}))
+    compute = getattr(torch, config.model.dtype)
+    ours = jax_pass(config, params, tokens, text, counts, mesh)
+    say("one pass: jax")
+    theirs = torch_pass(config, weights, tokens, text, counts, compute, device)
+    say("one pass: torch")
+    exact = torch_pass(config, weights, tokens, text, counts, torch.float64, device)
+    say("one pass: torch in float64")
+    return pass_rows(ours, theirs, exact)
+
+
+def loud(params: transformer.Params) -> transformer.Params:
+    """Fresh weights, but with output projections and a head that matter.
+
+    Fresh ones are zero and tiny: every loop would do nothing, every logit be nearly 0.
+    """
+    rng = np.random.default_rng(0)
+    for name, weight in params.items():
+        if name.endswith((".out", ".down")):
+            noise = rng.standard_normal(weight.shape, np.float32)
+            params = params | {name: jax.numpy.asarray(noise / weight.shape[0] ** 0.5)}
+    head = params["head"]  # drawn with a deviation of 0.001
+    return params | {"head": head * (1000 / head.shape[0] ** 0.5)}
+
+
+def to_torch(params: transformer.Params) -> Weights:
+    """The same weights under the names and in the layout of torch_ref."""
+    return to_reference({name: np.asarray(weight) for name, weight in params.items()})
+
+
+def jax_pass(
+    config: Config,
+    params: transformer.Params,
+    tokens: np.ndarray,
+    text: Text,
+    counts: tuple[int, ...],
+    mesh: Mesh,
+) -> Pass:
+    model, deepest = config.model, max(counts)
+
+    @jax.jit
+    def look(params: transformer.Params, tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        every = tuple(range(deepest))
+        hidden = transformer.forward(
+            model, params, tokens[:, :-1], loops=deepest, wanted=every
+        ).hidden
+        head = params["head"].astype(model.dtype)
+        nats = loss.token_losses(model, head, hidden, tokens[:, 1:])
+        return nats.mean((1, 2)), [loss.logits(model, head, hidden[k - 1]) for k in counts]
+
+    losses, logits = jax.device_get(look(params, tokens))
+    gradients = jax.jit(functools.partial(state.gradients, config, mesh))
+    grads, _ = gradients(params, tokens[None])
+    score = scoring.make_score_step(model, mesh, counts)
+    bpb = bits_per_byte(score, params, text.val, text.token_bytes, loop_counts=counts, mesh=mesh)
+    return Pass(dict(zip(counts, logits, strict=True)), losses, to_torch(grads), bpb)
+
+
+def torch_pass(
+    config: Config,
+    weights: Weights,
+    tokens: np.ndarray,
+    text: Text,
+    counts: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Pass:
+    model = torch_model(config, weights, dtype, device)
+    rows = torch.from_numpy(tokens).to(device)
+    torch_loss.score(model, rows[:, :-1], rows[:, 1:]).objective.backward()
+    gradients = {n: p.grad.cpu().numpy() for n, p in model.named_parameters() if p.grad is not None}
+    sizes = torch.from_numpy(text.token_bytes).to(device)
+    nats, n_bytes = np.zeros(len(counts)), 0
+    with torch.no_grad():
+        hidden = model(rows[:, :-1], max(counts)).hidden
+        losses = [torch_loss.mean_token_loss(model.head(h), rows[:, 1:]).item() for h in hidden]
+        logits = {k: model.head(hidden[k - 1]).cpu().numpy() for k in counts}
+        for batch in text.val:
+            inputs, targets = (torch.from_numpy(batch[k]).to(device) for k in ("inputs", "targets"))
+            states = model(inputs, max(counts)).hidden
+            for i, k in enumerate(counts):
+                found = torch_loss.token_losses(model.head(states[k - 1]), targets)
+                more, size = torch_loss.nats_and_bytes(found, targets, sizes)
+                nats[i] += more
+            n_bytes += size
+    bpb = {k: torch_loss.bits_per_byte(nats[i], n_bytes) for i, k in enumerate(counts)}
+    return Pass(logits, np.array(losses), gradients, bpb)
+
+
+def torch_model(
+    config: Config, weights: Weights, dtype: torch.dtype, device: torch.device
+) -> LoopedTransformer:
+    fields = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(ModelConfig)}
+    model = LoopedTransformer(ModelConfig(**fields), dtype, recompute_loops=device.type == "cuda")
+    model.load_state_dict({n: torch.from_numpy(np.array(w)) for n, w in weights.items()})
+    return (model.double() if dtype == torch.float64 else model).to(device)
+
+
+# ---- N optimizer steps ---------------------------------------------------------------------------
+
+
+def train_all(
+    config: Config, text: Text, mesh: Mesh, device: torch.device, say: Progress
+) -> dict[str, Curve]:
+    """Both programs with each kind of orthogonalisation, and torch again from nudged weights."""
+    start = to_torch(transformer.init_params(config.model, jax.random.key(config.train.seed)))
+    curves = {}
+    for dtype in ("float32", "bfloat16"):
+        chosen = dataclasses.replace(config.optim, newton_schulz_dtype=dtype)
+        run = dataclasses.replace(config, optim=chosen)
+        curves[f"jax {dtype}"] = train_jax(run, text, mesh, say)
+        curves[f"torch {dtype}"] = train_torch(run, start, text, device, say, f"torch {dtype}")
+        if dtype == "float32":
+            name = "torch nudged"
+            curves[name] = train_torch(run, nudged(start), text, device, say, name)
+    return curves
+
+
+def nudged(weights: Weights) -> Weights:
+    """Each weight moved to a neighbouring float32, up or down at random: rounding made visible."""
+    rng = np.random.default_rng(0)
+    return {
+        name: np.nextafter(w, np.where(rng.random(w.shape) < 0.5, -np.inf, np.inf), dtype=w.dtype)
+        for name, w in weights.items()
+    }
+
+
+def train_jax(config: Config, text: Text, mesh: Mesh, say: Progress) -> Curve:
+    assert config.train.steps and config.model.width
+    optimizer = optim.make_optimizer(
+        config.optim, steps=config.train.steps, width=config.model.width
+    )
+    current = state.create(config, optimizer, mesh)
+    start = to_torch(current["params"])
+    step = state.make_train_step(config, optimizer, mesh)
+    curve = Curve()
+    for tokens in text.train:
+        current, metrics = step(current, tokens)
+        curve.add(metrics["loss"].item(), metrics["grad_norm"].item())
+        say.step(f"jax {config.optim.newton_schulz_dtype}", curve, len(text.train))
+    end = to_torch(current["params"])
+    curve.moved = {name: end[name] - start[name] for name in start}
+    return curve
+
+
+def train_torch(
+    config: Config, start: Weights, text: Text, device: torch.device, say: Progress, name: str
+) -> Curve:
+    o = config.optim
+    model = torch_model(config, start, getattr(torch, config.model.dtype), device)
+    recipe = torch_optim.Recipe(
+        model,
+        torch_optim.OptimConfig(
+            steps=len(text.train),
+            matrix_lr=o.matrix_learning_rate,
+            embedding_lr=o.embedding_learning_rate,
+            unembedding_lr=o.head_learning_rate,
+            weight_decay=o.weight_decay,
+            adam_betas=(o.beta1, o.beta2),
+            adam_eps=o.eps,
+            grad_clip_norm=o.grad_clip_norm or float("inf"),
+            warmup_ratio=o.warmup_ratio,
+            warmdown_ratio=o.warmdown_ratio,
+            final_frac=o.final_lr_fraction,
+            newton_schulz_dtype=getattr(torch, o.newton_schulz_dtype),
+        ),
+    )
+    curve = Curve()
+    for index, micro_batches_ in enumerate(text.train):
+        last_losses = []
+        for rows in torch.from_numpy(micro_batches_).to(device):
+            scores = torch_loss.score(model, rows[:, :-1], rows[:, 1:])
+            (scores.objective / len(micro_batches_)).backward()
+            last_losses.append(scores.losses[-1].item())
+        facts = recipe.step(index)
+        curve.add(float(np.mean(last_losses)), facts.grad_norm.item())
+        say.step(name, curve, len(text.train))
+    curve.moved = {
+        name: weight.detach().cpu().numpy() - start[name]
+        for name, weight in model.named_parameters()
+    }
+    return curve
+
+
+def check_recipe(config: Config) -> None:
+    """Raise ConfigError where the optimizer is set to what torch_ref holds constant."""
+    constants = {
+        "momentum_start": torch_optim.MOMENTUM_FROM,
+        "momentum_end": torch_optim.MOMENTUM_TO,
+        "momentum_warmup_steps": torch_optim.MOMENTUM_STEPS,
+        "newton_schulz_steps": torch_optim.NEWTON_SCHULZ_STEPS,
+    }
+    for field, value in constants.items():
+        if getattr(config.optim, field) != value:
+            raise ConfigError(
+                f"optim.{field}={getattr(config.optim, field)}: the PyTorch side always has "
+                f"{value}; leave it at that to compare"
+            )
+
+
+class Progress:
+    """Lines with the seconds since the start; of the steps, a few a run."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __call__(self, line: str) -> None:
+        print(f"[{time.perf_counter() - self.began:5.1f} s] {line}", flush=True)
+
+    def step(self, name: str, curve: Curve, steps: int) -> None:
+        done = len(curve.losses)
+        if done == steps or done % max(1, steps // 5) == 0:
+            self(f"{name}: step {done} of {steps}, loss {curve.losses[-1]:.4f}")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    values = flags.FLAGS
+    try:
+        rows = compare(Config.from_dict(values.config), steps=values.steps, out=Path(values.out))
+    except (ConfigError, DataError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    raise SystemExit(0 if all(row.passed for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    define_config()
+    flags.DEFINE_integer("steps", 50, "optimizer steps of each run")
+    flags.DEFINE_string("out", "runs/compare", "folder for compare.json, .png and .svg")
+    app.run(main, flags_parser=parse_flags)
