@@ -75,23 +75,33 @@ class Checkpoints:
         self._manager.close()
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return restored["meta"]
+        """The JSON part of a checkpoint. Raises CheckpointError when it is damaged."""
+        return self._read(step, meta=ocp.args.JsonRestore())["meta"]
 
     def restore(self, step: int, abstract_state: State) -> State:
-        """The train state, laid out as `abstract_state` (shapes, types, shardings) asks."""
+        """The train state, laid out as `abstract_state` (shapes, types, shardings) asks.
+
+        Raises CheckpointError when it is damaged or of another layout.
+        """
         params, training = _split(abstract_state)
-        restored = self._manager.restore(
+        restored = self._read(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                training=ocp.args.StandardRestore(training),
-            ),
+            params=ocp.args.StandardRestore(params),
+            training=ocp.args.StandardRestore(training),
         )
         leaves = {**restored["training"], **restored["params"]}
         paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
         return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{self.folder / str(step)} cannot be read ({reason}); "
+                "remove that folder to go on from the checkpoint before it"
+            ) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
         reason = str(error).strip().splitlines()

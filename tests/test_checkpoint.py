@@ -70,6 +70,23 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["2", "3"]
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
+    mesh = mesh_of(1, 1, 1)
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, stepped(mesh, step), {"step": step})
+    checkpoints.close()
+    for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\0" * 10)
+    again, shapes = Checkpoints(tmp_path), state.abstract(CONFIG, OPTIMIZER, mesh)
+    for read in (again.meta, lambda step: again.restore(step, shapes)):
+        with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be read .*remove that"):
+            read(2)
+    assert again.meta(1) == {"step": 1}
+    assert_same(stepped(mesh, 1), again.restore(1, shapes))
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
