@@ -37,11 +37,12 @@ class Evaluation:
 
     def __init__(self, model: TrainedModel, args: argparse.Namespace, say: Callable[[str], None]):
         self.model, self.args, self.say = model, args, say
+        self.folder = Path(args.checkpoint)
         self.loops = args.loops or tuple(
             sorted({*model.config.train.eval_loops, model.config.model.loops})
         )
         self.mesh = sharding.make_mesh(MeshConfig())
-        self.out = Path(args.out or Path(args.checkpoint) / "evaluation" / f"step_{model.step:06d}")
+        self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")
         check_writable(self.out)
         # weights are copied to every device once, not once per batch
         shapes = sharding.state_shardings(self.mesh, model.params)
@@ -133,7 +134,11 @@ class Evaluation:
             max_len=model.config.model.seq_len,
             max_per_task=self.args.max_per_task,
             state_file=self.out / "core_state.jsonl",
-            identity={"step": model.step, "tokenizer": model.tokenizer.identity()},
+            identity={
+                "step": model.step,
+                "saved": (self.folder / "checkpoints" / str(model.step)).stat().st_mtime,
+                "tokenizer": model.tokenizer.identity(),
+            },
             on_progress=lambda task, done, total: self.say(f"core: {task} {done}/{total}"),
         )
         self.say(core_eval.format_table(results, self.loops))
@@ -177,7 +182,7 @@ class Evaluation:
             "scores": scores,
         }
         atomic.write_text(self.out / "scores.json", json.dumps(report, indent=1))
-        with SummaryWriter(str(Path(self.args.checkpoint) / "tensorboard")) as writer:
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             for name, values in scores.items():
                 for k, value in zip(self.loops, values, strict=True):
                     tag = f"evaluation/{name.replace(' ', '_')}/loops_{k}"

@@ -173,6 +173,50 @@ def test_results_and_tables(tmp_path):
     assert "K=2" in core_eval.format_table([one, two], (1, 2))
 
 
+@pytest.mark.parametrize(("choices", "chosen"), [(("a", "ab"), 0), (("ab", "a"), 0)])
+def test_an_empty_span_wins_only_where_it_comes_first(tmp_path, choices, chosen):
+    """As NaN fares in Python's min, which decides in the reference; any scores will do for it."""
+    folder = write_bundle(tmp_path / "b")
+    items = [{"query": "q", "choices": choices, "gold": i % 2} for i in range(6)]
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    (folder / "eval_data" / "one.jsonl").write_text(lines)
+    bundle = core_eval.load_bundle(folder)
+    gold = [item.gold for item in core_eval.draw(bundle.tasks[0], None).items]
+    for filler in (-9.0, np.nan):
+
+        def scores(rows, filler=filler):
+            empty = np.array([[row.start == row.end] for row in rows])
+            return np.where(empty, filler, 1.0), np.ones((len(rows), 1), bool)
+
+        result = core_eval.evaluate_tasks(
+            bundle, encode, 256, scores, loop_counts=(1,), max_len=64
+        )[0]
+        assert result.correct[:, 0].tolist() == [each == chosen for each in gold]
+
+
+def test_a_diverged_model_is_never_right():
+    losses = np.full((2, 1), np.nan)
+    assert not decide("multiple_choice", losses, 0).any()
+    assert not decide("schema", losses, 1).any()
+
+
+@pytest.mark.parametrize("content", ["[1]\n", "half a line", '{"bundle": 1}\n{"loss": 2}\n'])
+def test_a_file_that_is_no_state_file_is_left_alone(tmp_path, content):
+    folder, state = write_bundle(tmp_path / "b"), tmp_path / "metrics.jsonl"
+    state.write_text(content)
+    with pytest.raises(ResumeError, match="not an evaluation's state file"):
+        run(folder, state_file=state)
+    assert state.read_text() == content
+
+
+def test_a_scorer_of_the_wrong_shape_is_named(tmp_path):
+    bundle = core_eval.load_bundle(write_bundle(tmp_path / "b"))
+    with pytest.raises(ValueError, match=r"mean losses have shape \(12,\).* \(12, 1\)"):
+        core_eval.evaluate_tasks(
+            bundle, encode, 256, lambda r: (np.zeros(len(r)),) * 2, loop_counts=(1,), max_len=64
+        )
+
+
 def test_finished_tasks_are_remembered(tmp_path):
     folder, state = write_bundle(tmp_path / "b"), tmp_path / "state.jsonl"
     seen = []

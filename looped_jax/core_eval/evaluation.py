@@ -111,18 +111,31 @@ def _run(
                     f"the scorer's {name} have shape {values.shape}; "
                     f"return [rows, loop counts] = {(len(flat), n_loops)}"
                 )
-        empty = np.array([row.start == row.end for row in flat])
-        losses = np.where(empty[:, None], np.nan, losses.astype(np.float64))
+        losses = losses.astype(np.float64)
         spans = exact if task.kind == "language_modeling" else losses
         first = 0
         for example in examples:
             gold = task.items[len(correct)].gold
-            correct.append(decide(task.kind, spans[first : first + len(example)], gold))
+            candidates = spans[first : first + len(example)]
+            if task.kind != "language_modeling":
+                _settle_empty(candidates, example)
+            correct.append(decide(task.kind, candidates, gold))
             cut += any(row.cut for row in example)
             first += len(example)
         if on_progress is not None:
             on_progress(task.name, len(correct), len(task.items))
     return np.stack(correct), cut
+
+
+def _settle_empty(losses: np.ndarray, example: list[Row]) -> None:
+    """Give empty spans, which have no mean, the outcome that they have in the reference.
+
+    There the mean is NaN and Python's min decides: it keeps a NaN that comes first and never takes
+    a later one. With GPT-2's tokenizer this concerns 4 of piqa's 1838 examples.
+    """
+    for index, row in enumerate(example):
+        if row.start == row.end:
+            losses[index] = np.inf if index else -np.inf
 
 
 def _chunks(
@@ -159,6 +172,8 @@ def _open_state(path: Path, header: Json, writes: bool) -> dict[str, Json]:
     if not lines:
         raise ResumeError(f"{path}: not an evaluation's state file; give another name")
     found, *tasks = lines
+    if not all(isinstance(line, dict) for line in lines) or any("task" not in t for t in tasks):
+        raise ResumeError(f"{path}: not an evaluation's state file; give another name")
     if found != header:
         different = [
             f"{key} is {found.get(key)!r} there and {header.get(key)!r} here"

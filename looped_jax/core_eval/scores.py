@@ -39,7 +39,7 @@ def decide(kind: Kind, spans: np.ndarray, gold: int) -> np.ndarray:
 
     spans: [n_rows, …], the rows' mean span losses (multiple choice, schema: the least one wins, the
     first on ties) or whether every target was the most likely token (language modeling). Returns
-    bool […]. A NaN loss (empty span, diverged model) is never the least, so it is never right.
+    bool […]. A NaN loss, of a diverged model, is never the least: it cannot be right by its place.
     """
     if kind == "language_modeling":
         return np.asarray(spans.astype(bool).all(axis=0))

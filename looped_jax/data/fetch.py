@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def _transfer(
 ) -> None:
     """Fill `part` from where it ends; raises _Broken unless it is whole afterwards."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    except ValueError:
+        raise DataError(f"{url!r} is no URL; give one that begins with https://") from None
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             goes_on = have and answer.status == 206 and _starts_at(answer, have)
@@ -85,6 +89,9 @@ def _transfer(
             total = have + int(length) if length is not None else size
             if size is not None and total != size:
                 raise DataError(f"{url} holds {total} bytes, not {size}; check the address")
+            if total is None and not getattr(answer, "chunked", False):
+                # The end of such an answer looks just like a connection that broke.
+                raise DataError(f"{url} does not say how long it is; give its size")
             with part.open("ab" if goes_on else "wb") as file:
                 while block := answer.read(_BLOCK):
                     file.write(block)
@@ -138,13 +145,15 @@ def unpack_zip(archive: Path, folder: Path) -> Path:
                 path = Path(entry.filename)
                 if path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
                     raise DataError(f"{archive}: entry {entry.filename!r} leads out of its folder")
+                if entry.flag_bits & 1:
+                    raise DataError(f"{archive}: entry {entry.filename!r} is encrypted; decrypt it")
                 if stat.S_ISLNK(entry.external_attr >> 16):
                     raise DataError(f"{archive}: entry {entry.filename!r} is a link; not unpacked")
             if sum(entry.file_size for entry in entries) > _LARGEST_UNPACKED:
                 raise DataError(f"{archive} unpacks to more than {_LARGEST_UNPACKED} bytes")
             with atomic.new_folder(folder) as part:
                 file.extractall(part, entries)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} is no whole zip file ({error}); download it again") from error
     return folder
 

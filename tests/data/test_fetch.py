@@ -38,7 +38,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if act != "no length":
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if act == "cut":
             return self.wfile.write(content[start : start + 300_000])
@@ -134,6 +135,20 @@ def test_two_at_once_download_once(server, tmp_path):
     assert (tmp_path / "file").read_bytes() == CONTENT and len(server.asked) == 1
 
 
+def test_an_answer_of_unknown_length_is_taken_only_with_a_size(server, tmp_path):
+    server.script = ["no length", "no length"]
+    with pytest.raises(DataError, match="does not say how long it is"):
+        fetch(server.url, tmp_path / "file", **QUICK)
+    assert not (tmp_path / "file").exists()
+    path = fetch(server.url, tmp_path / "file", size=len(CONTENT), **QUICK)
+    assert path.read_bytes() == CONTENT
+
+
+def test_what_is_no_url_is_named(tmp_path):
+    with pytest.raises(DataError, match="'bundle' is no URL"):
+        fetch("bundle", tmp_path / "file", **QUICK)
+
+
 def test_nobody_listens(tmp_path):
     with pytest.raises(DataError, match="failed 4 times"):
         fetch("http://127.0.0.1:9/file", tmp_path / "file", **QUICK)
@@ -168,6 +183,23 @@ def test_links_and_damage_are_refused(tmp_path):
     (tmp_path / "b.zip").write_bytes(whole[:-40])
     with pytest.raises(DataError, match="no whole zip file"):
         unpack_zip(tmp_path / "b.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_stream_and_an_encrypted_entry_are_refused(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x", bytes(range(256)) * 20)
+        offset = file.start_dir
+    whole = path.read_bytes()
+    name_end = 30 + len("x")
+    path.write_bytes(whole[:name_end] + b"\xff" + whole[name_end + 1 :])  # a block of no known kind
+    with pytest.raises(DataError, match="no whole zip file"):
+        unpack_zip(path, tmp_path / "out")
+    flags = offset + 8  # in the central directory, which is what the reader believes
+    path.write_bytes(whole[:flags] + b"\x01" + whole[flags + 1 :])
+    with pytest.raises(DataError, match="'x' is encrypted"):
+        unpack_zip(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
