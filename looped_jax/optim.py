@@ -6,13 +6,17 @@ al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from looped_jax import sharding
 from looped_jax.config import OptimConfig
 
 Array = jax.Array
@@ -39,18 +43,17 @@ def muon_momentum(config: OptimConfig) -> optax.Schedule:
     )
 
 
-def orthogonalize(matrices: Array, steps: int, dtype: str) -> Array:
-    """Nearest semi-orthogonal matrices, roughly, of [N, short, long]; Newton–Schulz in `dtype`.
+def orthogonalize(matrices: Array, steps: int) -> Array:
+    """Nearest semi-orthogonal matrices, roughly, of [N, short, long]; Newton–Schulz in their type.
 
     Singular values end in about 0.7 to 1.2, not at 1: enough for the update's direction.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.astype(dtype)
-    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+    x = matrices / (jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.astype(matrices.dtype)
+    return x
 
 
 class MuonState(NamedTuple):
@@ -60,11 +63,12 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
+def scale_by_muon(config: OptimConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised, scaled by √max(1, outputs / inputs).
 
-    For (inputs, outputs) matrices. Matrices of one shape, up to transposition, are orthogonalised
-    in one batch: six layers of attention and MLP take two calls, not thirty-six.
+    For a flat dict of (inputs, outputs) matrices. Those of one shape, up to transposition, are
+    orthogonalised in one batch, of which every device of the mesh takes a share: six layers of
+    attention and MLP take two calls, not thirty-six, and no matrix is worked on twice.
     """
 
     def init(params: optax.Params) -> MuonState:
@@ -75,35 +79,51 @@ def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
         mu = muon_momentum(config)(state.step)
         momentum = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g, state.momentum, grads)
         ahead = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g, momentum, grads)
-        leaves, structure = jax.tree.flatten(ahead)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(ahead)
+        matrices = {path[-1].key: leaf for path, leaf in leaves}
         with jax.named_scope("newton_schulz"):
-            updates = _orthogonalize_by_shape(leaves, config)
-        return jax.tree.unflatten(structure, updates), MuonState(state.step + 1, momentum)
+            updates = _orthogonalize_by_shape(matrices, config, mesh)
+        updates = jax.tree.unflatten(structure, [updates[name] for name in matrices])
+        return updates, MuonState(state.step + 1, momentum)
 
     return optax.GradientTransformation(init, update)
 
 
-def _orthogonalize_by_shape(matrices: list[Array], config: OptimConfig) -> list[Array]:
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, matrix in enumerate(matrices):
-        alike[min(matrix.shape), max(matrix.shape)].append(index)
-    updates = list(matrices)
-    for indices in alike.values():
-        wide = [m if m.shape[0] <= m.shape[1] else m.T for m in (matrices[i] for i in indices)]
-        batch = orthogonalize(
-            jnp.stack(wide), config.newton_schulz_steps, config.newton_schulz_dtype
+def _orthogonalize_by_shape(
+    matrices: dict[str, Array], config: OptimConfig, mesh: Mesh | None
+) -> dict[str, Array]:
+    def turned(name: str) -> bool:
+        """Short side first; of a square matrix the side that `fsdp` cuts, so that batches grow."""
+        inputs, outputs = matrices[name].shape
+        return inputs > outputs or (inputs == outputs and sharding.spec_of(name)[0] != "fsdp")
+
+    alike: dict[tuple, list[str]] = defaultdict(list)
+    for name, matrix in matrices.items():
+        shape, spec = matrix.shape, tuple(sharding.spec_of(name))
+        alike[(shape[::-1], spec[::-1]) if turned(name) else (shape, spec)].append(name)
+    updates = {}
+    for (_, spec), names in alike.items():
+        batch = jnp.stack([matrices[n].T if turned(n) else matrices[n] for n in names])
+        results = sharding.in_shares(
+            functools.partial(orthogonalize, steps=config.newton_schulz_steps),
+            batch.astype(config.newton_schulz_dtype),  # what travels between devices is small too
+            spec=P(*spec),
+            mesh=mesh,
         )
-        for index, result in zip(indices, batch, strict=True):
-            inputs, outputs = matrices[index].shape
-            result = result if inputs <= outputs else result.T
-            updates[index] = result * max(1, outputs / inputs) ** 0.5
+        for name, result in zip(names, results.astype(batch.dtype), strict=True):
+            inputs, outputs = matrices[name].shape
+            scale = max(1, outputs / inputs) ** 0.5
+            updates[name] = scale * (result.T if turned(name) else result)
     return updates
 
 
-def make_optimizer(config: OptimConfig, *, steps: int, width: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, *, steps: int, width: int, mesh: Mesh | None = None
+) -> optax.GradientTransformation:
     """Clip by the global norm, then Muon for `blocks.*` and AdamW for `embed` and `head`.
 
-    For the flat parameter dict of model/transformer.py; `steps` is the length of the run.
+    For the flat parameter dict of model/transformer.py, cut over `mesh` as sharding.RULES say;
+    `steps` is the length of the run.
     """
     multiplier = learning_rate_multiplier(config, steps)
     adam_scale = (width / 768) ** -0.5
@@ -122,7 +142,7 @@ def make_optimizer(config: OptimConfig, *, steps: int, width: int) -> optax.Grad
 
     groups = {
         "blocks": optax.chain(
-            scale_by_muon(config),
+            scale_by_muon(config, mesh),
             optax.scale_by_learning_rate(scheduled(config.matrix_learning_rate)),
         ),
         "embed": adamw(config.embedding_learning_rate),

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import Config, ConfigError, MeshConfig
 
+Array = jax.Array
 BATCH_AXES = ("data", "fsdp")
 
 # Parameter name -> spec of its (inputs, outputs) axes. An optimizer leaf that belongs to a
@@ -55,6 +57,27 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 def batch_devices(mesh: Mesh) -> int:
     """Devices that each take a different share of the batch."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): this process feeds the i-th of n equal, consecutive shares of the batch rows.
+
+    Processes that differ in `tensor` alone feed the same share. Raises ConfigError for a mesh whose
+    processes hold no such shares.
+    """
+    rows = batch_devices(mesh)
+    places = NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((rows,))
+    here = jax.process_index()
+    local = set(jax.local_devices())
+    mine = {cut[0].start or 0 for device, cut in places.items() if device in local}
+    first, size = min(mine), len(mine)
+    if rows % size or first % size or max(mine) != first + size - 1:
+        raise ConfigError(
+            f"mesh {dict(mesh.shape)} gives process {here} the batch rows {sorted(mine)} of "
+            f"{rows}, no even share; choose sizes that divide, or are multiples of, the number of "
+            "devices per process"
+        )
+    return first // size, rows // size
 
 
 def spec_of(name: str) -> P:
@@ -98,6 +121,38 @@ def manual_specs(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, P]:
         name: P(*(axis if axis in axes else None for axis in spec))
         for name, spec in param_specs(params).items()
     }
+
+
+def in_shares(work: Callable[[Array], Array], batch: Array, *, spec: P, mesh: Mesh | None) -> Array:
+    """work(batch) for a batch [N, a, b] of matrices cut by `spec`, N / devices of them on each.
+
+    `work` sees whole matrices [n, a, b] and treats each alone. Shards travel to the device that
+    works on their matrix, and back; N is filled up with zeros to a multiple of the mesh's size.
+    """
+    if mesh is None or mesh.size == 1:
+        return work(batch)
+    cut = [(name, axis + 1) for axis, name in enumerate(spec) if name is not None]
+    copied = [name for name in mesh.axis_names if name not in spec]
+    count = len(batch)
+    batch = jnp.pad(batch, ((0, -count % mesh.size), (0, 0), (0, 0)))
+
+    def local(shards: Array) -> Array:
+        for name, axis in cut:
+            shards = jax.lax.all_to_all(shards, name, 0, axis, tiled=True)
+        for name in copied:
+            share = len(shards) // mesh.shape[name]
+            place = jax.lax.axis_index(name) * share
+            shards = jax.lax.dynamic_slice_in_dim(shards, place, share)
+        done = work(shards)
+        for name in reversed(copied):
+            done = jax.lax.all_gather(done, name, tiled=True)
+        for name, axis in reversed(cut):
+            done = jax.lax.all_to_all(done, name, axis, 0, tiled=True)
+        return done
+
+    where = P(None, *spec)
+    shares = jax.shard_map(local, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)
+    return shares(batch)[:count]
 
 
 def check_divisible(config: Config, mesh: Mesh, shapes: Mapping[str, Any]) -> None:

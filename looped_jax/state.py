@@ -16,12 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax import optim, sharding
 from looped_jax.config import Config
-from looped_jax.model import loss, transformer
+from looped_jax.model import loss, probe, transformer
 from looped_jax.model.transformer import Params
 
 Array = jax.Array
 State = dict[str, Any]
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
 
 
 def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
@@ -52,7 +52,7 @@ def _fresh(config: Config, optimizer: optax.GradientTransformation) -> State:
 
 
 def make_train_step(
-    config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Config, optimizer: optax.GradientTransformation, mesh: Mesh, *, inside: bool = False
 ) -> jax.stages.Wrapped:
     """Jitted (state, tokens [M, rows, T + 1]) -> (state, metrics); the state is donated.
 
@@ -60,17 +60,26 @@ def make_train_step(
     spread over micro-batches and devices. Metrics: `loss` of the last loop, `objective`,
     `loop_losses` [scored], `norms` [K], `grad_norm` before clipping,
     `learning_rate_multiplier`.
-    """
 
+    With `inside` also a dict `inside` of what happens in there: `gradient_attention`,
+    `gradient_mlp`, `gradient_block` [K, L] norm over all tokens of the objective's gradient where
+    it arrives at that output; `stream_norm` [K, L] mean over tokens after each layer;
+    `weight_gradient` (before clipping), `weight_norm` (before the update), `weight_update` by name.
+    """
     multiplier = optim.learning_rate_multiplier(config.optim, config.train.steps or 1)
 
     def step(state: State, tokens: Array) -> tuple[State, Metrics]:
-        grads, metrics = gradients(config, mesh, state["params"], tokens)
+        grads, metrics = gradients(config, mesh, state["params"], tokens, inside=inside)
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate_multiplier"] = multiplier(state["step"])
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
             params = optax.apply_updates(state["params"], updates)
+        if inside:
+            by_weight = {"gradient": grads, "norm": state["params"], "update": updates}
+            for kind, weights in by_weight.items():
+                norms = {name: jnp.linalg.norm(weight) for name, weight in weights.items()}
+                metrics["inside"][f"weight_{kind}"] = norms
         state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
         return state, metrics
 
@@ -84,14 +93,17 @@ def make_train_step(
     )
 
 
-def gradients(config: Config, mesh: Mesh, params: Params, tokens: Array) -> tuple[Params, Metrics]:
+def gradients(
+    config: Config, mesh: Mesh, params: Params, tokens: Array, *, inside: bool = False
+) -> tuple[Params, Metrics]:
     """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, params)
+    taps = probe.closed_taps(model) if inside else None
 
-    def objective(full: Params, rows: Array) -> tuple[Array, Metrics]:
+    def objective(full: Params, taps: Array | None, rows: Array) -> tuple[Array, Metrics]:
         inputs, targets = rows[:, :-1], rows[:, 1:]
-        states = transformer.forward(model, full, inputs, wanted=model.scored_loops())
+        states = transformer.forward(model, full, inputs, wanted=model.scored_loops(), taps=taps)
         head = full["head"].astype(model.dtype)
         nats = loss.token_losses(model, head, states.hidden, targets).sum((1, 2))
         tokens = jnp.sum(targets >= 0)
@@ -99,30 +111,40 @@ def gradients(config: Config, mesh: Mesh, params: Params, tokens: Array) -> tupl
             "loop_losses": nats,
             "tokens": tokens.astype(jnp.float32),
             "norms": states.norms,
+            "layer_norms": states.layer_norms,
         }
+
+    differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
     def local(shards: Params, tokens: Array) -> tuple[Params, Metrics]:
         full = {name: gather(shard, specs[name]) for name, shard in shards.items()}
 
         def micro_batch(total, rows):
-            grads, sums = jax.grad(objective, has_aux=True)(full, rows)
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
+            (grads, squares), sums = differentiate(full, taps, rows)
+            return jax.tree.map(jnp.add, total, (grads, {"squares": squares, **sums})), None
 
+        (grads, squares), sums = jax.eval_shape(differentiate, full, taps, tokens[0])
         zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(jax.grad(objective, has_aux=True), full, tokens[0]),
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, {"squares": squares, **sums})
         )
         (grads, sums), _ = jax.lax.scan(micro_batch, zeros, tokens)
         sums = jax.lax.psum(sums, axes)
         passes = tokens.shape[0] * sharding.batch_devices(mesh)
         grads = {name: _reduce(g, specs[name], axes) / sums["tokens"] for name, g in grads.items()}
         losses = sums["loop_losses"] / sums["tokens"]
-        return grads, {
+        metrics = {
             "loss": losses[-1],
             "objective": losses.mean(),
             "loop_losses": losses,
             "norms": sums["norms"] / passes,
         }
+        if inside:
+            arriving = jnp.sqrt(sums["squares"]) / sums["tokens"]
+            metrics["inside"] = {
+                **{f"gradient_{name}": arriving[..., i] for i, name in enumerate(probe.TAPS)},
+                "stream_norm": sums["layer_norms"] / passes,
+            }
+        return grads, metrics
 
     return jax.shard_map(
         local,

@@ -20,16 +20,18 @@ def make_config(**model):
     return resolve(Config(model=ModelConfig(dtype="float32", **settings)), vocab_size=97)
 
 
-def make_optimizer():
-    return optim.make_optimizer(OptimConfig(newton_schulz_dtype="float32"), steps=20, width=64)
+def make_optimizer(mesh=None):
+    config = OptimConfig(newton_schulz_dtype="float32")
+    return optim.make_optimizer(config, steps=20, width=64, mesh=mesh)
 
 
 def mesh_of(*sizes):
     return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
 
-def losses(config, sizes, steps=4):
-    mesh, optimizer = mesh_of(*sizes), make_optimizer()
+def losses(config, sizes, steps=20):
+    mesh = mesh_of(*sizes)
+    optimizer = make_optimizer(mesh)
     current = state.create(config, optimizer, mesh)
     step = state.make_train_step(config, optimizer, mesh)
     found = []
@@ -74,7 +76,8 @@ def test_fresh_weights_do_not_depend_on_the_mesh():
 
 
 def collectives(config, sizes, micro_batches=2):
-    mesh, optimizer = mesh_of(*sizes), make_optimizer()
+    mesh = mesh_of(*sizes)
+    optimizer = make_optimizer(mesh)
     shapes = state.abstract(config, optimizer, mesh)
     place = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((micro_batches, 8, 17), np.int32, sharding=place)
@@ -151,6 +154,7 @@ def test_the_step_compiles_once_whatever_happens_between_steps():
 def test_bfloat16_keeps_float32_masters_and_stays_close():
     config = make_config()
     rounded = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
-    np.testing.assert_allclose(losses(config, (1, 1, 1)), losses(rounded, (1, 1, 1)), rtol=0.01)
+    exact, close = (losses(c, (1, 1, 1), steps=4) for c in (config, rounded))
+    np.testing.assert_allclose(exact, close, rtol=0.01)
     current = state.create(rounded, make_optimizer(), mesh_of(1, 1, 1))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(current)} == {"float32", "int32"}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
+from looped_jax.model.probe import tap
 
 Array = jax.Array
 Rope = tuple[Array, Array]
@@ -128,11 +129,17 @@ class Block(nnx.Module):
         self.mlp = MLP(config.width, rngs=rngs)
 
     def __call__(
-        self, x: Array, query_source: Array, rope: Rope, mix: Mix = attend
+        self,
+        x: Array,
+        query_source: Array,
+        rope: Rope,
+        mix: Mix = attend,
+        taps: Array | None = None,
     ) -> tuple[Array, Any]:
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
         with jax.named_scope("attention"):
             out, memory = self.attention(rms_norm(query_source), rms_norm(x), rope, mix)
-            x = x + out
+            x = x + tap(out, taps, "attention")
         with jax.named_scope("mlp"):
-            return x + self.mlp(rms_norm(x)), memory
+            x = x + tap(self.mlp(rms_norm(x)), taps, "mlp")
+        return tap(x, taps, "block"), memory

@@ -9,15 +9,16 @@ Parameters are a flat dict {"embed": [Vp, D], "blocks.0.attention.query": [D, D]
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model.block import Block, attend, rms_norm, rope_tables
+from looped_jax.model.block import Block, Mix, attend, rms_norm, rope_tables
 from looped_jax.model.cache import Cache, Past, Slots, remember
+from looped_jax.model.probe import Trace, attend_openly, mean_norm
 from looped_jax.model.variants import RULES
 
 Array = jax.Array
@@ -29,10 +30,12 @@ class LoopStates(NamedTuple):
 
     hidden: [N, B, T, D] normalised state after each of the N wanted loops, what the head reads
     norms: [K] mean over tokens of the stream's L2 norm at the end of each loop, before closing norm
+    layer_norms: [K, L] the same after every layer; None unless taps are given
     """
 
     hidden: Array
     norms: Array
+    layer_norms: Array | None = None
 
 
 class LoopedTransformer(nnx.Module):
@@ -52,35 +55,47 @@ class LoopedTransformer(nnx.Module):
         loops: int,
         wanted: tuple[int, ...],
         past: Past | None = None,
-    ) -> tuple[LoopStates, Cache | None]:
+        taps: Array | None = None,
+        openly: bool = False,
+    ) -> tuple[LoopStates, Any]:
+        """States after the `wanted` loops, and the cache as `past` now is or, openly, a Trace."""
         rule = RULES[self.config.variant]
         with jax.named_scope("embed"):
             e = self.embed[tokens]
         places = past.positions if past else jnp.arange(tokens.shape[1])
         rope = rope_tables(places, self.config.head_dim, e.dtype)
 
-        def loop(carry: tuple[Array, Cache | None], index: Array):
-            h, cache = carry
-            first = index == 0
+        def mix(cache: Cache | None, index: Array, layer: int) -> Mix:
+            if past and cache:
+                return remember(past, cache, index, layer)
+            return attend_openly if openly else attend
+
+        def loop(carry: tuple[Array, Cache | None], xs: tuple[Array, Array | None]):
+            (h, cache), (index, taps) = carry, xs
+            first, streams, weights = index == 0, [], []
             x = rule.start(e, h, first)
             for layer, block in enumerate(self.blocks):
                 with jax.named_scope(f"layer_{layer}"):
                     x, query_source = rule.inject(x, h, layer, first)
-                    mix = remember(past, cache, index, layer) if past and cache else attend
-                    x, cache = block(x, query_source, rope, mix)
+                    tapped = None if taps is None else taps[layer]
+                    x, memory = block(x, query_source, rope, mix(cache, index, layer), tapped)
+                cache = memory if past else None
+                streams.append(x)
+                weights.append(memory)
             h = rms_norm(x)
-            norm = jnp.mean(jnp.linalg.norm(x.astype(jnp.float32), axis=-1))
-            return (h, cache), (h if collect else None, norm)
+            layer_norms = None if taps is None else jnp.stack([mean_norm(x) for x in streams])
+            trace = Trace(h, jnp.stack(streams), jnp.stack(weights)) if openly else None
+            return (h, cache), (h if collect else None, mean_norm(x), layer_norms, trace)
 
         # The last state is the scan's carry; only other states have to be collected.
         collect = wanted != (loops - 1,)
-        (last, extended), (states, norms) = jax.lax.scan(
+        (last, extended), (states, norms, layer_norms, trace) = jax.lax.scan(
             _rematerialised(loop, self.config.remat),
             (jnp.zeros_like(e), past.cache if past else None),
-            jnp.arange(loops),
+            (jnp.arange(loops), taps),
         )
         hidden = states[jnp.array(wanted)] if collect else last[None]
-        return LoopStates(hidden, norms), extended
+        return LoopStates(hidden, norms, layer_norms), trace if openly else extended
 
 
 def _rematerialised(loop, remat: str):
@@ -108,18 +123,27 @@ def forward(
     *,
     loops: int | None = None,
     wanted: tuple[int, ...] | None = None,
+    taps: Array | None = None,
 ) -> LoopStates:
     """Run `loops` loops over tokens [B, T] and keep the states after the `wanted` (0-based) ones.
 
     By default the config's own K, and the last. The state after loop k is what a model of k + 1
     loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
+    `taps` [loops, L, 3]: see model/probe.py.
     """
     loops = config.loops if loops is None else loops
     wanted = (loops - 1,) if wanted is None else wanted
     if not wanted or not all(0 <= k < loops for k in wanted):
         raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
     model = _bind(config, cast(params, config.dtype))
-    return model(tokens, loops, wanted)[0]
+    return model(tokens, loops, wanted, taps=taps)[0]
+
+
+def trace(config: ModelConfig, params: Params, tokens: Array, *, loops: int | None = None) -> Trace:
+    """Every state and attention weight of one pass over tokens [B, T]; for few, short rows."""
+    loops = config.loops if loops is None else loops
+    model = _bind(config, cast(params, config.dtype))
+    return model(tokens, loops, (loops - 1,), openly=True)[1]
 
 
 def extend(
