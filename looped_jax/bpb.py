@@ -45,13 +45,18 @@ def bits_per_byte(
     return {k: float(n) / (math.log(2) * size) for k, n in zip(loop_counts, nats, strict=True)}
 
 
-def unigram_bits_per_byte(batches: Iterable[Batch], token_bytes: np.ndarray) -> float:
-    """What the best unigram model reaches on these targets: one fitted to these very targets."""
-    counts = np.zeros(len(token_bytes))
+def count_targets(batches: Iterable[Batch], vocab_size: int) -> np.ndarray:
+    """How often each token is a target, float64 [V]."""
+    counts = np.zeros(vocab_size)
     for batch in batches:
         targets = batch["targets"]
-        counts += np.bincount(targets[targets >= 0], minlength=len(token_bytes))
-    counts[token_bytes == 0] = 0
+        counts += np.bincount(targets[targets >= 0], minlength=vocab_size)
+    return counts
+
+
+def unigram_bits_per_byte(counts: np.ndarray, token_bytes: np.ndarray) -> float:
+    """What the best unigram model reaches on targets of these counts [V]: one fitted to them."""
+    counts = np.where(token_bytes == 0, 0, counts)
     seen = counts[counts > 0]
     nats = -np.sum(seen * np.log(seen / seen.sum()))
     return float(nats / (math.log(2) * np.dot(counts, token_bytes)))

@@ -165,15 +165,18 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def identity(config: Config, *, data: dict, tokenizer: dict, processes: int) -> dict[str, Any]:
-    """What a run must share with the one it continues to end with the same weights."""
+def identity(config: Config, *, data: dict, tokenizer: dict, hosts: int) -> dict[str, Any]:
+    """What a run must share with the one it continues to end with the same weights.
+
+    `hosts` is the number of processes that read different text: it sets the order of documents.
+    """
     settings = config.to_dict()
     train = {k: settings["train"][k] for k in ("seed", "steps", "tokens_per_step")}
     return {
         "model": {k: v for k, v in settings["model"].items() if k not in ("remat", "loss_chunk")},
         "optim": settings["optim"],
         "train": train,
-        "data": {"processes": processes, **data},
+        "data": {"hosts": hosts, **data},
         "tokenizer": tokenizer,
     }
 
@@ -186,6 +189,12 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], *, run_dir: s
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
+    if [line.split(":")[0] for line in differences] == ["data.hosts"]:
+        raise CheckpointError(
+            f"train.run_dir={run_dir}: {before['data.hosts']} hosts read its text, now "
+            f"{now['data.hosts']} would, in another order; start as many, or go on at the same "
+            "place in the text, in the new order, with --config.data.follow_hosts=True"
+        )
     if differences:
         raise CheckpointError(
             f"train.run_dir={run_dir} holds another run: {'; '.join(differences)}. "

@@ -117,6 +117,7 @@ class DataConfig:
     bos_token: str | None = None  # document start; <|bos|>, <|im_start|> or <|endoftext|>
     workers: int = _at_least(0, 0)  # processes that read and tokenize; 0 = a background thread
     prefetch: int = _at_least(1, 2)  # batches kept ready
+    follow_hosts: bool = False  # resume on another number of hosts: same place, another order
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class TrainConfig:
     eval_every: int = _at_least(0, 250)
     eval_tokens: int = _at_least(1, 10_485_760)  # validation targets scored each time, at most
     eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
+    inside_every: int = _at_least(0, 0)  # gradient and stream norms per loop and layer; 0 = never
     save_every: int = _at_least(0, 250)
     keep: int = _at_least(1, 2)  # checkpoints kept
     sample_tokens: int = _at_least(0, 24)  # greedy tokens per prompt at the end; 0 = none

@@ -24,6 +24,7 @@ from tensorboardX import SummaryWriter
 import looped_jax
 from looped_jax import atomic, bpb, core_eval, figures, perplexity, scoring, sharding
 from looped_jax.checkpoint import CheckpointError, check_writable
+from looped_jax.compilation import keep_compiled
 from looped_jax.config import ConfigError, MeshConfig
 from looped_jax.data import DataError, corpus, fetch, pipeline
 from looped_jax.trained import TrainedModel
@@ -232,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flags.add_argument("--out", help="folder for results; inside the run by default")
     args = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    keep_compiled()
     try:
         model = looped_jax.load(args.checkpoint, step=args.step)
         evaluation = Evaluation(model, args, lambda text: print(text, flush=True))

@@ -6,9 +6,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
+
+
+def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
+    """Loops down, layers across, each cell with its number while there is room; the caller closes.
+
+    Colours are on a log scale where all values are positive and span more than a decade.
+    """
+    array = np.asarray(values, float)
+    loops, layers = array.shape
+    size = (max(3.5, 0.75 * layers + 2), max(2.4, 0.34 * loops + 1.4))
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    wide = array.min() > 0 and array.max() > 10 * array.min()
+    image = axis.imshow(array, aspect="auto", cmap="viridis", norm="log" if wide else "linear")
+    figure.colorbar(image, ax=axis)
+    if array.size <= 150:
+        middle = np.sqrt(array.min() * array.max()) if wide else (array.min() + array.max()) / 2
+        for (loop, layer), value in np.ndenumerate(array):
+            color = "white" if value < middle else "black"
+            axis.text(
+                layer, loop, f"{value:.2g}", ha="center", va="center", fontsize=7, color=color
+            )
+    axis.set(title=title, xlabel="layer", ylabel="loop")
+    axis.set_xticks(range(layers), [str(i + 1) for i in range(layers)], fontsize=8)
+    step = -(-loops // 16)
+    axis.set_yticks(range(0, loops, step), [str(i + 1) for i in range(0, loops, step)], fontsize=8)
+    return figure
 
 
 def against_loops(

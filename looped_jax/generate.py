@@ -150,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import looped_jax
     from looped_jax.checkpoint import CheckpointError
+    from looped_jax.compilation import keep_compiled
 
+    keep_compiled()
     try:
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
         model = looped_jax.load(args.checkpoint, step=args.step)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from looped_jax import atomic
@@ -31,20 +33,32 @@ class MetricLog:
         self._file = self.path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=start + 1)
 
-    def write(self, step: int, scalars: dict[str, float | list[float]]) -> None:
-        """Record scalars of `step` (1-based, steps taken); a list becomes name/0, name/1, …"""
+    def write(self, step: int, scalars: dict[str, Any]) -> None:
+        """Record scalars of `step` (1-based, steps taken); a list becomes name/0, name/1, …
+
+        Lists of lists and dicts go on likewise: name/loop/layer, name/key.
+        """
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
-            if isinstance(value, list):
-                for index, item in enumerate(value):
-                    self._writer.add_scalar(f"{name}/{index}", item, step)
-            else:
-                self._writer.add_scalar(name, value, step)
+            for tag, scalar in _leaves(name, value):
+                self._writer.add_scalar(tag, scalar, step)
+
+    def draw(self, step: int, name: str, figure: Figure) -> None:
+        """Show a figure of `step` under TensorBoard's images."""
+        self._writer.add_figure(name, figure, step)
 
     def close(self) -> None:
         self._file.close()
         self._writer.close()
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(f"{name}/{key}", item)
+    else:
+        yield name, value
 
 
 def _keep_until(path: Path, start: int) -> None:

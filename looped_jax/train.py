@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,33 +16,42 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, logging
+from absl import app, flags, logging
 
-from looped_jax import atomic, bpb, checkpoint, cost, optim, scoring, sharding, state
+from looped_jax import atomic, bpb, checkpoint, cost, distributed, optim, scoring, sharding, state
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.command_line import define_config, parse_flags
+from looped_jax.compilation import keep_compiled
 from looped_jax.config import Config, ConfigError, micro_batches, resolve
 from looped_jax.console import Console, memory_of
 from looped_jax.data import DataError, corpus, pipeline, tokenizer
+from looped_jax.data.packing import follow
 from looped_jax.metrics import Smoothed
+from looped_jax.profiling import Profile
 from looped_jax.report import NotFinite, Report
 from looped_jax.trained import TrainedModel
 
 CONFIG = define_config()
+PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "trace these steps, as 10:13")
 
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says where it stopped and how to go on."""
 
 
-def train(config: Config, *, command: str = "the same command") -> Path:
+def train(
+    config: Config, *, command: str = "the same command", profile_steps: str | None = None
+) -> Path:
     """Train, or continue, the run that `config` describes; returns its folder.
+
+    `profile_steps` "10:13" writes a trace of these steps beside the TensorBoard curves.
 
     Raises ConfigError, DataError, CheckpointError or TrainingError, each with a one-line message.
     """
     # ---- devices and data -----------------------------------------------------------------------
+    distributed.check_joined()
     mesh = sharding.make_mesh(config.mesh)
-    processes, process = jax.process_count(), jax.process_index()
+    share, shares = sharding.batch_share(mesh)  # which part of every batch this process feeds
     texts = corpus.open_corpus(
         config.data.path,
         val_shard=config.data.val_shard,
@@ -63,28 +71,34 @@ def train(config: Config, *, command: str = "the same command") -> Path:
     model, settings = config.model, config.train
     assert settings.run_dir and settings.steps and model.width
     accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
-    optimizer = optim.make_optimizer(config.optim, steps=settings.steps, width=model.width)
+    optimizer = optim.make_optimizer(
+        config.optim, steps=settings.steps, width=model.width, mesh=mesh
+    )
     abstract_state = state.abstract(config, optimizer, mesh)
     identity = json_round_trip(
-        checkpoint.identity(
-            config, data=texts.identity(), tokenizer=words.identity(), processes=processes
-        )
+        checkpoint.identity(config, data=texts.identity(), tokenizer=words.identity(), hosts=shares)
     )
     run_dir = Path(settings.run_dir)
     checkpoints = Checkpoints(run_dir, keep=settings.keep)
-    say = Console(quiet=process != 0)
+    first_process = jax.process_index() == 0
+    say = Console(quiet=not first_process)
     say(config.describe())
+    if jax.process_count() > 1:
+        say(
+            f"{jax.process_count()} processes, {shares} of which read different text; if one dies, "
+            f"the others end within a minute or so, and to go on: {command}"
+        )
 
     # ---- rows of tokens: [micro-batches, rows, T + 1] per step ----------------------------------
-    rows_per_step = settings.tokens_per_step // model.seq_len // processes
+    rows_per_step = settings.tokens_per_step // model.seq_len // shares
     rows = iter(
         pipeline.train_rows(
             texts,
             words,
             seq_len=model.seq_len,
             batch_size=rows_per_step,
-            process_index=process,
-            process_count=processes,
+            process_index=share,
+            process_count=shares,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
         )
@@ -94,24 +108,32 @@ def train(config: Config, *, command: str = "the same command") -> Path:
         texts,
         words,
         seq_len=model.seq_len,
-        batch_size=settings.batch_size * sharding.batch_devices(mesh) // processes,
+        batch_size=settings.batch_size * sharding.batch_devices(mesh) // shares,
         max_tokens=settings.eval_tokens,
-        process_index=process,
-        process_count=processes,
+        process_index=share,
+        process_count=shares,
     )
 
     # ---- fresh weights, or the last checkpoint --------------------------------------------------
     start, smoothed, best = checkpoints.latest() or 0, Smoothed(), math.inf
     if start:
         meta = checkpoints.meta(start)
+        hosts = len(meta["positions"])
+        if hosts != shares and config.data.follow_hosts:
+            meta["identity"]["data"]["hosts"] = shares
         checkpoint.check_identity(meta["identity"], identity, run_dir=settings.run_dir)
         current = checkpoints.restore(start, abstract_state)
-        rows.set_state(meta["positions"][process])
+        if hosts == shares:
+            rows.set_state(meta["positions"][share])
+        else:
+            groups = len(corpus.RowGroups(texts.train))
+            rows.set_state(follow(meta["positions"], groups, index=share, count=shares))
+            say(f"text goes on where {hosts} hosts left it, now in the order of {shares}")
         smoothed, best = Smoothed(meta["smoothed_loss"]), meta["best_bpb"] or math.inf
         say(f"continuing {run_dir} from step {start}")
     else:
         current = state.create(config, optimizer, mesh)
-        if process == 0:
+        if first_process:
             save_description(run_dir, config, words)
     if start == settings.steps:
         say(f"{run_dir} is complete: {start} steps, bits per byte {meta['bpb']}")
@@ -119,14 +141,18 @@ def train(config: Config, *, command: str = "the same command") -> Path:
 
     # ---- compile once, and say what it takes ----------------------------------------------------
     place = sharding.batch_sharding(mesh)
-    batch_shape = (accumulated, rows_per_step * processes // accumulated, model.seq_len + 1)
-    train_step = state.make_train_step(config, optimizer, mesh)
+    batch_shape = (accumulated, rows_per_step * shares // accumulated, model.seq_len + 1)
+    batch = jax.ShapeDtypeStruct(batch_shape, np.int32, sharding=place)
+
     began = time.perf_counter()
-    step_program = train_step.lower(
-        abstract_state, jax.ShapeDtypeStruct(batch_shape, np.int32, sharding=place)
-    ).compile()
+    step_programs = {
+        look: state.make_train_step(config, optimizer, mesh, inside=look)
+        .lower(abstract_state, batch)
+        .compile()
+        for look in ((False, True) if settings.inside_every else (False,))
+    }
     costs = cost.count(model)
-    peak, peak_source = cost.device_peak_flops(jax.devices()[0])
+    peak, peak_source = cost.device_peak_flops(jax.local_devices()[0])
     say(
         f"{costs.parameters:,} parameters, {costs.looped:,} of them looped {model.loops} times; "
         f"{costs.flops / 1e6:.1f} MFLOP per token (the reference counts "
@@ -134,15 +160,17 @@ def train(config: Config, *, command: str = "the same command") -> Path:
         f"{settings.tokens_per_step:,} tokens on {mesh.size} {jax.devices()[0].device_kind} "
         f"of {peak / 1e12:.2f} TFLOP/s ({peak_source})"
     )
-    say(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_program)}")
+    say(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_programs[False])}")
     score = scoring.make_score_step(config.model, mesh, loop_counts)
-    unigram = bpb.unigram_bits_per_byte(val_rows, words.token_bytes)
+    seen = bpb.count_targets(val_rows, words.vocab_size)
+    unigram = bpb.unigram_bits_per_byte(distributed.total(seen), words.token_bytes)
 
     # ---- the steps ------------------------------------------------------------------------------
     report = Report(
         config, run_dir, start=start, smoothed=smoothed, peak_flops=peak * mesh.size, say=say
     )
-    stop = StopSignal()
+    stop = distributed.StopSignal()
+    profile = Profile(profile_steps, run_dir / "tensorboard")
     scores: dict[int, float] = {}
     try:
         for done in range(start + 1, settings.steps + 1):
@@ -150,10 +178,15 @@ def train(config: Config, *, command: str = "the same command") -> Path:
             batch = next(rows).reshape(accumulated, -1, model.seq_len + 1)
             waited = time.perf_counter() - began
             tokens = jax.make_array_from_process_local_data(place, batch)
-            current, metrics = step_program(current, tokens)
+            profile.before(done)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                step_program = step_programs[due(done, settings.inside_every)]
+                current, metrics = step_program(current, tokens)
             report.hand_over(done, metrics, waited)
+            if trace := profile.after(done, metrics):
+                say(f"profile: {trace}")
 
-            last = done == settings.steps
+            last, stopping = done == settings.steps, stop.requested(done)
             if last or due(done, settings.eval_every):
                 report.settle()
                 scores = bpb.bits_per_byte(
@@ -168,11 +201,11 @@ def train(config: Config, *, command: str = "the same command") -> Path:
                 report.record(done, {f"val/bpb_loops_{k}": v for k, v in scores.items()})
                 say(f"step {done} validation bits per byte: {describe_scores(scores, unigram)}")
                 report.pace.skip()
-            if last or stop.requested or due(done, settings.save_every):
+            if last or stopping or due(done, settings.save_every):
                 report.settle()
                 meta = {
                     "step": done,
-                    "positions": [rows.get_state()],
+                    "positions": positions_of_all(share, rows.get_state()),
                     "smoothed_loss": report.smoothed.state(),
                     "best_bpb": best if math.isfinite(best) else None,
                     "bpb": scores,
@@ -181,7 +214,7 @@ def train(config: Config, *, command: str = "the same command") -> Path:
                 }
                 checkpoints.save(done, current, meta)
                 report.pace.skip()
-            if stop.requested and not last:
+            if stopping and not last:
                 say(f"stopped by a signal after step {done}, saved in {run_dir}; go on: {command}")
                 break
     except NotFinite as error:
@@ -192,14 +225,18 @@ def train(config: Config, *, command: str = "the same command") -> Path:
             "happens again, lower the learning rates or optim.grad_clip_norm in a new train.run_dir"
         ) from None
     finally:
+        profile.close()
         checkpoints.close()
         rows.close()
         report.close()
     if done == settings.steps:
         seconds = report.pace.elapsed()
         say(f"{done - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")
-        if settings.sample_tokens and process == 0:
-            print_samples(TrainedModel(config, current["params"], words, step=done), say)
+        say("\n".join(report.summary()))
+        if settings.sample_tokens:
+            params = distributed.whole(current["params"])
+            if first_process:
+                print_samples(TrainedModel(config, params, words, step=done), say)
     return run_dir
 
 
@@ -219,6 +256,11 @@ def save_description(run_dir: Path, config: Config, words: tokenizer.Tokenizer) 
     """Config and tokenizer beside the checkpoints, so that the folder stands alone."""
     atomic.write_text(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
     atomic.write_text(run_dir / "tokenizer.json", words.to_json())
+
+
+def positions_of_all(share: int, position: dict[str, Any]) -> list[dict[str, Any]]:
+    """Data positions by share; processes that feed the same share stand at the same place."""
+    return [where for _, where in sorted(dict(distributed.gather_json([share, position])).items())]
 
 
 def json_round_trip(value: Any) -> Any:
@@ -242,25 +284,15 @@ def print_samples(trained: TrainedModel, say: Console) -> None:
         say(f"sample: {prompt!r} → {text!r}")
 
 
-class StopSignal:
-    """Remembers a SIGTERM or SIGINT, so that the loop can save and leave between two steps."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: Any) -> None:
-        self.requested = True
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
-
-
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.ERROR)
     command = shlex.join([Path(sys.executable).name, "-m", "looped_jax.train", *sys.argv[1:]])
     try:
-        train(Config.from_dict(CONFIG.value), command=command)
+        keep_compiled()
+        distributed.initialize()
+        config = Config.from_dict(CONFIG.value)
+        train(config, command=command, profile_steps=PROFILE_STEPS.value)
     except (ConfigError, DataError, CheckpointError, TrainingError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None

@@ -1,12 +1,19 @@
 """Before jax starts: eight fake devices on the CPU, so that meshes can be tested on any machine."""
 
 import os
+from pathlib import Path
 
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+
+# Tests compile the same small programs again and again, many in processes of their own.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest

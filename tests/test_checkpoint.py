@@ -129,11 +129,9 @@ except CheckpointError as error:
 def test_identity_differences_are_spelled_out():
     import dataclasses
 
-    ours = checkpoint.identity(CONFIG, data={"shards": ["a"]}, tokenizer={"sha": "x"}, processes=1)
+    ours = checkpoint.identity(CONFIG, data={"shards": ["a"]}, tokenizer={"sha": "x"}, hosts=1)
     deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loops=3))
-    theirs = checkpoint.identity(
-        deeper, data={"shards": ["b"]}, tokenizer={"sha": "x"}, processes=2
-    )
+    theirs = checkpoint.identity(deeper, data={"shards": ["b"]}, tokenizer={"sha": "x"}, hosts=2)
     checkpoint.check_identity(ours, ours, run_dir="runs/a")
     with pytest.raises(CheckpointError) as error:
         checkpoint.check_identity(theirs, ours, run_dir="runs/a")
@@ -141,7 +139,7 @@ def test_identity_differences_are_spelled_out():
         "runs/a holds another run",
         "model.loops: 3 there, 2 here",
         "data.shards: ['b'] there, ['a'] here",
-        "data.processes: 2 there, 1 here",
+        "data.hosts: 2 there, 1 here",
     ):
         assert part in str(error.value)
     assert "tokenizer" not in str(error.value)
@@ -152,5 +150,5 @@ def test_speed_settings_are_not_part_of_the_identity():
 
     quick = dataclasses.replace(CONFIG.model, remat="none", loss_chunk=7)
     quicker = dataclasses.replace(CONFIG, model=quick)
-    made = [checkpoint.identity(c, data={}, tokenizer={}, processes=1) for c in (CONFIG, quicker)]
+    made = [checkpoint.identity(c, data={}, tokenizer={}, hosts=1) for c in (CONFIG, quicker)]
     assert made[0] == made[1]

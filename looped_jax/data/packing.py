@@ -7,12 +7,32 @@ read, the place in it, and the up to T tokens that earlier groups left over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from looped_jax.data import DataError
+
+
+def follow(positions: Sequence[dict[str, Any]], groups: int, *, index: int, count: int) -> dict:
+    """Where process `index` of `count` goes on after processes that stood at `positions`.
+
+    At the first of its own row groups that they had not all finished, of `groups` in an epoch: up
+    to a row group per process is read twice, none is skipped.
+    """
+
+    def own(total: int, of: int) -> int:  # row groups of one process in an epoch
+        return len(range(of, groups, total))
+
+    def place(process: int, group: int) -> tuple[int, int]:
+        epoch, within = divmod(group, own(len(positions), process))
+        return epoch, within * len(positions) + process
+
+    epoch, first = min(place(process, p["group"]) for process, p in enumerate(positions))
+    within = len(range(index, first, count))  # own groups before the first unfinished one
+    return {"group": epoch * own(count, index) + within, "cursor": 0, "head": []}
 
 
 class PackedRows(grain.IterDataset):
