@@ -16,6 +16,8 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
@@ -28,3 +30,18 @@ def pytest_collection_modifyitems(items):
         for marker in ("gpu", "tpu"):
             if marker in item.keywords and jax.default_backend() != marker:
                 item.add_marker(pytest.mark.skip(reason=f"needs a {marker.upper()}"))
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A small corpus of this project's own sources, and a cache for the tokenizer."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "text").mkdir()
+    sources = [
+        p.read_text() for p in sorted((Path(__file__).parents[1] / "looped_jax").rglob("*.py"))
+    ]
+    documents = [part for source in sources for part in source.split("\n\n\n")]
+    for name, share in (("a", documents[::2]), ("b", documents[1::2]), ("v", documents[::9])):
+        table = pa.table({"text": share})
+        pq.write_table(table, folder / "text" / f"{name}.parquet", row_group_size=16)
+    return folder

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from looped_jax import optim, sharding, state
@@ -24,20 +22,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 120
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A small corpus of this project's own sources, and a cache for the tokenizer."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "text").mkdir()
-    sources = [p.read_text() for p in sorted((ROOT / "looped_jax").rglob("*.py"))]
-    documents = [part for source in sources for part in source.split("\n\n\n")]
-    for name, share in (("a", documents[::2]), ("b", documents[1::2]), ("v", documents[::9])):
-        table = pa.table({"text": share})
-        pq.write_table(table, folder / "text" / f"{name}.parquet", row_group_size=16)
-    return folder
-
-
-def start(home, run_dir, *overrides, steps=STEPS):
+def start(home, run_dir, *overrides, steps=STEPS, environment=None):
     settings = {
         "data.path": home / "text", "data.tokenizer_vocab_size": 512,
         "model.layers": 1, "model.loops": 2, "model.width": 32, "model.heads": 1,
@@ -48,8 +33,9 @@ def start(home, run_dir, *overrides, steps=STEPS):
     }  # fmt: skip
     command = [sys.executable, "-m", "looped_jax.train", "--config=configs/flt.py:tiny"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
-    environment = {**os.environ, "LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1"}
-    environment.pop("XLA_FLAGS", None)  # one device
+    mine = {"LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1"}
+    mine["XLA_FLAGS"] = ""  # one device
+    environment = {**os.environ, **mine, **(environment or {})}
     return subprocess.Popen(
         [*command, *overrides], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
