@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -71,3 +72,47 @@ def against_loops(
     for ending in ("png", "svg"):
         figure.savefig(path.with_suffix(f".{ending}"), dpi=130)
     plt.close(figure)
+
+
+class Ramp(Protocol):
+    """What learning_rate_ramps draws; see lr_find.Ramp."""
+
+    @property
+    def multipliers(self) -> np.ndarray: ...
+    @property
+    def losses(self) -> np.ndarray: ...
+    @property
+    def smoothed(self) -> np.ndarray: ...
+    @property
+    def steepest(self) -> float: ...
+    @property
+    def elbow(self) -> float: ...
+    @property
+    def lowest(self) -> float: ...
+
+
+def learning_rate_ramps(ramps: Mapping[int, Ramp], *, path: Path) -> None:
+    """Loss against the learning rate multiplier, a line per loop count; as .png and .svg."""
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axis = figure.subplots()
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(ramps)))
+    top = max(max(found.smoothed[0] for found in ramps.values()) * 1.15, 0.0)
+    for color, (k, found) in zip(colors, ramps.items(), strict=True):
+        axis.plot(found.multipliers, found.losses, color=color, alpha=0.25, linewidth=0.8)
+        points = {"steepest": found.steepest, "elbow": found.elbow, "lowest": found.lowest}
+        words = ", ".join(f"{name} ×{place:.2g}" for name, place in points.items())
+        axis.plot(found.multipliers, found.smoothed, color=color, label=f"{k} loops: {words}")
+        for place, marker in zip(points.values(), "vos", strict=True):
+            height = np.interp(place, found.multipliers, found.smoothed)
+            axis.plot(place, height, marker, color=color, mec="black", mew=0.6, zorder=3)
+    axis.set_xscale("log")
+    axis.set_ylim(top=top)
+    axis.set(
+        xlabel="multiplier of all learning rates", ylabel="training loss, nats",
+        title="Learning rate ramp (triangle: steepest, circle: elbow, square: lowest)",
+    )  # fmt: skip
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    for ending in ("png", "svg"):
+        figure.savefig(path.with_suffix(f".{ending}"), dpi=130)

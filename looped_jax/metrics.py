@@ -78,13 +78,14 @@ def _keep_until(path: Path, start: int) -> None:
 class Smoothed:
     """Exponential mean, unbiased from the first value on; its state survives a resume."""
 
-    def __init__(self, state: dict[str, Any] | None = None):
+    def __init__(self, state: dict[str, Any] | None = None, *, smoothing: float = SMOOTHING):
+        self.smoothing = smoothing
         self.total: float = state["total"] if state else 0.0
         self.weight: float = state["weight"] if state else 0.0
 
     def update(self, value: float) -> float:
-        self.total = SMOOTHING * self.total + (1 - SMOOTHING) * value
-        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+        self.total = self.smoothing * self.total + (1 - self.smoothing) * value
+        self.weight = self.smoothing * self.weight + (1 - self.smoothing)
         return self.value
 
     @property

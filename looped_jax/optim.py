@@ -118,14 +118,20 @@ def _orthogonalize_by_shape(
 
 
 def make_optimizer(
-    config: OptimConfig, *, steps: int, width: int, mesh: Mesh | None = None
+    config: OptimConfig,
+    *,
+    steps: int,
+    width: int,
+    mesh: Mesh | None = None,
+    multiplier: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
     """Clip by the global norm, then Muon for `blocks.*` and AdamW for `embed` and `head`.
 
     For the flat parameter dict of model/transformer.py, cut over `mesh` as sharding.RULES say;
-    `steps` is the length of the run.
+    `steps` is the length of the run, whose learning rates `multiplier` scales, if given, instead of
+    the config's schedule.
     """
-    multiplier = learning_rate_multiplier(config, steps)
+    multiplier = multiplier or learning_rate_multiplier(config, steps)
     adam_scale = (width / 768) ** -0.5
 
     def scheduled(peak: float) -> optax.Schedule:
