@@ -70,9 +70,15 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
 
-    def close(self) -> None:
-        self.wait()
-        self._manager.close()
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Let what is being saved finish; threads of the manager must not outlive the program."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint. Raises CheckpointError when it is damaged."""

@@ -159,10 +159,12 @@ def find(
     batch_size = config.train.tokens_per_step // config.model.seq_len
     optimizer = optim.make_optimizer(config.optim, steps=steps, width=config.model.width, mesh=mesh)
     if from_run:
-        checkpoints = Checkpoints(config.train.run_dir)
-        if (newest := checkpoints.latest()) is None:
-            raise CheckpointError(f"train.run_dir={config.train.run_dir} holds no checkpoint yet")
-        current = checkpoints.restore(newest, state.abstract(config, optimizer, mesh))
+        with Checkpoints(config.train.run_dir) as checkpoints:
+            if (newest := checkpoints.latest()) is None:
+                raise CheckpointError(
+                    f"train.run_dir={config.train.run_dir} holds no checkpoint yet; train first"
+                )
+            current = checkpoints.restore(newest, state.abstract(config, optimizer, mesh))
     else:
         current = state.create(config, optimizer, mesh)
     ramps = {}

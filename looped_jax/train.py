@@ -5,6 +5,7 @@ python -m looped_jax.train --config configs/flt.py:tiny --config.train.steps=100
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -48,6 +49,13 @@ def train(
 
     Raises ConfigError, DataError, CheckpointError or TrainingError, each with a one-line message.
     """
+    with contextlib.ExitStack() as opened:
+        return _train(config, command, profile_steps, opened)
+
+
+def _train(
+    config: Config, command: str, profile_steps: str | None, opened: contextlib.ExitStack
+) -> Path:
     # ---- devices and data -----------------------------------------------------------------------
     distributed.check_joined()
     mesh = sharding.make_mesh(config.mesh)
@@ -79,7 +87,7 @@ def train(
         checkpoint.identity(config, data=texts.identity(), tokenizer=words.identity(), hosts=shares)
     )
     run_dir = Path(settings.run_dir)
-    checkpoints = Checkpoints(run_dir, keep=settings.keep)
+    checkpoints = opened.enter_context(Checkpoints(run_dir, keep=settings.keep))
     first_process = jax.process_index() == 0
     say = Console(quiet=not first_process)
     say(config.describe())
@@ -103,6 +111,7 @@ def train(
             prefetch=config.data.prefetch,
         )
     )
+    opened.callback(rows.close)
     loop_counts = tuple(sorted({*settings.eval_loops, model.loops}))
     val_rows = pipeline.val_rows(
         texts,
@@ -169,8 +178,10 @@ def train(
     report = Report(
         config, run_dir, start=start, smoothed=smoothed, peak_flops=peak * mesh.size, say=say
     )
+    opened.callback(report.close)
     stop = distributed.StopSignal()
     profile = Profile(profile_steps, run_dir / "tensorboard")
+    opened.callback(profile.close)
     scores: dict[int, float] = {}
     try:
         for done in range(start + 1, settings.steps + 1):
@@ -224,11 +235,7 @@ def train(
             f"{checkpoints.latest() or 'none'} in {run_dir}; to go on from it: {command}. If it "
             "happens again, lower the learning rates or optim.grad_clip_norm in a new train.run_dir"
         ) from None
-    finally:
-        profile.close()
-        checkpoints.close()
-        rows.close()
-        report.close()
+    checkpoints.wait()
     if done == settings.steps:
         seconds = report.pace.elapsed()
         say(f"{done - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")

@@ -39,7 +39,7 @@ def test_restored_state_is_bit_equal_on_another_mesh(tmp_path, sizes):
     saved = stepped(mesh_of(*sizes), 2)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, saved, {"step": 2, "positions": [{"row": 7}]})
-    checkpoints.close()
+    checkpoints.wait()
     other = mesh_of(1, 4, 2)
     again = Checkpoints(tmp_path)
     assert again.latest() == 2 and again.meta(2) == {"step": 2, "positions": [{"row": 7}]}
@@ -66,7 +66,7 @@ def test_only_the_newest_are_kept(tmp_path):
     current = stepped(mesh_of(1, 1, 1), 0)
     for step in (1, 2, 3):
         checkpoints.save(step, current, {})
-    checkpoints.close()
+    checkpoints.wait()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["2", "3"]
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, stepped(mesh, step), {"step": step})
-    checkpoints.close()
+    checkpoints.wait()
     for path in (tmp_path / "checkpoints" / "2").rglob("*"):
         if path.is_file():
             path.write_bytes(b"\0" * 10)

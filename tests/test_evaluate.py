@@ -58,7 +58,7 @@ def run_dir(model, tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     checkpoints = Checkpoints(folder)
     checkpoints.save(7, {"params": params, "step": jnp.array(7)}, {})
-    checkpoints.close()
+    checkpoints.wait()
     return folder
 
 

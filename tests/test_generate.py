@@ -117,7 +117,7 @@ def run_dir(model, tmp_path_factory):
     for step, scale in ((3, 0.5), (4, 1.0)):
         weights = {name: scale * weight for name, weight in params.items()}
         checkpoints.save(step, {"params": weights, "step": jnp.array(step)}, {})
-    checkpoints.close()
+    checkpoints.wait()
     return folder
 
 

@@ -114,8 +114,10 @@ def test_ten_kills_end_with_the_weights_of_the_uninterrupted_run(home, uninterru
     chance, during_save = random.Random(0), 0
     for kill in range(10):
         process = start(home, tmp_path)
-        wait_for(process, "compiled" if kill % 3 else "continuing" if kill else "compiled")
-        time.sleep(chance.uniform(0, 1.2))
+        wait_for(process, "compiled" if kill % 3 or not kill else "continuing")
+        for _ in range(chance.randint(0, 4) if kill % 3 else 0):
+            wait_for(process, f"/{STEPS} (")
+        time.sleep(chance.uniform(0, 0.02))
         if kill % 2:  # half of the kills wait for a save to be under way
             deadline = time.monotonic() + 20
             while not list(tmp_path.glob("checkpoints/*tmp*")) and time.monotonic() < deadline:
