@@ -51,7 +51,7 @@ def wait_for(process, text):
     for line in process.stdout:
         if text in line:
             return
-    raise AssertionError(process.stderr.read())
+    raise AssertionError(f"{text!r} was never said; {process.stderr.read()}")
 
 
 def final_state(run_dir):
@@ -114,8 +114,9 @@ def test_ten_kills_end_with_the_weights_of_the_uninterrupted_run(home, uninterru
     chance, during_save = random.Random(0), 0
     for kill in range(10):
         process = start(home, tmp_path)
-        wait_for(process, "compiled" if kill % 3 or not kill else "continuing")
-        for _ in range(chance.randint(0, 4) if kill % 3 else 0):
+        saved = list(tmp_path.glob("checkpoints/*/meta"))
+        wait_for(process, "compiled" if kill % 3 or not saved else "continuing")
+        for _ in range(chance.randint(1, 6) if kill % 3 else 0):
             wait_for(process, f"/{STEPS} (")
         time.sleep(chance.uniform(0, 0.02))
         if kill % 2:  # half of the kills wait for a save to be under way
