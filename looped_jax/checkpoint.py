@@ -20,6 +20,9 @@ from looped_jax.config import Config
 State = dict[str, Any]
 
 
+SPEED = ("remat", "loss_chunk", "kernel")  # model settings that may change within a run
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read or continued; the message says why and the mend."""
 
@@ -179,7 +182,7 @@ def identity(config: Config, *, data: dict, tokenizer: dict, hosts: int) -> dict
     settings = config.to_dict()
     train = {k: settings["train"][k] for k in ("seed", "steps", "tokens_per_step")}
     return {
-        "model": {k: v for k, v in settings["model"].items() if k not in ("remat", "loss_chunk")},
+        "model": {k: v for k, v in settings["model"].items() if k not in SPEED},
         "optim": settings["optim"],
         "train": train,
         "data": {"hosts": hosts, **data},

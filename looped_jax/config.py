@@ -56,6 +56,7 @@ class ModelConfig:
     loss: str = _one_of(("END", "FEW", "STEP"), "END")  # loops scored: last, last third, all
     dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
     remat: str = _one_of(("loop", "dots", "none"), "loop")  # what backward recomputes: see README
+    kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # attention: model/kernels.py
     loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
 
     @property

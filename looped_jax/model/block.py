@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
+from looped_jax.model import kernels
 from looped_jax.model.probe import tap
 
 Array = jax.Array
@@ -49,16 +50,16 @@ def rotate(x: Array, rope: Rope) -> Array:
     return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
 
-def attend(query: Array, key: Array, value: Array, window: int | None) -> tuple[Array, None]:
-    """Causal softmax attention, [B, T, H, Dh] over [B, T, G, Dh] -> [B, T, H, Dh]; no memory.
+def plainly(kernel: str) -> Mix:
+    """Attention by one of kernels.py's programs, without memory."""
 
-    A query sees the `window` latest keys, itself included; None: all up to itself.
-    """
-    before = None if window is None else (window - 1, 0)
-    mixed = jax.nn.dot_product_attention(
-        query, key, value, is_causal=True, local_window_size=before
-    )
-    return mixed, None
+    def mix(query: Array, key: Array, value: Array, window: int | None) -> tuple[Array, None]:
+        return kernels.attend(kernel, query, key, value, window), None
+
+    return mix
+
+
+PLAIN = plainly("xla")
 
 
 def _uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:
@@ -91,7 +92,7 @@ class Attention(nnx.Module):
         self.out = _zeros(width, width)
 
     def __call__(
-        self, query_source: Array, source: Array, rope: Rope, mix: Mix = attend
+        self, query_source: Array, source: Array, rope: Rope, mix: Mix = PLAIN
     ) -> tuple[Array, Any]:
         """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D].
 
@@ -133,7 +134,7 @@ class Block(nnx.Module):
         x: Array,
         query_source: Array,
         rope: Rope,
-        mix: Mix = attend,
+        mix: Mix = PLAIN,
         taps: Array | None = None,
     ) -> tuple[Array, Any]:
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""

@@ -66,7 +66,7 @@ def mean_norm(x: Array) -> Array:
 def attend_openly(
     query: Array, key: Array, value: Array, window: int | None
 ) -> tuple[Array, Array]:
-    """block.attend that also returns its weights [B, H, T, T], float32."""
+    """Plain causal attention that also returns its weights [B, H, T, T], float32."""
     batch, time, heads, head_dim = query.shape
     key, value = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)

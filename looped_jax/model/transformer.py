@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model.block import Block, Mix, attend, rms_norm, rope_tables
+from looped_jax.model import kernels
+from looped_jax.model.block import Block, Mix, plainly, rms_norm, rope_tables
 from looped_jax.model.cache import Cache, Past, Slots, remember
 from looped_jax.model.probe import Trace, attend_openly, mean_norm
 from looped_jax.model.variants import RULES
@@ -64,11 +65,13 @@ class LoopedTransformer(nnx.Module):
             e = self.embed[tokens]
         places = past.positions if past else jnp.arange(tokens.shape[1])
         rope = rope_tables(places, self.config.head_dim, e.dtype)
+        tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+        kernel = kernels.choose(self.config, time=tokens.shape[1], tensor=tensor)
 
         def mix(cache: Cache | None, index: Array, layer: int) -> Mix:
             if past and cache:
                 return remember(past, cache, index, layer)
-            return attend_openly if openly else attend
+            return attend_openly if openly else plainly(kernel)
 
         def loop(carry: tuple[Array, Cache | None], xs: tuple[Array, Array | None]):
             (h, cache), (index, taps) = carry, xs
