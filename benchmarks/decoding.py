@@ -83,13 +83,13 @@ def _extend(model, loops, kind, params, tokens, places, memory):
     hidden, memory = transformer.extend(
         model, params, tokens, places, memory, loops=loops, kind=kind
     )
-    return loss.logits(model, params["head"].astype(model.dtype), hidden[:, -1]), memory
+    return loss.logits(model, params["head"], hidden[:, -1]), memory
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(model, loops, params, tokens, last):
     hidden = transformer.forward(model, params, tokens, loops=loops).hidden[0]
-    return loss.logits(model, params["head"].astype(model.dtype), hidden[:, last])
+    return loss.logits(model, params["head"], hidden[:, last])
 
 
 def cached(model, params, tokens, prompt, loops, kind):

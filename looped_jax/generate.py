@@ -74,6 +74,7 @@ def stream(
     length = _bucket(padded.shape[1] + tokens)
     memory = caches.empty(config, batch=len(prompts), length=length, loops=loops, kind=cache)
     chosen = (sampling.temperature, sampling.top_k, sampling.top_p)
+    params = transformer.cast(params, config.dtype)
     keys = _row_keys(sampling.seed, jnp.array(draws or [0] * len(prompts), jnp.uint32))
     positions = jnp.array(lengths - 1)
     step = functools.partial(_prefill, config, loops, cache)
@@ -110,7 +111,7 @@ def _decode(config, loops, kind, params, memory: Cache, token, position, keys, *
 
 
 def _choose(config: ModelConfig, params: Params, hidden: Array, position, keys, sampling) -> Array:
-    logits = loss.logits(config, params["head"].astype(config.dtype), hidden)
+    logits = loss.logits(config, params["head"], hidden)
     keys = jax.vmap(jax.random.fold_in)(keys, position)
     return jax.vmap(sample, in_axes=(0, 0, None, None, None))(logits, keys, *sampling)
 

@@ -38,8 +38,7 @@ def make_score_step(
         states = _states(model, full, inputs, loop_counts)
         size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
         targets = jnp.where(size > 0, targets, -1)
-        head = full["head"].astype(model.dtype)
-        nats = loss.token_losses(model, head, states, targets).sum((1, 2))
+        nats = loss.token_losses(model, full["head"], states, targets).sum((1, 2))
         return jax.lax.psum((nats, size.sum()), axes)
 
     rows = P(sharding.BATCH_AXES)
@@ -62,9 +61,8 @@ def make_span_step(
         places = jnp.minimum(places, tokens.shape[1] - 1)
         targets = jnp.where(inside, jnp.take_along_axis(tokens, places, axis=1), -1)
         states = jnp.take_along_axis(states, places[None, :, :, None] - 1, axis=2)
-        head = full["head"].astype(model.dtype)
-        nats = loss.token_losses(model, head, states, targets).sum(-1)
-        hits = loss.token_hits(model, head, states, targets) | ~inside
+        nats = loss.token_losses(model, full["head"], states, targets).sum(-1)
+        hits = loss.token_hits(model, full["head"], states, targets) | ~inside
         return (nats / jnp.maximum(ends - starts, 1)).T, hits.all(-1).T
 
     rows = P(sharding.BATCH_AXES)

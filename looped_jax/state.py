@@ -104,8 +104,7 @@ def gradients(
     def objective(full: Params, taps: Array | None, rows: Array) -> tuple[Array, Metrics]:
         inputs, targets = rows[:, :-1], rows[:, 1:]
         states = transformer.forward(model, full, inputs, wanted=model.scored_loops(), taps=taps)
-        head = full["head"].astype(model.dtype)
-        nats = loss.token_losses(model, head, states.hidden, targets).sum((1, 2))
+        nats = loss.token_losses(model, full["head"], states.hidden, targets).sum((1, 2))
         tokens = jnp.sum(targets >= 0)
         return nats.mean(), {
             "loop_losses": nats,

@@ -132,4 +132,4 @@ def _logits(config: ModelConfig, counts: tuple[int, ...], params: Params, tokens
     states = transformer.forward(
         config, params, tokens, loops=max(counts), wanted=tuple(k - 1 for k in counts)
     )
-    return loss.logits(config, params["head"].astype(config.dtype), states.hidden)
+    return loss.logits(config, params["head"], states.hidden)

@@ -195,9 +195,10 @@ def jax_pass(
         hidden = transformer.forward(
             model, params, tokens[:, :-1], loops=deepest, wanted=every
         ).hidden
-        head = params["head"].astype(model.dtype)
-        nats = loss.token_losses(model, head, hidden, tokens[:, 1:])
-        return nats.mean((1, 2)), [loss.logits(model, head, hidden[k - 1]) for k in counts]
+        nats = loss.token_losses(model, params["head"], hidden, tokens[:, 1:])
+        return nats.mean((1, 2)), [
+            loss.logits(model, params["head"], hidden[k - 1]) for k in counts
+        ]
 
     losses, logits = jax.device_get(look(params, tokens))
     gradients = jax.jit(functools.partial(state.gradients, config, mesh))

@@ -1,7 +1,7 @@
 """One transformer block: attention with a separate query source, then a squared-ReLU MLP.
 
 B batch, T time, D width, H heads, G key/value heads, Dh head width, F hidden, R latent rank.
-All matrices are stored (in, out), have no bias, and act on rows: y = x @ w.
+All matrices are stored (in, out) in float32, have no bias, and act on rows: y = x @ w.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from flax import nnx
 
 from looped_jax.config import ModelConfig
 from looped_jax.model import kernels
+from looped_jax.model.linear import linear
 from looped_jax.model.probe import tap
 
 Array = jax.Array
@@ -98,13 +99,13 @@ class Attention(nnx.Module):
 
         `mix` is how queries meet keys; what it returns beside the mixed values is passed on.
         """
-        query = self._heads(query_source @ self.query)
+        query = self._heads(linear(query_source, self.query[...]))
         if self.latent is not None:
-            source = rms_norm(source @ self.latent)
-        key, value = self._heads(source @ self.key), self._heads(source @ self.value)
+            source = rms_norm(linear(source, self.latent[...]))
+        key, value = (self._heads(linear(source, w[...])) for w in (self.key, self.value))
         query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
         mixed, memory = mix(query, key, value, self.window)
-        return mixed.reshape(query_source.shape) @ self.out, memory
+        return linear(mixed.reshape(query_source.shape), self.out[...]), memory
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -118,7 +119,7 @@ class MLP(nnx.Module):
         self.down = _zeros(4 * width, width)
 
     def __call__(self, x: Array) -> Array:
-        return jnp.square(jax.nn.relu(x @ self.up)) @ self.down
+        return linear(jnp.square(jax.nn.relu(linear(x, self.up[...]))), self.down[...])
 
 
 class Block(nnx.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from looped_jax.config import ModelConfig
+from looped_jax.model.linear import linear
 
 Array = jax.Array
 SOFT_CAP = 15.0
@@ -82,5 +83,5 @@ def _by_chunks(
 
 
 def _padded_logits(head: Array, hidden: Array) -> Array:
-    z = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    z = linear(hidden, head, "float32")
     return SOFT_CAP * jnp.tanh(z / SOFT_CAP)

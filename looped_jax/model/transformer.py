@@ -19,6 +19,7 @@ from looped_jax.config import ModelConfig
 from looped_jax.model import kernels
 from looped_jax.model.block import Block, Mix, plainly, rms_norm, rope_tables
 from looped_jax.model.cache import Cache, Past, Slots, remember
+from looped_jax.model.linear import PRODUCT
 from looped_jax.model.probe import Trace, attend_openly, mean_norm
 from looped_jax.model.variants import RULES
 
@@ -62,7 +63,7 @@ class LoopedTransformer(nnx.Module):
         """States after the `wanted` loops, and the cache as `past` now is or, openly, a Trace."""
         rule = RULES[self.config.variant]
         with jax.named_scope("embed"):
-            e = self.embed[tokens]
+            e = self.embed[...][tokens].astype(self.config.dtype)
         places = past.positions if past else jnp.arange(tokens.shape[1])
         rope = rope_tables(places, self.config.head_dim, e.dtype)
         tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
@@ -108,7 +109,7 @@ def _rematerialised(loop, remat: str):
     policies = jax.checkpoint_policies
     policy = {
         "loop": policies.nothing_saveable,
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_only_these_names(PRODUCT),
     }[remat]
     return jax.checkpoint(loop, policy=policy, prevent_cse=False)  # a scan prevents it already
 
@@ -138,14 +139,14 @@ def forward(
     wanted = (loops - 1,) if wanted is None else wanted
     if not wanted or not all(0 <= k < loops for k in wanted):
         raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
-    model = _bind(config, cast(params, config.dtype))
+    model = _bind(config, params)
     return model(tokens, loops, wanted, taps=taps)[0]
 
 
 def trace(config: ModelConfig, params: Params, tokens: Array, *, loops: int | None = None) -> Trace:
     """Every state and attention weight of one pass over tokens [B, T]; for few, short rows."""
     loops = config.loops if loops is None else loops
-    model = _bind(config, cast(params, config.dtype))
+    model = _bind(config, params)
     return model(tokens, loops, (loops - 1,), openly=True)[1]
 
 
@@ -166,14 +167,14 @@ def extend(
     """
     loops = config.loops if loops is None else loops
     slots = Slots.of(config, loops, kind)
-    model = _bind(config, cast(params, config.dtype))
+    model = _bind(config, params)
     states, extended = model(tokens, loops, (loops - 1,), Past(cache, slots, positions))
     assert extended is not None
     return states.hidden[0], extended
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Weights in the compute type; once per step, outside the loops."""
+    """Weights in the compute type, for use without gradients: half the memory to read per token."""
     return {name: weight.astype(dtype) for name, weight in params.items()}
 
 

@@ -1,0 +1,83 @@
+"""The model's product: float32 gradients of bfloat16 computation, one cast for all loops."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looped_jax import sharding, state
+from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.model import transformer
+from looped_jax.model.linear import linear
+
+TOKENS = np.random.default_rng(0).integers(0, 64, (1, 4, 17)).astype(np.int32)
+MODEL = ModelConfig(
+    layers=1, loops=6, width=96, heads=2, seq_len=16, dtype="bfloat16", variant="LT"
+)  # fmt: skip
+CONFIG = resolve(Config(model=MODEL), vocab_size=64)
+
+
+def gradients(config):
+    params = transformer.init_params(config.model, jax.random.key(0))
+    noise = jax.random.split(jax.random.key(1), len(params))
+    params = {
+        n: w + 0.1 * jax.random.normal(k, w.shape)
+        for (n, w), k in zip(params.items(), noise, strict=True)
+    }
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    program = jax.jit(functools.partial(state.gradients, config, mesh))
+    return program.lower(params, TOKENS).compile(), params
+
+
+def test_gradients_equal_those_of_a_plain_product():
+    x, w = jax.random.normal(jax.random.key(0), (2, 3, 5)), jnp.arange(20.0).reshape(5, 4)
+    weights = jnp.cos(jnp.arange(24.0)).reshape(2, 3, 4)
+    ours = jax.grad(lambda x, w: jnp.sum(linear(x, w) * weights), argnums=(0, 1))(x, w)
+    plain = jax.grad(lambda x, w: jnp.sum((x @ w) * weights), argnums=(0, 1))(x, w)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_logits_of_bfloat16_states_keep_float32_and_send_bfloat16_back():
+    x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.full((8, 3), 1.001)
+    assert linear(x, w, "float32").dtype == jnp.float32
+    text = jax.jit(jax.grad(lambda x: linear(x, w, "float32").sum())).lower(x).as_text()
+    assert re.search(r"dot_general .*tensor<4x3xbf16>, tensor<3x8xbf16>", text)
+
+
+def test_weights_are_cast_before_the_loops_and_not_in_them():
+    program, _ = gradients(CONFIG)
+    text = program.as_text()
+    computations = {
+        re.match(r"(?:ENTRY )?%?([^\s(]+)", part).group(1): part
+        for part in re.split(r"\n(?=%|ENTRY)", text)
+    }
+    casts = [
+        name for name, part in computations.items()
+        if re.search(r"= bf16\[96,384\]\S* convert\(", part)
+    ]  # fmt: skip
+    bodies = set(re.findall(r"body=%([^\s,]+)", text))
+    assert casts and bodies  # fusions that cast an MLP's weights, and the loops
+    for name in bodies:
+        calls = set(re.findall(r"calls=%([^\s,]+)", computations[name]))
+        assert name not in casts and not calls & set(casts)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.mlp.up", "blocks.0.attention.query", "embed", "head"])
+def test_loops_are_summed_in_float32(name):
+    """Rounding each of K gradients once costs no more than computing in bfloat16 does anyway."""
+    (rounded, params), (exact, _) = (
+        gradients(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype=dtype)))
+        for dtype in ("bfloat16", "float32")
+    )
+    grads, reference = rounded(params, TOKENS)[0][name], exact(params, TOKENS)[0][name]
+    assert grads.dtype == jnp.float32
+    error = jnp.linalg.norm(grads - reference) / jnp.linalg.norm(reference)
+    assert error < 0.05
+    # a sum kept in bfloat16 would hold only 8 bits of every entry; a token seen once does too
+    kept = np.asarray(grads)[np.asarray(grads) != 0]
+    assert np.mean(kept != kept.astype(jnp.bfloat16).astype(np.float32)) > 0.1
