@@ -29,6 +29,20 @@ def value_and_gradients(kernel, arrays, window):
     return [mixed, *grads]
 
 
+@pytest.mark.parametrize("window", [None, 1, 48, 700])
+@pytest.mark.parametrize("time", [5, 255, 777])
+def test_parts_of_plain_attention_equal_the_library(window, time):
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = [jax.random.normal(k, (2, time, n, 8)) for k, n in zip(keys, (6, 2, 2), strict=True)]
+
+    def library(*arrays):
+        before = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(*arrays, is_causal=True, local_window_size=before)
+
+    ours = kernels.attend("xla", *arrays, window)
+    np.testing.assert_allclose(ours, library(*arrays), atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [None, 48])
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_the_splash_kernel_equals_plain_attention(window, kv_heads):
