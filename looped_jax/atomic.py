@@ -33,6 +33,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o777 & ~mask)  # mkdtemp lets nobody else in
     try:
         yield part
         try:

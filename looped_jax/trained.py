@@ -27,16 +27,40 @@ class TrainedModel:
     config: model.config's frozen dataclass; params: the flat dict of model/transformer.py, float32
     """
 
-    def __init__(self, config: Config, params: Params, tokenizer: Tokenizer, *, step: int):
-        self.config, self.params, self.tokenizer, self.step = config, params, tokenizer, step
+    def __init__(
+        self,
+        config: Config,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        *,
+        step: int,
+        folder: Path | None = None,
+    ):
+        self.config, self.params, self.step = config, params, step
+        self._tokenizer, self._folder = tokenizer, folder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises CheckpointError for a converted model that came without one: logits it has."""
+        if self._tokenizer is None:
+            raise CheckpointError(
+                f"{self._folder} has no tokenizer.json, so it has logits but no text; put the one "
+                "it was trained with there"
+            )
+        return self._tokenizer
 
     @classmethod
     def load(cls, run_dir: str | os.PathLike[str], *, step: int | None = None) -> TrainedModel:
-        """Open a run folder: config.json, tokenizer.json, checkpoints/. Raises CheckpointError."""
+        """Open a run folder: config.json, checkpoints/ and, if there is one, tokenizer.json.
+
+        Raises CheckpointError.
+        """
         folder = Path(run_dir)
         try:
             config = Config.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
-            words = read_tokenizer(folder / "tokenizer.json", bos_token=config.data.bos_token)
+            path = folder / "tokenizer.json"
+            bos = config.data.bos_token
+            words = read_tokenizer(path, bos_token=bos) if path.is_file() else None
         except OSError as error:
             raise CheckpointError(
                 f"{folder} is no run folder (config.json is missing); "
@@ -46,7 +70,7 @@ class TrainedModel:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
         step, params = checkpoint.load_params(folder, shapes, step=step)
-        return cls(config, params, words, step=step)
+        return cls(config, params, words, step=step, folder=folder)
 
     def logits(self, tokens: np.ndarray, *, loops: Sequence[int] | None = None) -> tuple:
         """Float32 logits [B, T, V] of tokens [B, T], one array per loop count, from one pass.

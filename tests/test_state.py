@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax import optim, scoring, sharding, state
+from looped_jax import bpb, optim, scoring, sharding, state
 from looped_jax.config import Config, ConfigError, MeshConfig, ModelConfig, OptimConfig, resolve
 from looped_jax.model.variants import RULES
 
@@ -29,7 +29,9 @@ def mesh_of(*sizes):
     return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
 
-def losses(config, sizes, steps=20):
+@functools.cache
+def run(config, sizes, steps=20):
+    """Losses of `steps` steps on a mesh, then bits per byte of other tokens at 1 and 3 loops."""
     mesh = mesh_of(*sizes)
     optimizer = make_optimizer(mesh)
     current = state.create(config, optimizer, mesh)
@@ -39,22 +41,31 @@ def losses(config, sizes, steps=20):
         current, metrics = step(current, TOKENS)
         found.append(metrics["loss"])
     assert step._cache_size() == 1
-    return np.array(found)
+    score = scoring.make_score_step(config.model, mesh, (1, 3))
+    rows = [{"inputs": TOKENS[1, :, 1:], "targets": TOKENS[1, ::-1, :-1]}]
+    sizes_of_tokens = np.full(97, 4, np.int32)
+    bits = bpb.bits_per_byte(
+        score, current["params"], rows, sizes_of_tokens, loop_counts=(1, 3), mesh=mesh
+    )
+    return np.array(found), np.array(list(bits.values()))
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
-def test_every_mesh_gives_the_single_device_losses(sizes):
-    config = make_config()
-    np.testing.assert_allclose(losses(config, sizes), losses(config, (1, 1, 1)), atol=1e-4)
+def losses(config, sizes, steps=20):
+    return run(config, sizes, steps)[0]
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8)])
+def test_every_mesh_gives_the_single_device_losses_and_bits_per_byte(sizes):
+    for ours, alone in zip(run(make_config(), sizes), run(make_config(), (1, 1, 1)), strict=True):
+        np.testing.assert_allclose(ours, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", RULES)
 @pytest.mark.parametrize("attention", ["full", "mla"])
 def test_every_rule_and_attention_on_a_mesh(variant, attention):
-    config = make_config(variant=variant, attention=attention, latent_rank=16)
-    np.testing.assert_allclose(
-        losses(config, (2, 2, 2), steps=2), losses(config, (1, 1, 1), steps=2), atol=1e-4
-    )
+    small = {"layers": 1, "loops": 2, "width": 32, "heads": 4, "latent_rank": 8}
+    config = make_config(variant=variant, attention=attention, **small)
+    np.testing.assert_allclose(losses(config, (2, 2, 2)), losses(config, (1, 1, 1)), atol=1e-4)
 
 
 def test_every_leaf_matches_one_rule_and_is_cut():
