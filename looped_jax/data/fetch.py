@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -23,6 +24,7 @@ from looped_jax.data import DataError
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 _BLOCK = 1 << 20
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)  # no server's fault
 _LARGEST_UNPACKED = 4 << 30  # bytes; the CORE bundle has 160 MB
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all
@@ -42,21 +44,28 @@ def fetch(
     timeout: float = 30.0,
     backoff: float = 1.0,
     progress: Progress | None = None,
+    check: Callable[[Path], None] | None = None,
+    token: str | None = None,
 ) -> Path:
-    """Download `url` to `path`; returns at once when it is there.
+    """Download `url` to `path`; returns at once when it is there and passes the checks.
 
-    What arrives is kept as <path>.part, and a later call continues it by a range request. Server
-    errors, stalls of `timeout` seconds and short answers are tried again `retries` times, after
-    `backoff` · 2ⁿ seconds and a random part. Raises DataError naming the URL and what to do.
+    What arrives is kept as <path>.part, and a later call continues it by a range request, unless
+    the remote file has changed meanwhile (<path>.part.version tells). Server errors, stalls of
+    `timeout` seconds, short answers and files that `check` raises DataError for are tried again
+    `retries` times, after `backoff` · 2ⁿ seconds and a random part. `token` is sent to the host of
+    `url` alone, not to where it redirects. Raises DataError naming the URL and what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with _only_one(path.with_name(path.name + ".lock")):
         for attempt in range(retries + 1):
             if path.exists():
+                _check_present(path, size, sha256, check)
                 return path
             try:
-                _transfer(url, part, size, timeout, progress)
+                _transfer(url, part, size, timeout, progress, token)
+                if check is not None:
+                    _check_arrived(part, check)
                 break
             except _Broken as error:
                 if attempt == retries:
@@ -69,16 +78,56 @@ def fetch(
             part.unlink()
             raise DataError(f"{url} has SHA-256 {found}, not {sha256}; check the address")
         os.replace(part, path)
+        _version(part).unlink(missing_ok=True)
     return path
 
 
+def _check_present(
+    path: Path, size: int | None, sha256: str | None, check: Callable[[Path], None] | None
+) -> None:
+    found = path.stat().st_size
+    if size is not None and found != size:
+        raise DataError(
+            f"{path} is there with {found} bytes, not {size}; remove it, then try again"
+        )
+    if sha256 is not None and (digest := _digest(path)) != sha256:
+        raise DataError(
+            f"{path} is there with SHA-256 {digest}, not {sha256}; remove it, then try again"
+        )
+    if check is not None:
+        check(path)
+
+
+def _check_arrived(part: Path, check: Callable[[Path], None]) -> None:
+    try:
+        check(part)
+    except DataError as error:  # whole, by the server's word, but not what it should be
+        part.unlink()
+        raise _Broken(str(error)) from error
+
+
+def _version(part: Path) -> Path:
+    """Where the server's name for the version of what is in `part` is kept."""
+    return part.with_name(part.name + ".version")
+
+
 def _transfer(
-    url: str, part: Path, size: int | None, timeout: float, progress: Progress | None
+    url: str,
+    part: Path,
+    size: int | None,
+    timeout: float,
+    progress: Progress | None,
+    token: str | None,
 ) -> None:
     """Fill `part` from where it ends; raises _Broken unless it is whole afterwards."""
-    have = part.stat().st_size if part.exists() else 0
+    have, version = part.stat().st_size if part.exists() else 0, _version(part)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    if have and version.exists():
+        headers["If-Range"] = version.read_text("utf-8")  # of another version we get all of it
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        request = urllib.request.Request(url, headers=headers)
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
     except ValueError:
         raise DataError(f"{url!r} is no URL; give one that begins with https://") from None
     try:
@@ -92,8 +141,10 @@ def _transfer(
             if total is None and not getattr(answer, "chunked", False):
                 # The end of such an answer looks just like a connection that broke.
                 raise DataError(f"{url} does not say how long it is; give its size")
+            if not goes_on and (name := _version_of(answer)):
+                version.write_text(name, encoding="utf-8")
             with part.open("ab" if goes_on else "wb") as file:
-                while block := answer.read(_BLOCK):
+                while block := answer.read1(_BLOCK):  # as it comes, so that a kill loses little
                     file.write(block)
                     have += len(block)
                     if progress is not None:
@@ -107,11 +158,22 @@ def _transfer(
             raise DataError(f"{url} answered {error.code} {error.reason}; check it") from error
         raise _Broken(f"{error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            raise DataError(
+                f"{part} cannot be written ({error.strerror}); what arrived is kept, "
+                "free space or choose another folder"
+            ) from error
         raise _Broken(str(error) or type(error).__name__) from error
     if total is not None and have != total:
         if have > total:
             part.unlink()
         raise _Broken(f"{have} of {total} bytes arrived")
+
+
+def _version_of(answer: http.client.HTTPResponse) -> str | None:
+    """What the server calls this version of the file, if it promises to tell versions apart."""
+    tag = answer.headers.get("ETag") or ""
+    return answer.headers.get("Last-Modified") if not tag or tag.startswith("W/") else tag
 
 
 def _starts_at(answer: http.client.HTTPResponse, place: int) -> bool:
@@ -126,10 +188,16 @@ def _digest(path: Path) -> str:
 @contextlib.contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
     """One process at a time; the system lets go of the lock when a process dies."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        lock.unlink(missing_ok=True)
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                continue  # whoever held it has removed it: others may hold a new one by now
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def unpack_zip(archive: Path, folder: Path) -> Path:

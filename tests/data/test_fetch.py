@@ -1,7 +1,6 @@
 """Downloads from a local server that misbehaves in every way that servers do."""
 
 import hashlib
-import http.server
 import threading
 import zipfile
 
@@ -9,63 +8,9 @@ import pytest
 
 from looped_jax.data import DataError
 from looped_jax.data.fetch import fetch, fetch_bundle, unpack_zip
+from tests.data.faulty_server import CONTENT
 
-CONTENT = bytes(range(256)) * 4000
 QUICK = {"backoff": 0.01, "timeout": 0.5, "retries": 3}
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Follows the server's script, one entry per request; then answers well."""
-
-    def do_GET(self):
-        self.server.asked.append(self.headers.get("Range"))
-        act = self.server.script.pop(0) if self.server.script else "well"
-        content = self.server.files.get(self.path.lstrip("/"), CONTENT)
-        if isinstance(act, int):
-            return self.send_error(act)
-        if act == "redirect":
-            self.send_response(302)
-            self.send_header("Location", "/other")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        start = 0
-        asked = self.headers.get("Range")
-        if asked and act != "no ranges":
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-            if start >= len(content):
-                return self.send_error(416)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        if act != "no length":
-            self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if act == "cut":
-            return self.wfile.write(content[start : start + 300_000])
-        if act == "stall":
-            self.wfile.write(content[start : start + 1000])
-            self.wfile.flush()
-            self.server.wake.wait(3)
-            return None
-        return self.wfile.write(content[start:])
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        found.script, found.asked, found.files = [], [], {}
-        found.wake = threading.Event()
-        found.url = f"http://127.0.0.1:{found.server_address[1]}/file"
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield found
-        found.wake.set()
-        found.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -215,3 +160,44 @@ def test_bundle_is_downloaded_once_and_bad_ones_are_forgotten(server, tmp_path):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["eval_bundle"]
     fetch_bundle(folder, base + "good")
     assert len(server.asked) == 2
+
+
+def test_a_part_of_another_version_is_not_continued(server, tmp_path):
+    server.tag, server.script = '"first"', ["cut", 404]
+    with pytest.raises(DataError, match="404"):
+        fetch(server.url, tmp_path / "file", **QUICK)
+    assert 0 < (tmp_path / "file.part").stat().st_size < len(CONTENT)
+    server.tag, server.files["file"] = '"second"', CONTENT[::-1]
+    assert fetch(server.url, tmp_path / "file", **QUICK).read_bytes() == CONTENT[::-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_part_of_the_same_version_is(server, tmp_path):
+    server.tag, server.script = '"first"', ["cut"]
+    assert fetch(server.url, tmp_path / "file", **QUICK).read_bytes() == CONTENT
+    assert server.sent == len(CONTENT)
+
+
+@pytest.mark.parametrize("settings", [{"size": 5}, {"sha256": "0" * 64}])
+def test_a_file_that_is_there_is_checked_too(server, tmp_path, settings):
+    (tmp_path / "file").write_bytes(b"something else")
+    with pytest.raises(DataError, match="is there with .* remove it"):
+        fetch(server.url, tmp_path / "file", **settings, **QUICK)
+    assert (tmp_path / "file").read_bytes() == b"something else"
+
+
+def test_a_full_disk_is_no_fault_of_the_server(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="cannot be written .No space left on device."):
+        fetch(server.url, tmp_path / "file", **QUICK)
+    assert len(server.asked) == 1  # nobody tried again
+
+
+def test_a_token_is_not_carried_along_by_a_redirect(server, tmp_path):
+    server.script = ["redirect"]
+    fetch(server.url, tmp_path / "file", token="secret", **QUICK)
+    first, second = (headers for _, headers in server.requests)
+    assert first["Authorization"] == "Bearer secret" and "Authorization" not in second
