@@ -19,7 +19,18 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from looped_jax import atomic, bpb, checkpoint, cost, distributed, optim, scoring, sharding, state
+from looped_jax import (
+    atomic,
+    bpb,
+    checkpoint,
+    cost,
+    distributed,
+    hardware,
+    optim,
+    scoring,
+    sharding,
+    state,
+)
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.compilation import keep_compiled
@@ -161,7 +172,7 @@ def _train(
         for look in ((False, True) if settings.inside_every else (False,))
     }
     costs = cost.count(model)
-    peak, peak_source = cost.device_peak_flops(jax.local_devices()[0])
+    peak, peak_source = hardware.device_peak_flops(jax.local_devices()[0])
     say(
         f"{costs.parameters:,} parameters, {costs.looped:,} of them looped {model.loops} times; "
         f"{costs.flops / 1e6:.1f} MFLOP per token (the reference counts "

@@ -1,0 +1,124 @@
+"""Will it fit, how long will it take, what should change: a run, planned before it has a machine.
+
+    python -m looped_jax.plan --config configs/flt.py --mesh data=64,fsdp=8 --hardware h100 \\
+        --vocab_size 151669
+
+Needs neither data nor accelerators: the real train step is compiled for fake devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from looped_jax import atomic, hardware, planner
+from looped_jax.command_line import define_config, parse_flags
+from looped_jax.compilation import keep_compiled
+from looped_jax.config import Config, ConfigError, MeshConfig, resolve
+from looped_jax.data import DataError
+from looped_jax.data.tokenizer import read_tokenizer
+from looped_jax.plan_table import describe
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    values = flags.FLAGS
+    try:
+        device = hardware.find(values.hardware)
+        if not 0 < values.efficiency <= 1:
+            raise ConfigError(f"--efficiency={values.efficiency} is no share; give one, as 0.45")
+        out = writable(values.out) if values.out else None
+        config = Config.from_dict(values.config)
+        mesh = parse_mesh(values.mesh) if values.mesh else config.mesh
+        _imitate_devices(mesh)
+        config = dataclasses.replace(config, mesh=mesh)
+        config = resolve(config, vocab_size=values.vocab_size or vocabulary(config))
+        keep_compiled()
+        plan = planner.make(
+            planner.with_horizon(config), device, efficiency=values.efficiency, say=_progress
+        )
+        if out:
+            atomic.write_text(out, json.dumps(dataclasses.asdict(plan), indent=1))
+    except (ConfigError, DataError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    print(describe(plan))
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """The mesh of "data=64,fsdp=8"; axes that are not named have one device. Raises ConfigError."""
+    sizes = {axis.name: 1 for axis in dataclasses.fields(MeshConfig)}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) == 0:
+            raise ConfigError(
+                f"--mesh={text}: {part!r} is no axis and size; give {', '.join(sizes)} with whole "
+                "numbers from 1, as data=64,fsdp=8"
+            )
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
+
+
+def vocabulary(config: Config) -> int:
+    """Entries of the configured tokenizer. Raises ConfigError if its file is not here."""
+    path = config.data.tokenizer
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    if path is None:
+        return config.data.tokenizer_vocab_size
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"data.tokenizer={path} is not here; give its number of entries instead, as "
+            "--vocab_size=151669"
+        )
+    return read_tokenizer(Path(path), bos_token=config.data.bos_token).vocab_size
+
+
+def writable(file: str) -> Path:
+    """The path, known to be writable before work is spent on it. Raises ConfigError."""
+    path = Path(file)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out={file} cannot be written ({error.strerror}); name a file, as plan.json"
+        ) from error
+    return path
+
+
+def _imitate_devices(mesh: MeshConfig) -> None:
+    """As many CPU devices as the mesh has; must come before JAX looks for devices."""
+    sizes = dataclasses.asdict(mesh)
+    if -1 in sizes.values():
+        axis = next(axis for axis, size in sizes.items() if size == -1)
+        raise ConfigError(f"mesh.{axis}=-1 leaves open how many devices; as --mesh data=8,fsdp=8")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    define_config()
+    flags.DEFINE_string("mesh", None, "devices by axis, as data=64,fsdp=8; config.mesh by default")
+    flags.DEFINE_string(
+        "hardware",
+        None,
+        f"one of {', '.join(hardware.HARDWARE)}",
+    )
+    flags.DEFINE_integer("vocab_size", None, "tokenizer entries, where its file is missing", 2)
+    flags.DEFINE_float("efficiency", 0.45, "share of the peak that matrix products reach")
+    flags.DEFINE_string("out", None, "also write the plan as JSON to this file")
+    flags.register_validator("hardware", bool, f"name it: {', '.join(hardware.HARDWARE)}")
+    app.run(main, flags_parser=parse_flags)
