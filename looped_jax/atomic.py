@@ -11,14 +11,20 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` under a temporary name beside `path`, then rename it."""
+    """Write `text` as UTF-8 under a temporary name beside `path`, then rename it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name beside `path`, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _let_others_in(Path(part), 0o666)
         os.replace(part, path)
     except BaseException:
         Path(part).unlink(missing_ok=True)
@@ -33,9 +39,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o777 & ~mask)  # mkdtemp lets nobody else in
+    _let_others_in(part, 0o777)
     try:
         yield part
         try:
@@ -45,3 +49,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _let_others_in(path: Path, mode: int) -> None:
+    """As if made by open() or mkdir(); what tempfile makes is for its maker alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
@@ -19,14 +20,20 @@ def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
 
     Colours are on a log scale where all values are positive and span more than a decade.
     """
-    array = np.asarray(values, float)
-    loops, layers = array.shape
+    loops, layers = np.shape(values)
     size = (max(3.5, 0.75 * layers + 2), max(2.4, 0.34 * loops + 1.4))
     figure = Figure(figsize=size, layout="constrained")
-    axis = figure.subplots()
+    draw_heatmap(figure.subplots(), values, title=title)
+    return figure
+
+
+def draw_heatmap(axis: Axes, values: Sequence[Sequence[float]], *, title: str) -> None:
+    """What `heatmap` draws, into a part of a larger figure."""
+    array = np.asarray(values, float)
+    loops, layers = array.shape
     wide = array.min() > 0 and array.max() > 10 * array.min()
     image = axis.imshow(array, aspect="auto", cmap="viridis", norm="log" if wide else "linear")
-    figure.colorbar(image, ax=axis)
+    axis.figure.colorbar(image, ax=axis)
     if array.size <= 150:
         middle = np.sqrt(array.min() * array.max()) if wide else (array.min() + array.max()) / 2
         for (loop, layer), value in np.ndenumerate(array):
@@ -38,7 +45,6 @@ def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
     axis.set_xticks(range(layers), [str(i + 1) for i in range(layers)], fontsize=8)
     step = -(-loops // 16)
     axis.set_yticks(range(0, loops, step), [str(i + 1) for i in range(0, loops, step)], fontsize=8)
-    return figure
 
 
 def against_loops(

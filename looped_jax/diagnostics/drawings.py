@@ -1,0 +1,182 @@
+"""The figures of a diagnosis, each a matplotlib Figure without a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from looped_jax import figures
+from looped_jax.diagnostics.measure import Tokens
+from looped_jax.diagnostics.weights import Matrix
+
+BLUE, RED = "#2a6f97", "#c1121f"
+
+
+def panels(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.1) -> tuple:
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def tidy(axis: Axes, **labels: Any) -> None:
+    axis.set(**labels)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def shades(count: int) -> np.ndarray:
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
+
+
+def by_loop(
+    series: Mapping[str, np.ndarray], *, first: int, trained: int, labels: Sequence[str]
+) -> Figure:
+    """A panel per series over loops `first`, `first` + 1, …; the trained count is marked."""
+    figure, axes = panels(len(series))
+    for axis, (title, values), label in zip(axes[0], series.items(), labels, strict=True):
+        loops = np.arange(first, first + len(values))
+        axis.plot(loops, values, marker="o", markersize=4, color=BLUE)
+        if first <= trained < first + len(values):
+            axis.plot(trained, values[trained - first], "o", markersize=10, mfc="none", color=RED)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        tidy(axis, title=title, xlabel="loop", ylabel=label)
+    return figure
+
+
+def loss_by_position(tokens: Tokens) -> Figure:
+    """Mean loss over positions, one line per loop, positions in up to 32 bins."""
+    figure, axes = panels(1, width=8, height=3.6)
+    by_position = tokens.by_position(tokens.nats)
+    bins = np.array_split(np.arange(by_position.shape[1]), min(32, by_position.shape[1]))
+    centres = [chunk.mean() for chunk in bins]
+    for k, color in enumerate(shades(tokens.loops)):
+        values = [np.nanmean(by_position[k, chunk]) for chunk in bins]
+        axes[0][0].plot(centres, values, color=color, label=f"{k + 1}", linewidth=1.3)
+    axes[0][0].legend(title="loops", fontsize=7, ncols=-(-tokens.loops // 8))
+    tidy(axes[0][0], xlabel="position in the row", ylabel="loss, nats")
+    return figure
+
+
+def settling(tokens: Tokens) -> Figure:
+    """When predictions stop changing, and whether late ones are right more often."""
+    figure, axes = panels(2)
+    counted = tokens.targets >= 0
+    settled, loops = tokens.settled()[counted], np.arange(1, tokens.loops + 1)
+    shares = np.array([(settled == k).mean() for k in loops])
+    axes[0][0].bar(loops, 100 * shares, color=BLUE)
+    tidy(axes[0][0], title="predictions that change last in a loop", xlabel="loop",
+         ylabel="% of tokens")  # fmt: skip
+    hit, first_hit = (tokens.hits()[k][counted] for k in (-1, 0))
+    for values, label, color in ((first_hit, "after loop 1", "#8ecae6"), (hit, "at the end", BLUE)):
+        right = [values[settled == k].mean() if (settled == k).any() else np.nan for k in loops]
+        axes[0][1].plot(loops, 100 * np.array(right), "o-", color=color, label=label, markersize=4)
+    axes[0][1].legend(fontsize=8)
+    tidy(axes[0][1], title="how often they are right", xlabel="loop of the last change",
+         ylabel="% right")  # fmt: skip
+    for axis in axes[0]:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def attention(weights: np.ndarray, words: Sequence[str]) -> Figure:
+    """Attention of one row [K, L, H, T, T]: loops down, layers and heads across."""
+    loops, layers, heads, time, _ = weights.shape
+    down = np.unique(np.linspace(0, loops - 1, min(loops, 6)).round().astype(int))
+    places = [(layer, head) for layer in range(layers) for head in range(heads)]
+    across = np.unique(np.linspace(0, len(places) - 1, min(len(places), 6)).round().astype(int))
+    figure, axes = panels(len(across), len(down), width=2.6, height=2.6)
+    for row, loop in enumerate(down):
+        for column, place in enumerate(across):
+            layer, head = places[place]
+            axis = axes[row][column]
+            axis.imshow(weights[loop, layer, head], cmap="magma", vmin=0)
+            if row == 0:
+                axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            if column == 0:
+                axis.set_ylabel(f"loop {loop + 1}", fontsize=9)
+            show = time <= 24
+            labels = [repr(word)[1:-1] for word in words] if show else []
+            axis.set_yticks(range(time) if show and column == 0 else [])
+            axis.set_xticks(range(time) if show and row == len(down) - 1 else [])
+            if show and column == 0:
+                axis.set_yticklabels(labels, fontsize=5)
+            if show and row == len(down) - 1:
+                axis.set_xticklabels(labels, fontsize=5, rotation=90)
+    return figure
+
+
+def histograms(matrices: Mapping[str, Matrix]) -> Figure:
+    """A panel per kind of weight, a line per layer; entries over their rms."""
+    kinds: dict[str, list[str]] = {}
+    for name in matrices:
+        kind = name if "blocks" not in name else name.split(".", 2)[2]
+        kinds.setdefault(kind, []).append(name)
+    columns = min(4, len(kinds))
+    figure, axes = panels(columns, -(-len(kinds) // columns), width=3.3, height=2.4)
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_visible(False)
+    for axis, (kind, names) in zip(axes.flat, kinds.items(), strict=False):
+        for name, color in zip(names, shades(len(names)), strict=True):
+            found = matrices[name]
+            middle = (found.edges[1:] + found.edges[:-1]) / 2
+            axis.semilogy(middle, np.maximum(found.counts, 0.5), color=color, linewidth=1)
+        axis.set_title(kind, fontsize=9)
+        tidy(axis)
+    return figure
+
+
+def spectra(matrices: Mapping[str, Matrix]) -> Figure:
+    """Spectral norm and effective rank of every weight."""
+    figure, axes = panels(2, width=6.4, height=0.24 * len(matrices) + 1.2)
+    names, places = list(matrices), np.arange(len(matrices))
+    for axis, title, values in (
+        (axes[0][0], "spectral norm", [m.spectral for m in matrices.values()]),
+        (axes[0][1], "effective rank", [m.rank for m in matrices.values()]),
+    ):
+        axis.barh(places, values, color=BLUE)
+        axis.set_yticks(places, names if axis is axes[0][0] else [], fontsize=7)
+        axis.invert_yaxis()
+        tidy(axis, title=title)
+    axes[0][0].set_xscale("log")  # an embedding's is hundreds of times a block's
+    return figure
+
+
+def inside(entry: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """Heatmaps side by side of what one logged step recorded per loop and layer."""
+    loops, layers = np.shape(entry[f"inside/{names[0]}"])
+    figure, axes = panels(2, -(-len(names) // 2), width=max(4.2, 0.6 * layers + 2),
+                          height=max(2.4, 0.32 * loops + 1.3))  # fmt: skip
+    for axis, name in zip(axes.flat, names, strict=False):
+        figures.draw_heatmap(axis, entry[f"inside/{name}"], title=name.replace("_", " "))
+    return figure
+
+
+def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss, gradient norm, stream norm per loop and bits per byte of a run's log."""
+    figure, axes = panels(2, 2, width=5.6, height=2.7)
+    steps = [e for e in entries if "train/loss" in e]
+    x = [e["step"] for e in steps]
+    axes[0][0].plot(x, [e["train/loss"] for e in steps], color=BLUE, alpha=0.3, linewidth=0.8)
+    axes[0][0].plot(x, [e["train/loss_smooth"] for e in steps], color=BLUE)
+    tidy(axes[0][0], title="training loss (thin) and its running mean", ylabel="nats")
+    axes[0][1].semilogy(x, [e["train/grad_norm"] for e in steps], color=BLUE, linewidth=0.8)
+    tidy(axes[0][1], title="gradient norm, before clipping")
+    norms = np.array([e["loop/stream_norm"] for e in steps])
+    for k, color in enumerate(shades(norms.shape[1])):
+        axes[1][0].semilogy(x, norms[:, k], color=color, linewidth=1, label=f"{k + 1}")
+    axes[1][0].legend(title="loop", fontsize=6, ncols=2)
+    tidy(axes[1][0], title="norm of the stream at the end of each loop", xlabel="step")
+    scored = [e for e in entries if any(key.startswith("val/bpb_loops_") for key in e)]
+    if scored:
+        keys = [key for key in scored[-1] if key.startswith("val/bpb_loops_")]
+        for key, color in zip(keys, shades(len(keys)), strict=True):
+            values = [(e["step"], e[key]) for e in scored if key in e]
+            axes[1][1].plot(*zip(*values, strict=True), "o-", markersize=3, color=color,
+                            label=key.removeprefix("val/bpb_loops_"))  # fmt: skip
+        axes[1][1].legend(title="loops", fontsize=6)
+    tidy(axes[1][1], title="validation", xlabel="step", ylabel="bits per byte")
+    return figure

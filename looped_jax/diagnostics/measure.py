@@ -1,0 +1,136 @@
+"""What every loop does to states and predictions, token by token.
+
+K loops, R rows, T time, D width, V vocabulary. Loop k means: after k loops, counted from 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from looped_jax.config import ModelConfig
+from looped_jax.model import loss, transformer
+from looped_jax.model.transformer import Params
+
+Array = jax.Array
+LOGITS_AT_ONCE = 2**22  # of one loop; two loops' are alive together
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Measurements of R · T tokens.
+
+    inputs, targets: [R, T], targets < 0 are left out of every mean
+    nats, entropy, confidence: [K, R, T] loss of the target, entropy and top probability, in nats
+    prediction: [K, R, T] likeliest token
+    kl: [K − 1, R, T] KL(after loop k + 1 ‖ after loop k) in nats
+    cosine, change: [K − 1, R, T] of consecutive normalised states: their cosine, and the length of
+    their difference over the earlier one's
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    nats: np.ndarray
+    entropy: np.ndarray
+    confidence: np.ndarray
+    prediction: np.ndarray
+    kl: np.ndarray
+    cosine: np.ndarray
+    change: np.ndarray
+
+    @property
+    def loops(self) -> int:
+        return len(self.nats)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean of [N, R, T] over the counted tokens, float64 [N]."""
+        return values[:, self.targets >= 0].astype(np.float64).mean(axis=1)
+
+    def by_position(self, values: np.ndarray) -> np.ndarray:
+        """Mean of [N, R, T] at each position, float64 [N, T]; NaN where no token is counted."""
+        counted = np.where(self.targets >= 0, values.astype(np.float64), np.nan)
+        return np.nanmean(counted, axis=1)
+
+    def hits(self) -> np.ndarray:
+        """Whether the prediction is the target, [K, R, T]."""
+        return self.prediction == self.targets
+
+    def agreement(self) -> np.ndarray:
+        """Whether consecutive loops predict the same token, [K − 1, R, T]."""
+        return self.prediction[1:] == self.prediction[:-1]
+
+    def settled(self) -> np.ndarray:
+        """The loop, 1 … K, after which a token's prediction changes no more, [R, T]."""
+        changed = ~self.agreement()
+        loops = np.arange(2, self.loops + 1)[:, None, None]
+        return np.max(np.where(changed, loops, 1), axis=0, initial=1)
+
+
+def measure(
+    config: ModelConfig,
+    params: Params,
+    batches: Sequence[dict[str, np.ndarray]],
+    *,
+    loops: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tokens:
+    """Measure validation batches {inputs, targets} [rows, T] at 1 … `loops` loops, in one pass."""
+    found: list[dict[str, np.ndarray]] = []
+    for number, batch in enumerate(batches, start=1):
+        measured = jax.device_get(
+            _measure(config, loops, params, batch["inputs"], batch["targets"])
+        )
+        found.append(measured)
+        progress(number, len(batches))
+    return Tokens(
+        inputs=np.concatenate([batch["inputs"] for batch in batches]),
+        targets=np.concatenate([batch["targets"] for batch in batches]),
+        **{name: np.concatenate([f[name] for f in found], axis=1) for name in found[0]},
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(config: ModelConfig, loops: int, params: Params, inputs: Array, targets: Array):
+    states = transformer.forward(config, params, inputs, loops=loops, wanted=tuple(range(loops)))
+    rows, time = inputs.shape
+    tokens = rows * time
+    hidden = states.hidden.reshape(loops, tokens, -1)
+    chunk = min(max(1, LOGITS_AT_ONCE // config.padded_vocab), tokens)
+    fill = -tokens % chunk
+    cut = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(loops, -1, chunk, hidden.shape[-1])
+    y = jnp.pad(jnp.maximum(targets.reshape(tokens), 0), (0, fill)).reshape(-1, chunk)
+
+    def of_chunk(arguments: tuple[Array, Array]):
+        h, y = arguments  # [K, chunk, D], [chunk]
+
+        def of_loop(before: Array, h: Array):
+            now = jax.nn.log_softmax(loss.logits(config, params["head"], h))
+            p = jnp.exp(now)
+            return now, {
+                "nats": -jnp.take_along_axis(now, y[:, None], axis=-1)[:, 0],
+                "entropy": -jnp.sum(p * now, axis=-1),
+                "confidence": p.max(axis=-1),
+                "prediction": now.argmax(axis=-1).astype(jnp.int32),
+                "kl": jnp.sum(p * (now - before), axis=-1),
+            }
+
+        nothing = jnp.zeros((chunk, config.vocab_size or 0))
+        return jax.lax.scan(of_loop, nothing, h)[1]
+
+    by_chunk = jax.lax.map(of_chunk, (cut.swapaxes(0, 1), y))  # each [chunks, K, chunk]
+    found = {
+        name: values.swapaxes(0, 1).reshape(loops, -1)[:, :tokens].reshape(loops, rows, time)
+        for name, values in by_chunk.items()
+    }
+    found["kl"] = found["kl"][1:]
+    wide = states.hidden.astype(jnp.float32)
+    before, after = wide[:-1], wide[1:]
+    sizes = jnp.linalg.norm(wide, axis=-1)
+    found["cosine"] = jnp.sum(before * after, axis=-1) / (sizes[:-1] * sizes[1:])
+    found["change"] = jnp.linalg.norm(after - before, axis=-1) / sizes[:-1]
+    return found
