@@ -1,0 +1,415 @@
+"""The paper's claim, small: every loop rule at growing loop counts, same tokens, several seeds.
+
+    python -m benchmarks.claim                     # 2 cores, about half an hour
+    python -m benchmarks.claim --preset larger     # 2 cores, hours
+    python -m benchmarks.claim --preset gpu        # the paper's width, one GPU
+
+Claim (arXiv 2605.18797): with more loops plain looping (LT), and at K = 12 also LT_i and LT_ia, end
+on a plateau of the loss while gradients swing and the stream's norm climbs; FLT trains on.
+
+Every finished run is one line of <out>/runs.jsonl, so a sweep that was stopped goes on where it
+was. benchmarks/claim.md says what was seen. A run is judged by two signs, never by the norm:
+
+plateau   its last losses are PLATEAU_GAP nats above those of one loop with the same seed, and in
+          the second half it gained less than PLATEAU_GAIN of what one loop gained
+swings    standard deviation over mean of its gradient norm exceeds SWING_CV, or the norm's peak
+          exceeds SWING_PEAK times that of one loop
+
+Both signs: collapsed; one: unstable; none: trains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import claim_figures
+from looped_jax import atomic, cost, optim, sharding, state
+from looped_jax.compilation import keep_compiled
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.model import loss, transformer
+from looped_jax.model.variants import RULES
+
+# In the PyTorch reference, at the laptop preset, runs that train well have a coefficient of
+# variation of 0.14 to 0.35 and a peak below twice that of one loop; LT has 0.54 to 3.9 and 6 to 65
+# times. The gap lies between FLT's worst seed (0.26) and LT at 6 loops (0.84).
+PLATEAU_GAP, PLATEAU_GAIN = 0.5, 0.5
+SWING_CV, SWING_PEAK = 0.5, 5.0
+SETTLED = 10  # first step whose gradient norm counts for the coefficient of variation
+LAST = 10  # losses that are averaged
+KEPT_NORMS = 5  # every so many steps
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One experiment. text: "bytes", the first `characters` of the corpus, in random crops; or
+    "tokens", the training pipeline's rows in order. rates: further runs (rule, K, multiplier of all
+    learning rates). equal_flops: also one loop for as many FLOPs as the most loops took."""
+
+    layers: int
+    width: int
+    heads: int
+    seq_len: int
+    batch_size: int
+    steps: int
+    text: str
+    loops: tuple[int, ...] = (1, 3, 6, 9, 12)
+    rules: tuple[str, ...] = ("FLT", "FLT_res", "LT_ia", "LT_i", "LT")
+    seeds: tuple[int, ...] = (1, 2, 3)
+    rates: tuple[tuple[str, int, float], ...] = ()
+    equal_flops: bool = False
+    characters: int = 64_000
+    data: str = "builtin"
+    dtype: str = "float32"
+
+    def config(self, run: Run, vocab_size: int) -> Config:
+        scale = run.rate
+        model = ModelConfig(
+            variant=run.rule, layers=self.layers, loops=run.loops, width=self.width,
+            heads=self.heads, seq_len=self.seq_len, dtype=self.dtype,
+        )  # fmt: skip
+        plain = OptimConfig()
+        rates = dataclasses.replace(
+            plain,
+            matrix_learning_rate=scale * plain.matrix_learning_rate,
+            embedding_learning_rate=scale * plain.embedding_learning_rate,
+            head_learning_rate=scale * plain.head_learning_rate,
+            warmdown_ratio=0.0,
+        )
+        train = TrainConfig(
+            seed=run.seed,
+            steps=run.steps,
+            tokens_per_step=self.batch_size * self.seq_len,
+            batch_size=self.batch_size,
+        )
+        return resolve(Config(model=model, optim=rates, train=train), vocab_size=vocab_size)
+
+
+PRESETS = {
+    "laptop": Setting(  # what the PyTorch reference was measured at
+        layers=3, width=96, heads=2, seq_len=64, batch_size=8, steps=200, text="bytes",
+        rates=(("LT", 12, 0.25), ("FLT", 12, 4.0)), equal_flops=True,
+    ),
+    "larger": Setting(
+        layers=6, width=128, heads=2, seq_len=128, batch_size=8, steps=500, text="tokens",
+        loops=(1, 12), rules=("FLT", "LT_ia", "LT_i", "LT"), seeds=(1, 2), equal_flops=True,
+    ),
+    "gpu": Setting(
+        layers=6, width=384, heads=3, seq_len=1024, batch_size=32, steps=2000, text="tokens",
+        loops=(1, 6, 9, 12), seeds=(1, 2, 3), equal_flops=True, dtype="bfloat16",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a setting. With one loop all rules are the same: it is run as FLT."""
+
+    rule: str
+    loops: int
+    seed: int
+    rate: float = 1.0
+    steps: int = 0
+
+
+def plan(setting: Setting, vocab_size: int) -> list[Run]:
+    """All runs, one loop first: the others are compared with it."""
+
+    def runs(rule: str, loops: int, rate: float = 1.0, steps: int = setting.steps) -> list[Run]:
+        return [Run(rule, loops, seed, rate, steps) for seed in setting.seeds]
+
+    found = runs("FLT", 1)
+    for k in (k for k in setting.loops if k > 1):
+        for rule in setting.rules:
+            found += runs(rule, k)
+    for rule, k, rate in setting.rates:
+        found += runs(rule, k, rate)
+    if setting.equal_flops and max(setting.loops) > 1:
+        flops = [
+            cost.count(setting.config(Run("FLT", k, 0, steps=1), vocab_size).model).flops
+            for k in (1, max(setting.loops))
+        ]
+        found += runs("FLT", 1, steps=round(setting.steps * flops[1] / flops[0]))
+    return found
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+class Text:
+    """The tokens of a setting: batches int32 [B, T + 1] to train on, and rows held out."""
+
+    def __init__(self, setting: Setting):
+        self._setting = setting
+        cache = corpus.default_cache_dir()
+        self._corpus = corpus.open_corpus(
+            setting.data, val_shard=None, train_shards=None, cache_dir=cache
+        )
+        size = setting.seq_len + 1
+        if setting.text == "bytes":
+            whole = _characters(self._corpus.train, setting.characters)
+            held_out = _characters((self._corpus.val,), 16 * size * setting.batch_size)
+            self.vocab_size, self._bytes = 256, whole
+            self.held_out = held_out[: len(held_out) // size * size].reshape(-1, size)
+        else:
+            self._words = tokenizer.load_tokenizer(
+                None, corpus=self._corpus, vocab_size=4096, bos_token=None, cache_dir=cache
+            )
+            self.vocab_size = self._words.vocab_size
+            rows = pipeline.val_rows(
+                self._corpus, self._words, seq_len=setting.seq_len,
+                batch_size=setting.batch_size, max_tokens=2**16,
+            )  # fmt: skip
+            whole = [np.c_[r["inputs"], r["targets"][:, -1:]] for r in rows]
+            self.held_out = np.concatenate([w[(w >= 0).all(axis=1)] for w in whole])
+
+    def batches(self, seed: int) -> Iterator[np.ndarray]:
+        """The same for every rule and loop count; bytes differ between seeds."""
+        rows, size = self._setting.batch_size, self._setting.seq_len + 1
+        if self._setting.text == "bytes":
+            chance = np.random.default_rng(seed)
+            while True:
+                starts = chance.integers(0, len(self._bytes) - size + 1, rows)
+                yield np.stack([self._bytes[start : start + size] for start in starts])
+        yield from pipeline.train_rows(self._corpus, self._words, seq_len=size - 1, batch_size=rows)
+
+
+def _characters(shards: Sequence[Path], count: int) -> np.ndarray:
+    """The first `count` bytes of the shards' documents, int32."""
+    groups, parts, size = corpus.RowGroups(shards), [], 0
+    for i in range(len(groups)):
+        for text in groups[i]:
+            parts.append(np.frombuffer((text + "\n").encode("utf-8"), np.uint8))
+            size += len(parts[-1])
+        if size >= count:
+            break
+    return np.concatenate(parts)[:count].astype(np.int32)
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> dict[str, Any]:
+    """Train once; the line of runs.jsonl. `programs` keeps compiled steps: seeds share them."""
+    config = setting.config(run, text.vocab_size)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    assert config.model.width
+    optimizer = optim.make_optimizer(
+        config.optim, steps=run.steps, width=config.model.width, mesh=mesh
+    )
+    key = dataclasses.replace(run, seed=0)
+    if key not in programs:
+        programs.clear()
+        programs[key] = state.make_train_step(config, optimizer, mesh)
+    current, began, steps = state.create(config, optimizer, mesh), time.perf_counter(), []
+    for _, tokens in zip(range(run.steps), text.batches(run.seed), strict=False):
+        current, metrics = programs[key](current, tokens[None])
+        steps.append({name: metrics[name] for name in ("loss", "grad_norm", "norms")})
+    found = jax.device_get(steps)
+    norms = np.array([step["norms"] for step in found])
+    return {
+        **dataclasses.asdict(run),
+        "loss": _short([step["loss"] for step in found]),
+        "grad_norm": _short([step["grad_norm"] for step in found]),
+        "norms": [_short(row) for row in norms[KEPT_NORMS - 1 :: KEPT_NORMS]],
+        "mean_norms": _short(norms.mean(axis=0)),
+        "held_out": held_out(config.model, current["params"], text.held_out, setting.batch_size),
+        "flops": cost.count(config.model).flops * config.train.tokens_per_step * run.steps,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+def held_out(config: ModelConfig, params: Any, rows: np.ndarray, batch_size: int) -> float:
+    """Mean loss of whole batches of held-out rows, nats per token."""
+    losses = []
+    for at in range(0, len(rows) - batch_size + 1, batch_size):
+        batch = rows[at : at + batch_size]
+        losses.append(_losses(config, params, batch[:, :-1], batch[:, 1:]))
+    return float(np.mean(jax.device_get(losses)))
+
+
+@jax.jit(static_argnums=0)
+def _losses(config: ModelConfig, params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+    hidden = transformer.forward(config, params, inputs).hidden
+    return loss.token_losses(config, params["head"], hidden, targets).mean()
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    return [float(f"{float(value):.5g}") for value in values]
+
+
+def sweep(setting: Setting, out: Path) -> list[dict[str, Any]]:
+    """Run what <out>/runs.jsonl does not have yet; all lines of this setting."""
+    text = Text(setting)
+    runs = plan(setting, text.vocab_size)
+    described = json.loads(json.dumps(_comparable(setting)))
+    about = out / "setting.json"
+    if about.is_file() and json.loads(about.read_text("utf-8")) != described:
+        raise ValueError(f"{about} is another setting's; give another --out")
+    atomic.write_text(about, json.dumps(described, indent=1))
+    path = out / "runs.jsonl"
+    done = {_key(line): line for line in read(path)}
+    missing = [run for run in runs if _key(dataclasses.asdict(run)) not in done]
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them are in {path}", flush=True)
+    programs: dict[Any, Any] = {}
+    work = [run.steps * run.loops for run in missing]
+    began = time.perf_counter()
+    for number, run in enumerate(missing):
+        line = train(setting, run, text, programs)
+        append(path, line)
+        done[_key(line)] = line
+        left = (time.perf_counter() - began) * sum(work[number + 1 :]) / sum(work[: number + 1])
+        rate = f" ×{run.rate:g}" if run.rate != 1 else ""
+        print(
+            f"{number + 1}/{len(missing)} {run.rule} K={run.loops} seed {run.seed}{rate} "
+            f"{run.steps} steps: loss {np.mean(line['loss'][-LAST:]):.3f}, "
+            f"{line['seconds']:.0f} s; about {left / 60:.0f} min left",
+            flush=True,
+        )
+    return [done[_key(dataclasses.asdict(run))] for run in runs]
+
+
+def _comparable(setting: Setting) -> dict[str, Any]:
+    """What all runs of a file must share; which of them were asked for may differ."""
+    values = dataclasses.asdict(setting)
+    for name in ("loops", "rules", "seeds", "rates", "equal_flops"):
+        del values[name]
+    return values
+
+
+def _key(line: dict[str, Any]) -> tuple:
+    return tuple(line[field.name] for field in dataclasses.fields(Run))
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished runs; a last line that was cut by a kill is dropped from the file."""
+    if not path.is_file():
+        return []
+    text = path.read_text("utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        atomic.write_text(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+# ---- verdicts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run came to. middle, end: mean of LAST losses at half and at the end, nats; cv, peak:
+    of the gradient norm before clipping; first_norm, last_norm: mean norm at the end of the first
+    and last loop."""
+
+    word: str
+    middle: float
+    end: float
+    held_out: float
+    cv: float
+    peak: float
+    first_norm: float
+    last_norm: float
+
+
+def judge(line: dict[str, Any], single: dict[str, Any]) -> Verdict:
+    """The verdict on a run, against the run of one loop with the same seed and number of steps."""
+    middle, end = _levels(line["loss"])
+    single_middle, single_end = _levels(single["loss"])
+    norms = np.array(line["grad_norm"], float)
+    cv = float(norms[SETTLED:].std() / norms[SETTLED:].mean())
+    peak = float(norms.max())
+    plateau = not math.isfinite(end) or (
+        end - single_end > PLATEAU_GAP
+        and middle - end < PLATEAU_GAIN * (single_middle - single_end)
+    )
+    swings = not math.isfinite(peak) or (
+        cv > SWING_CV or peak > SWING_PEAK * max(single["grad_norm"])
+    )
+    word = ("trains", "unstable", "collapsed")[int(plateau) + int(swings)]
+    first, last = line["mean_norms"][0], line["mean_norms"][-1]
+    return Verdict(word, middle, end, line["held_out"], cv, peak, first, last)
+
+
+def _levels(losses: Sequence[float]) -> tuple[float, float]:
+    """Mean of the LAST losses up to the middle, and up to the end."""
+    half = len(losses) // 2
+    return float(np.mean(losses[half - LAST : half])), float(np.mean(losses[-LAST:]))
+
+
+def judge_all(lines: list[dict[str, Any]], setting: Setting) -> list[tuple[dict, Verdict]]:
+    singles = {
+        line["seed"]: line
+        for line in lines
+        if line["loops"] == 1 and line["steps"] == setting.steps
+    }
+    return [
+        (line, judge(line, singles[line["seed"]] if line["steps"] == setting.steps else line))
+        for line in lines
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    flags = argparse.ArgumentParser(
+        prog="python -m benchmarks.claim",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("--preset", choices=PRESETS, default="laptop")
+    flags.add_argument("--out", type=Path, help="benchmarks/results/claim_<preset> by default")
+    flags.add_argument("--data", help="folder of parquet shards; the builtin corpus by default")
+    numbers = {"loops": int, "seeds": int, "rules": str}
+    for name, kind in numbers.items():
+        flags.add_argument(f"--{name}", help=f"{kind.__name__} values between commas")
+    for name in ("steps", "layers", "width", "heads", "seq_len", "batch_size"):
+        flags.add_argument(f"--{name}", type=int, help="another value than the preset's")
+    args = flags.parse_args(argv)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    out = given.pop("out", None) or Path("benchmarks/results") / f"claim_{args.preset}"
+    try:
+        for name in numbers.keys() & given.keys():
+            given[name] = tuple(numbers[name](value) for value in given[name].split(","))
+    except ValueError as error:
+        flags.error(f"--{name}={given[name]}: {error}")
+    setting = dataclasses.replace(PRESETS[given.pop("preset")], **given)
+    if unknown := set(setting.rules) - set(RULES):
+        flags.error(f"--rules: {', '.join(sorted(unknown))}: choose from {', '.join(RULES)}")
+    if min(setting.loops) < 1 or setting.steps < 2 * LAST:
+        flags.error(f"--loops start at 1, --steps at {2 * LAST}")
+    keep_compiled()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lines = sweep(setting, out)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    judged = judge_all(lines, setting)
+    table = claim_figures.table(judged, reference=given.keys() <= {"loops", "rules", "seeds"}
+                                and args.preset == "laptop")  # fmt: skip
+    atomic.write_text(out / "table.md", table + "\n")
+    print(table)
+    for name in claim_figures.draw(judged, setting, out):
+        print(f"open {out / name}")
+
+
+if __name__ == "__main__":
+    main()

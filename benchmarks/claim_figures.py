@@ -1,0 +1,178 @@
+"""Table and figures of benchmarks/claim.py, with the PyTorch reference's numbers beside ours."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from looped_jax import atomic
+
+if TYPE_CHECKING:
+    from benchmarks.claim import Setting, Verdict
+
+# What the PyTorch reference did at the laptop preset on a corpus of its own, a row per seed:
+# loss at 100 and 200 steps, peak and coefficient of variation of the gradient norm, last and first
+# loop's norm where it was noted.
+REFERENCE: dict[tuple[str, int, float], list[tuple[float, ...]]] = {
+    ("FLT", 1, 1.0): [(2.20, 1.76, 1.6, 0.14, 56, 56)],
+    ("LT", 3, 1.0): [(2.29, 1.92, 9.9, 0.54, 103, 62)],
+    ("LT", 6, 1.0): [(2.70, 2.60, 19.8, 0.95, 218, 183)],
+    ("LT", 9, 1.0): [(3.04, 3.46, 16.8, 1.25, 547, 585)],
+    ("LT", 12, 1.0): [
+        (3.46, 3.51, 16, 1.3, 792, 726),
+        (3.26, 3.56, 42, 2.0, 643, 1075),
+        (3.37, 3.59, 104, 3.9, 950, 1300),
+    ],
+    ("FLT", 12, 1.0): [
+        (2.22, 1.81, 1.4, 0.14, 59, 60),
+        (2.17, 2.02, 1.2, 0.14),
+        (2.35, 1.80, 2.9, 0.25),
+    ],
+    ("FLT_res", 12, 1.0): [(2.24, 1.91, 16, 0.83, 236, 25), (2.33, 2.12, 4.5, 0.33)],
+    ("LT_i", 12, 1.0): [(2.21, 1.80, 1.4, 0.14, 59)],
+    ("LT_ia", 12, 1.0): [(2.21, 1.81, 1.5, 0.14, 57)],
+    ("LT", 12, 0.25): [(2.74, 2.53, 19.9, 0.50, 18)],
+    ("FLT", 12, 4.0): [(2.37, 2.08, 2.7, 0.35, 5.6e3, 6.1e3)],
+}
+COLORS = {"FLT": "#1b7837", "FLT_res": "#80b1d3", "LT_ia": "#e08214", "LT_i": "#8073ac",
+          "LT": "#c1121f"}  # fmt: skip
+Judged = Sequence[tuple[dict[str, Any], "Verdict"]]
+
+
+def grouped(judged: Judged) -> dict[tuple, list[tuple[dict[str, Any], Verdict]]]:
+    """By rule, K, rate and steps, in the order of the runs."""
+    groups = defaultdict(list)
+    for line, verdict in judged:
+        groups[line["rule"], line["loops"], line["rate"], line["steps"]].append((line, verdict))
+    return groups
+
+
+def table(judged: Judged, *, reference: bool) -> str:
+    """Markdown: a row per rule and loop count with the values of all seeds."""
+    head = (
+        "| run | verdicts | loss at half | at the end | held out | peak gradient | CV "
+        "| norm last/first |"
+    )
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for (rule, loops, rate, steps), runs in grouped(judged).items():
+        verdicts = [verdict for _, verdict in runs]
+        name = f"{rule if loops > 1 else 'any rule'} K={loops}"
+        name += (f" ×{rate:g} rate" if rate != 1 else "") + f", {steps} steps"
+        cells = [
+            ", ".join(v.word for v in verdicts),
+            *(
+                " ".join(format(getattr(v, field), form) for v in verdicts)
+                for field, form in (
+                    ("middle", ".2f"), ("end", ".2f"), ("held_out", ".2f"), ("peak", ".1f"),
+                    ("cv", ".2f"),
+                )
+            ),
+            " ".join(f"{v.last_norm:.0f}/{v.first_norm:.0f}" for v in verdicts),
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        theirs = REFERENCE.get((rule, loops, rate)) if reference else None
+        if theirs and steps == 200:
+            columns = [" ".join(f"{row[i]:g}" for row in theirs) for i in range(4)]
+            norms = " ".join("/".join(f"{n:g}" for n in row[4:]) or "–" for row in theirs)
+            middle, end, peak, cv = columns
+            lines.append(f"| *reference* | | {middle} | {end} | – | {peak} | {cv} | {norms} |")
+    return "\n".join(lines)
+
+
+def draw(judged: Judged, setting: Setting, out: Path) -> list[str]:
+    """Write curves and summary as PNG and SVG; the names of the PNGs."""
+    usual = [
+        (line, v) for line, v in judged if line["rate"] == 1 and line["steps"] == setting.steps
+    ]
+    figures = {"curves": _curves(usual), "summary": _summary(usual)}
+    for name, figure in figures.items():
+        for ending in ("png", "svg"):
+            memory = io.BytesIO()
+            figure.savefig(memory, format=ending, dpi=110)
+            atomic.write_bytes(out / f"{name}.{ending}", memory.getvalue())
+    return [f"{name}.png" for name in figures]
+
+
+def _curves(judged: Judged) -> Figure:
+    """Rows: rules. Columns: loss, gradient norm, last loop's norm over steps, norms over loops."""
+    rules = list(dict.fromkeys(line["rule"] for line, _ in judged if line["loops"] > 1)) or ["FLT"]
+    counts = sorted({line["loops"] for line, _ in judged})
+    colors = dict(
+        zip(counts, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(counts))), strict=True)
+    )
+    figure = Figure(figsize=(16, 2.7 * len(rules) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rules), 4, squeeze=False, sharey="col")
+    for row, rule in zip(axes, rules, strict=True):
+        for line, _ in judged:
+            if line["rule"] != rule and line["loops"] > 1:
+                continue
+            color, steps = colors[line["loops"]], np.arange(1, line["steps"] + 1)
+            norms = np.array(line["norms"], float)
+            look = {"color": color, "linewidth": 0.8, "alpha": 0.75}
+            row[0].plot(steps, _smooth(line["loss"]), **look)
+            row[1].semilogy(steps, line["grad_norm"], **look)
+            row[2].semilogy(np.linspace(1, line["steps"], len(norms)), norms[:, -1], **look)
+            row[3].semilogy(range(1, line["loops"] + 1), norms[-1], "o-", markersize=3, **look)
+        row[0].set_ylabel(rule, fontsize=12)
+    titles = ("loss, mean of 10 steps", "gradient norm", "norm after the last loop",
+              "norm after each loop, last step")  # fmt: skip
+    for column, title in enumerate(titles):
+        axes[0][column].set_title(title)
+        axes[-1][column].set_xlabel("loop" if column == 3 else "step")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = [matplotlib.lines.Line2D([], [], color=colors[k], label=f"K = {k}") for k in counts]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(counts), frameon=False)
+    return figure
+
+
+def _summary(judged: Judged) -> Figure:
+    """Loss and gradient swings at the end against K, points for seeds, crosses: the reference."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    rules = list(dict.fromkeys(line["rule"] for line, _ in judged if line["loops"] > 1)) or ["FLT"]
+    counts = sorted({line["loops"] for line, _ in judged})
+    small = max(line["steps"] for line, _ in judged) == 200
+    for axis, field, place, title in (
+        (axes[0], "end", 1, "training loss at the end, nats"),
+        (axes[1], "cv", 3, "swings of the gradient norm (std / mean)"),
+    ):
+        for offset, rule in enumerate(rules):
+            shift = 0.12 * (offset - (len(rules) - 1) / 2)
+            means = []
+            for x, k in enumerate(counts):
+                values = [
+                    getattr(v, field)
+                    for line, v in judged
+                    if line["loops"] == k and (line["rule"] == rule or k == 1)
+                ]
+                means.append(np.mean(values) if values else np.nan)
+                axis.plot([x + shift] * len(values), values, "o", markersize=4, alpha=0.6,
+                          color=COLORS[rule])  # fmt: skip
+                theirs = REFERENCE.get(("FLT" if k == 1 else rule, k, 1.0), []) if small else []
+                axis.plot([x + shift] * len(theirs), [row[place] for row in theirs], "x",
+                          markersize=7, color=COLORS[rule])  # fmt: skip
+            axis.plot(np.arange(len(counts)) + shift, means, color=COLORS[rule], label=rule)
+        axis.set_xticks(range(len(counts)), [str(k) for k in counts])
+        axis.set(title=title, xlabel="loops K")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_yscale("log")
+    axes[0].legend(title="points: seeds, x: PyTorch" if small else "points: seeds", fontsize=8)
+    return figure
+
+
+def _smooth(values: Sequence[float], width: int = 10) -> np.ndarray:
+    """Mean of up to `width` values up to each one."""
+    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (total[ends] - total[starts]) / (ends - starts)
