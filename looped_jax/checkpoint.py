@@ -8,6 +8,7 @@ metrics, config, identity. A step folder appears by one rename once everything i
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,23 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one run folder."""
 
-    def __init__(self, run_dir: str | Path, *, keep: int = 2):
+    def __init__(self, run_dir: str | Path, *, keep: int = 2, read_only: bool = False):
         """Open <run_dir>/checkpoints, made if needed; half-written leftovers are removed.
 
-        Raises CheckpointError when the folder cannot be written.
+        With `read_only` nothing is made or removed: the run may be going on. Raises CheckpointError
+        when the folder cannot be written, or read_only finds none.
         """
         self.folder = Path(run_dir).resolve() / "checkpoints"
-        check_writable(self.folder)
+        if not read_only:
+            check_writable(self.folder)
+            if jax.process_index() == 0:  # orbax would do it in a thread that it never joins
+                for leftover in self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        elif not self.folder.is_dir():
+            raise CheckpointError(f"train.run_dir={run_dir} holds no checkpoint yet; train first")
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only),
             item_names=("params", "training", "meta"),
         )
 

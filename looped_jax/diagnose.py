@@ -22,17 +22,18 @@ import jax
 import numpy as np
 
 import looped_jax
-from looped_jax import atomic, figures
+from looped_jax import atomic, figures, page
 from looped_jax.checkpoint import CheckpointError, check_writable
 from looped_jax.compilation import keep_compiled
 from looped_jax.config import ConfigError
 from looped_jax.data import DataError, corpus, pipeline
-from looped_jax.diagnostics import drawings, page, weights
+from looped_jax.diagnostics import drawings, weights
 from looped_jax.diagnostics.measure import Tokens, measure
-from looped_jax.diagnostics.page import Section
+from looped_jax.metrics import read_log
 from looped_jax.model import transformer
 from looped_jax.model.probe import Trace
 from looped_jax.model.variants import RULES
+from looped_jax.page import Section
 from looped_jax.trained import TrainedModel
 
 TRACED = 48  # tokens of the text whose attention is drawn, at most
@@ -60,7 +61,7 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
     trace = jax.device_get(_trace(model, ids, loops))
     say("weights ...")
     matrices = weights.inspect(model.params)
-    entries = log_of(Path(args.checkpoint))
+    entries = read_log(Path(args.checkpoint))
     sections = make_sections(model, tokens, trace, ids, matrices, entries)
     atomic.write_text(
         out / "measurements.json", json.dumps(numbers(tokens, trace, matrices), indent=1)
@@ -103,17 +104,6 @@ def traced_tokens(model: TrainedModel, tokens: Tokens, text: str | None) -> np.n
 def _trace(model: TrainedModel, ids: np.ndarray, loops: int) -> Trace:
     look = jax.jit(transformer.trace, static_argnums=0, static_argnames="loops")
     return look(model.config.model, model.params, ids[None], loops=loops)
-
-
-def log_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of the run's metrics.jsonl; none if there is no such file."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); move it away") from error
 
 
 # ---- words ---------------------------------------------------------------------------------------

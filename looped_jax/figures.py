@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -13,6 +13,26 @@ from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
+
+BLUE, RED = "#2a6f97", "#c1121f"
+
+
+def panels(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.1) -> tuple:
+    """A figure and its axes [rows, columns]; inches a panel."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def tidy(axis: Axes, **labels: Any) -> None:
+    """Title and labels, a faint grid, no frame."""
+    axis.set(**labels)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def shades(count: int) -> np.ndarray:
+    """`count` colours from dark to bright, for things that have an order."""
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
 
 
 def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
@@ -63,10 +83,10 @@ def against_loops(
         axis.set_visible(False)
     places = range(len(loops))
     for axis, (name, values) in zip(axes.flat, scores.items(), strict=False):
-        axis.plot(places, values, marker="o", markersize=4, color="#2a6f97")
+        axis.plot(places, values, marker="o", markersize=4, color=BLUE)
         if trained in loops:
             place = list(loops).index(trained)
-            axis.plot(place, values[place], marker="o", markersize=9, mfc="none", color="#c1121f")
+            axis.plot(place, values[place], marker="o", markersize=9, mfc="none", color=RED)
         axis.set_title(name, fontsize=9)
         axis.set_xticks(list(places), [str(k) for k in loops], fontsize=8)
         axis.tick_params(axis="y", labelsize=8)

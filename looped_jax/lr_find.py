@@ -9,6 +9,7 @@ follows Smith, "Cyclical learning rates for training neural networks", 2017.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -159,7 +160,7 @@ def find(
     batch_size = config.train.tokens_per_step // config.model.seq_len
     optimizer = optim.make_optimizer(config.optim, steps=steps, width=config.model.width, mesh=mesh)
     if from_run:
-        with Checkpoints(config.train.run_dir) as checkpoints:
+        with Checkpoints(config.train.run_dir, read_only=True) as checkpoints:
             if (newest := checkpoints.latest()) is None:
                 raise CheckpointError(
                     f"train.run_dir={config.train.run_dir} holds no checkpoint yet; train first"
@@ -173,10 +174,9 @@ def find(
         rows = pipeline.train_rows(
             texts, words, seq_len=config.model.seq_len, batch_size=batch_size, workers=data.workers
         )
-        iterator = iter(rows)
-        batches = (b.reshape(accumulated, -1, config.model.seq_len + 1) for b in iterator)
-        ramps[k] = sweep(looped, current, batches, mesh, low=low, high=high, steps=steps)
-        iterator.close()
+        with contextlib.closing(iter(rows)) as iterator:
+            batches = (b.reshape(accumulated, -1, config.model.seq_len + 1) for b in iterator)
+            ramps[k] = sweep(looped, current, batches, mesh, low=low, high=high, steps=steps)
     return ramps
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from looped_jax import atomic
+from looped_jax.data import DataError
 
 SMOOTHING = 0.9
 
@@ -51,6 +52,21 @@ class MetricLog:
     def close(self) -> None:
         self._file.close()
         self._writer.close()
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of <run_dir>/metrics.jsonl in order, each with its `step`; [] without the file.
+
+    A last line that a kill cut short is left out. Raises DataError for damage anywhere else.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); move it away") from error
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, float]]:

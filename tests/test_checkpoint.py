@@ -152,3 +152,17 @@ def test_speed_settings_are_not_part_of_the_identity():
     quicker = dataclasses.replace(CONFIG, model=quick)
     made = [checkpoint.identity(c, data={}, tokenizer={}, hosts=1) for c in (CONFIG, quicker)]
     assert made[0] == made[1]
+
+
+def test_leftovers_are_removed_by_who_writes_and_left_by_who_reads(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+        Checkpoints(tmp_path / "none", read_only=True)
+    assert not (tmp_path / "none").exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, stepped(mesh_of(1, 1, 1), 1), {})
+    leftover = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
+    leftover.mkdir()  # half written by a run that may be going on
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.latest() == 1 and leftover.exists()
+    with Checkpoints(tmp_path) as writer:
+        assert writer.latest() == 1 and not leftover.exists()

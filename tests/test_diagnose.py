@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from looped_jax import diagnose
+from looped_jax import diagnose, page
 from looped_jax.checkpoint import Checkpoints
 from looped_jax.config import Config, ModelConfig, resolve
 from looped_jax.data.tokenizer import train_tokenizer
-from looped_jax.diagnostics import measure, page, weights
+from looped_jax.diagnostics import measure, weights
 from looped_jax.model import transformer
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ def test_the_runs_log_is_drawn_where_there_is_one_and_refused_where_it_is_damage
         text = (tmp_path / "index.html").read_text()
         assert "How it was trained" in text and "Inside training step 2" in text
         assert {"curves", "inside"} <= {path.stem for path in tmp_path.glob("*.png")}
-        log.write_text("{")
+        log.write_text("{\n")
         capsys.readouterr()
         with pytest.raises(SystemExit):
             diagnose.main([*arguments, "--out", str(tmp_path)])

@@ -5,31 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from looped_jax import figures
 from looped_jax.diagnostics.measure import Tokens
 from looped_jax.diagnostics.weights import Matrix
-
-BLUE, RED = "#2a6f97", "#c1121f"
-
-
-def panels(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.1) -> tuple:
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def tidy(axis: Axes, **labels: Any) -> None:
-    axis.set(**labels)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def shades(count: int) -> np.ndarray:
-    return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
+from looped_jax.figures import BLUE, RED, panels, shades, tidy
 
 
 def by_loop(
