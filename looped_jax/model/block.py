@@ -25,9 +25,10 @@ Mix = Callable[[Array, Array, Array, int | None], tuple[Array, Any]]
 
 def rms_norm(x: Array) -> Array:
     """x / rms(x) over the last axis, in float32 at least, without a learned scale; keeps dtype."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + jnp.finfo(wide.dtype).eps)).astype(x.dtype)
+    with jax.named_scope("norm"):
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(mean_square + jnp.finfo(wide.dtype).eps)).astype(x.dtype)
 
 
 def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
@@ -47,8 +48,9 @@ def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
 def rotate(x: Array, rope: Rope) -> Array:
     """Rotary position embedding of x [B, T, H, Dh]; pairs dimensions j and j + Dh/2."""
     cos, sin = rope
-    x1, x2 = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
+    with jax.named_scope("rope"):
+        x1, x2 = jnp.split(x, 2, axis=-1)
+        return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
 
 def plainly(kernel: str) -> Mix:
@@ -104,7 +106,8 @@ class Attention(nnx.Module):
             source = rms_norm(linear(source, self.latent[...]))
         key, value = (self._heads(linear(source, w[...])) for w in (self.key, self.value))
         query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
-        mixed, memory = mix(query, key, value, self.window)
+        with jax.named_scope("mix"):
+            mixed, memory = mix(query, key, value, self.window)
         return linear(mixed.reshape(query_source.shape), self.out[...]), memory
 
     def _heads(self, x: Array) -> Array:
