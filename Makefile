@@ -1,4 +1,4 @@
-# Two commands for a machine that has only Python and pip: `make train` and `make test`.
+# For a machine that has only Python and pip: `make train`, `make look` and `make test`.
 # `make test-parity` adds the comparison with PyTorch, `make check` style and types.
 
 PYTHON ?= python3
@@ -7,17 +7,20 @@ BIN := $(VENV)/bin
 # On users' machines torch is an extra; this build is the one the tests are known to pass with.
 TORCH ?= torch==2.13.0
 
-.PHONY: train test test-parity check clean
+.PHONY: train look test test-parity check clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m looped_jax.train --config configs/flt.py:tiny
 
+look: $(VENV)/installed
+	$(BIN)/python -m looped_jax.diagnose --checkpoint runs/FLT_K4_L2_END_D128
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-parity: $(VENV)/installed-torch
 	$(BIN)/python -c "import torch"
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

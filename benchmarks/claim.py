@@ -104,7 +104,7 @@ PRESETS = {
         rates=(("LT", 12, 0.25), ("FLT", 12, 4.0)), equal_flops=True,
     ),
     "larger": Setting(
-        layers=6, width=128, heads=2, seq_len=128, batch_size=8, steps=500, text="tokens",
+        layers=6, width=128, heads=2, seq_len=128, batch_size=8, steps=300, text="tokens",
         loops=(1, 12), rules=("FLT", "LT_ia", "LT_i", "LT"), seeds=(1, 2), equal_flops=True,
     ),
     "gpu": Setting(

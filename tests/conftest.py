@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+from tests import QUICK
+
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = " ".join(
+        [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", QUICK]
     )
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two test processes share a GPU
 
 # Tests compile the same small programs again and again, many in processes of their own.
 os.environ.setdefault(
@@ -43,5 +46,5 @@ def home(tmp_path_factory):
     documents = [part for source in sources for part in source.split("\n\n\n")]
     for name, share in (("a", documents[::2]), ("b", documents[1::2]), ("v", documents[::9])):
         table = pa.table({"text": share})
-        pq.write_table(table, folder / "text" / f"{name}.parquet", row_group_size=16)
+        pq.write_table(table, folder / "text" / f"{name}.parquet", row_group_size=4)
     return folder

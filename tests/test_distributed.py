@@ -17,6 +17,7 @@ from looped_jax import optim as optimizers
 from looped_jax.checkpoint import Checkpoints
 from looped_jax.config import Config, ConfigError, MeshConfig
 from looped_jax.data.packing import follow
+from tests import QUICK
 from tests.test_train import ROOT
 from tests.test_train import start as start_one
 
@@ -41,7 +42,7 @@ def start(home, run_dir, *overrides, processes=2, mesh="data=-1", steps=STEPS):
         start_one(
             home, run_dir, *settings, *sizes, *overrides, steps=steps,
             environment={
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} {QUICK}",
                 "LOOPED_JAX_HEARTBEAT": "10",
                 **({
                     "LOOPED_JAX_COORDINATOR": f"localhost:{port}",

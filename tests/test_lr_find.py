@@ -20,6 +20,7 @@ from looped_jax.config import (
     TrainConfig,
     resolve,
 )
+from tests import QUICK
 from tests.test_train import ROOT
 
 MODEL = ModelConfig(layers=1, loops=2, width=32, heads=1, seq_len=16, dtype="float32")
@@ -87,7 +88,7 @@ def test_the_program_draws_prints_overrides_and_refuses_nonsense(home, tmp_path)
         return subprocess.run(
             [sys.executable, "-m", "looped_jax.lr_find", "--config=configs/flt.py:tiny",
              *(f"--config.{k}={v}" for k, v in sizes.items()), f"--out={tmp_path}", *more],
-            cwd=ROOT, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""},
+            cwd=ROOT, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": QUICK},
         )  # fmt: skip
 
     done = run("--loops=1,3", "--steps=60")

@@ -17,6 +17,7 @@ from looped_jax import optim, sharding, state
 from looped_jax.checkpoint import Checkpoints
 from looped_jax.config import Config, MeshConfig
 from looped_jax.data.corpus import BUILTIN_VAL_SHARD
+from tests import QUICK
 
 ROOT = Path(__file__).parents[1]
 STEPS = 120
@@ -34,7 +35,7 @@ def start(home, run_dir, *overrides, steps=STEPS, environment=None):
     command = [sys.executable, "-m", "looped_jax.train", "--config=configs/flt.py:tiny"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     mine = {"LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1"}
-    mine["XLA_FLAGS"] = ""  # one device
+    mine["XLA_FLAGS"] = QUICK  # and one device
     environment = {**os.environ, **mine, **(environment or {})}
     return subprocess.Popen(
         [*command, *overrides], cwd=ROOT, env=environment, text=True,
