@@ -38,6 +38,7 @@ import optax
 
 from looped_jax import atomic, figures, optim, sharding, state
 from looped_jax.config import (
+    REMATS,
     Config,
     DataConfig,
     MeshConfig,
@@ -444,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--variant", default="FLT")
     flags.add_argument("--data", default="builtin", help="folder of shards, for the data wait")
     flags.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    flags.add_argument("--remat", default="loop", choices=("loop", "dots", "none"))
+    flags.add_argument("--remat", default="loop", choices=REMATS)
     flags.add_argument("--out", type=Path, help="folder for breakdown.json and the figure")
     args = flags.parse_args(argv)
     model = ModelConfig(

@@ -22,7 +22,7 @@ from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, Trai
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--loops", default="1,2,4,8,12,24")
-    flags.add_argument("--remat", default="loop,dots,none")
+    flags.add_argument("--remat", default="loop,offload,dots,none")
     flags.add_argument("--layers", type=int, default=4)
     flags.add_argument("--width", type=int, default=256)
     flags.add_argument("--seq_len", type=int, default=256)

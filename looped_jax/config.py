@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import config_dict
 
 DTYPES = ("float32", "bfloat16")
+REMATS = ("loop", "offload", "dots", "none")
 
 
 class ConfigError(ValueError):
@@ -55,7 +56,7 @@ class ModelConfig:
     vocab_size: int | None = _at_least(2, None)  # V; the tokenizer's
     loss: str = _one_of(("END", "FEW", "STEP"), "END")  # loops scored: last, last third, all
     dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
-    remat: str = _one_of(("loop", "dots", "none"), "loop")  # what backward recomputes: see README
+    remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/transformer.py
     kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # attention: model/kernels.py
     loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
 

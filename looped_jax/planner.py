@@ -26,7 +26,7 @@ from looped_jax.memory import Memory
 from looped_jax.model import kernels
 from looped_jax.step_time import StepTime, Work
 
-REMATS = ("loop", "dots", "none")  # from least to most memory
+REMATS = ("loop", "dots", "none")  # what is planned, from least to most memory
 USABLE = 0.9  # share of device memory to plan with; the rest is for the runtime and the uncounted
 WORTHWHILE = 0.05  # share of the step time that a proposed change must save
 
@@ -90,6 +90,11 @@ def make(
     `efficiency` is the share of the peak that matrix products are assumed to reach. Raises
     ConfigError for a mesh, batch or kernel that cannot work.
     """
+    if config.model.remat not in REMATS:
+        raise ConfigError(
+            f"model.remat={config.model.remat} depends on the way to the host's memory, of which "
+            f"nothing is known here; plan with one of {', '.join(REMATS)}"
+        )
     config, warnings = with_possible_batch(config)
     choices = {
         remat: weigh(changed(config, {"model.remat": remat}), hardware, efficiency, say)

@@ -216,6 +216,12 @@ def test_a_batch_that_does_not_divide_is_replaced_with_a_warning():
         planner.with_possible_batch(config)
 
 
+def test_what_cannot_be_planned_is_refused():
+    config = planner.changed(make_config(), {"model.remat": "offload"})
+    with pytest.raises(ConfigError, match="plan with one of loop, dots, none"):
+        planner.make(config, H100)
+
+
 def test_the_horizon_is_that_of_training():
     config = planner.changed(make_config(), {"train.steps": None})
     assert planner.with_horizon(config) == train.with_horizon(config)

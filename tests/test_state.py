@@ -68,6 +68,29 @@ def test_every_rule_and_attention_on_a_mesh(variant, attention):
     np.testing.assert_allclose(losses(config, (2, 2, 2)), losses(config, (1, 1, 1)), atol=1e-4)
 
 
+def test_keeping_products_in_the_hosts_memory_changes_nothing_on_a_mesh():
+    small = {"layers": 1, "loops": 2, "width": 32, "heads": 4}
+    kept, moved = (make_config(remat=remat, **small) for remat in ("dots", "offload"))
+    np.testing.assert_allclose(losses(moved, (2, 2, 2), 3), losses(kept, (2, 2, 2), 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_a_step_transfers_nothing_behind_ones_back(sizes):
+    """Nothing goes between host and devices, or between devices, but what was placed there."""
+    small = {"layers": 1, "loops": 2, "width": 32, "heads": 4}
+    config, mesh = make_config(**small), mesh_of(*sizes)
+    optimizer = make_optimizer(mesh)
+    current = state.create(config, optimizer, mesh)
+    step = state.make_train_step(config, optimizer, mesh)
+    placed = jax.device_put(TOKENS, sharding.batch_sharding(mesh))
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+            step(current, TOKENS)  # the guard is awake
+        for _ in range(2):
+            current, metrics = step(current, placed)
+        assert np.isfinite(jax.device_get(metrics["loss"]))
+
+
 def test_every_leaf_matches_one_rule_and_is_cut():
     config, mesh = make_config(attention="mla", latent_rank=16), mesh_of(1, 4, 2)
     optimizer = make_optimizer()

@@ -103,12 +103,22 @@ class LoopedTransformer(nnx.Module):
 
 
 def _rematerialised(loop, remat: str):
-    """What the backward pass keeps of a loop: its start ("loop"), its matmuls too ("dots"), all."""
+    """What the backward pass keeps of each loop, from least to most memory.
+
+    "loop": its start alone. "offload": its matrix products too, in the host's memory. "dots": the
+    same on the device. "none" is recomputed: everything is kept.
+    """
     if remat == "none":
         return loop
     policies = jax.checkpoint_policies
     policy = {
         "loop": policies.nothing_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[PRODUCT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
         "dots": policies.save_only_these_names(PRODUCT),
     }[remat]
     return jax.checkpoint(loop, policy=policy, prevent_cse=False)  # a scan prevents it already

@@ -36,7 +36,7 @@ def test_golden_losses_and_gradients(name):
     check_losses_and_gradients(case, case.model)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", ["none", "dots", "offload"])
 def test_what_backward_recomputes_does_not_change_gradients(remat):
     case = golden_cases.load("FLT_K3_STEP")
     check_losses_and_gradients(case, dataclasses.replace(case.model, remat=remat))
