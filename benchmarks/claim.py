@@ -105,7 +105,7 @@ PRESETS = {
     ),
     "larger": Setting(
         layers=6, width=128, heads=2, seq_len=128, batch_size=8, steps=300, text="tokens",
-        loops=(1, 12), rules=("FLT", "LT_ia", "LT_i", "LT"), seeds=(1, 2), equal_flops=True,
+        loops=(1, 12), rules=("FLT", "LT_ia", "LT_i", "LT"), seeds=(1,), equal_flops=True,
     ),
     "gpu": Setting(
         layers=6, width=384, heads=3, seq_len=1024, batch_size=32, steps=2000, text="tokens",

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from looped_jax import atomic
+from looped_jax import atomic, figures
 
 if TYPE_CHECKING:
     from benchmarks.claim import Setting, Verdict
@@ -91,13 +91,13 @@ def draw(judged: Judged, setting: Setting, out: Path) -> list[str]:
     usual = [
         (line, v) for line, v in judged if line["rate"] == 1 and line["steps"] == setting.steps
     ]
-    figures = {"curves": _curves(usual), "summary": _summary(usual)}
-    for name, figure in figures.items():
+    drawn = {"curves": _curves(usual), "summary": _summary(usual)}
+    for name, figure in drawn.items():
         for ending in ("png", "svg"):
             memory = io.BytesIO()
             figure.savefig(memory, format=ending, dpi=110)
             atomic.write_bytes(out / f"{name}.{ending}", memory.getvalue())
-    return [f"{name}.png" for name in figures]
+    return [f"{name}.png" for name in drawn]
 
 
 def _curves(judged: Judged) -> Figure:
@@ -116,7 +116,7 @@ def _curves(judged: Judged) -> Figure:
             color, steps = colors[line["loops"]], np.arange(1, line["steps"] + 1)
             norms = np.array(line["norms"], float)
             look = {"color": color, "linewidth": 0.8, "alpha": 0.75}
-            row[0].plot(steps, _smooth(line["loss"]), **look)
+            row[0].plot(steps, figures.running_mean(line["loss"]), **look)
             row[1].semilogy(steps, line["grad_norm"], **look)
             row[2].semilogy(np.linspace(1, line["steps"], len(norms)), norms[:, -1], **look)
             row[3].semilogy(range(1, line["loops"] + 1), norms[-1], "o-", markersize=3, **look)
@@ -168,11 +168,3 @@ def _summary(judged: Judged) -> Figure:
     axes[1].set_yscale("log")
     axes[0].legend(title="points: seeds, x: PyTorch" if small else "points: seeds", fontsize=8)
     return figure
-
-
-def _smooth(values: Sequence[float], width: int = 10) -> np.ndarray:
-    """Mean of up to `width` values up to each one."""
-    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
-    return (total[ends] - total[starts]) / (ends - starts)

@@ -190,7 +190,7 @@ def compare(runs: Sequence[Recorded], out: Path) -> Path:
         Section(
             "Training loss",
             "Running mean of 10 steps. The colour is the rule, darker is more loops.",
-            _over_steps(runs, {"loss, nats": lambda r: _running_mean(r.loss)}),
+            _over_steps(runs, {"loss, nats": lambda r: figures.running_mean(r.loss)}),
             "loss",
         ),
         Section(
@@ -300,13 +300,6 @@ def _inside(runs: Sequence[Recorded]) -> Figure:
 
 def _growth(run: Recorded) -> np.ndarray:
     return run.growth
-
-
-def _running_mean(values: np.ndarray, width: int = 10) -> np.ndarray:
-    total = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
-    return (total[ends] - total[starts]) / (ends - starts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

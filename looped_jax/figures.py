@@ -35,6 +35,14 @@ def shades(count: int) -> np.ndarray:
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.88, count))
 
 
+def running_mean(values: Sequence[float] | np.ndarray, width: int = 10) -> np.ndarray:
+    """Mean of each value and up to `width` - 1 before it."""
+    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
 def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
     """Loops down, layers across, each cell with its number while there is room; the caller closes.
 
