@@ -6,14 +6,19 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from looped_jax.trained import TrainedModel
 
 
-def load(run_dir: str | os.PathLike[str], *, step: int | None = None) -> TrainedModel:
+def load(
+    run_dir: str | os.PathLike[str], *, step: int | None = None, mesh: Mesh | None = None
+) -> TrainedModel:
     """The model of a run folder: `m.logits(tokens, loops=(1, 3))`, `m.generate(["Once"])`.
 
-    `step` picks a checkpoint, the newest by default. Raises checkpoint.CheckpointError.
+    `step` picks a checkpoint, the newest by default; `mesh` (sharding.mesh_of) names the devices,
+    one by default, whatever number trained it. Raises checkpoint.CheckpointError.
     """
     from looped_jax.trained import TrainedModel  # jax only when asked for: workers import us too
 
-    return TrainedModel.load(run_dir, step=step)
+    return TrainedModel.load(run_dir, step=step, mesh=mesh)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from looped_jax.config import Config
 
@@ -135,7 +136,8 @@ def load_params(
 ) -> tuple[int, dict[str, jax.Array]]:
     """Step and parameters of one checkpoint, the newest by default, without the optimizer.
 
-    `shapes` may carry shardings. Raises CheckpointError that names what is missing or misshapen.
+    Arrays lie where the shardings of `shapes` say, on one device without them: wherever they were
+    saved from. Raises CheckpointError that names what is missing or misshapen.
     """
     folder = Path(run_dir).resolve() / "checkpoints"
     steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
@@ -148,7 +150,12 @@ def load_params(
     step = steps[-1] if step is None else step
     try:
         with ocp.StandardCheckpointer() as reader:
-            named = {f"params/{name}": shape for name, shape in shapes.items()}
+            # Without a sharding orbax would ask for the very devices that saved.
+            here = SingleDeviceSharding(jax.local_devices()[0])
+            named = {
+                f"params/{name}": shape.update(sharding=shape.sharding or here)
+                for name, shape in shapes.items()
+            }
             found = reader.restore(folder / str(step) / "params", named)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -251,6 +251,22 @@ def run_name(config: Config) -> str:
     return "_".join(parts)
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """The mesh of "data=64,fsdp=8"; axes that are not named have one device. Raises ConfigError."""
+    sizes = {axis.name: 1 for axis in dataclasses.fields(MeshConfig)}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not (size == "-1" or (size.isdecimal() and int(size))):
+            raise ConfigError(
+                f"--mesh={text}: {part!r} is no axis and size; give {', '.join(sizes)} with whole "
+                "numbers from 1, or one -1 for what is left, as data=64,fsdp=8"
+            )
+        sizes[axis] = int(size)
+    if list(sizes.values()).count(-1) > 1:
+        raise ConfigError(f"--mesh={text} leaves more than one axis open; give -1 to one at most")
+    return MeshConfig(**sizes)
+
+
 def micro_batches(config: Config, *, devices: int) -> int:
     """Micro-batches per optimizer step when `devices` devices share the batch.
 

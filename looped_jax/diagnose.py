@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import looped_jax
-from looped_jax import atomic, figures, page
+from looped_jax import atomic, figures, page, sharding
 from looped_jax.checkpoint import CheckpointError, check_writable
 from looped_jax.compilation import keep_compiled
 from looped_jax.config import ConfigError
@@ -54,6 +54,7 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
         model.params,
         validation(model, args),
         loops=loops,
+        mesh=model.mesh,
         progress=lambda done, total: say(f"validation: batch {done} of {total}", done == total),
     )
     ids = traced_tokens(model, tokens, args.text)
@@ -359,6 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--data", help="folder of shards; the run's own by default")
     flags.add_argument("--tokens", type=int, default=32_768, help="validation tokens to measure")
     flags.add_argument("--batch_size", type=int, default=8, help="rows at once")
+    flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")
     flags.add_argument("--out", help="folder for the page; inside the run by default")
     args = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -366,7 +368,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.error(f"--loops={args.loops} must be at least 1")
     keep_compiled()
     try:
-        model = looped_jax.load(args.checkpoint, step=args.step)
+        mesh = sharding.mesh_of(args.mesh)
+        model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
         args.out = args.out or Path(args.checkpoint) / "diagnosis" / f"step_{model.step:06d}"
         check_writable(Path(args.out))
         path = diagnose(model, args)

@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,11 +23,23 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 import looped_jax
-from looped_jax import atomic, bpb, core_eval, figures, perplexity, scoring, sharding
+from looped_jax import (
+    atomic,
+    bpb,
+    core_eval,
+    distributed,
+    figures,
+    hardware,
+    perplexity,
+    scoring,
+    sharding,
+)
 from looped_jax.checkpoint import CheckpointError, check_writable
 from looped_jax.compilation import keep_compiled
-from looped_jax.config import ConfigError, MeshConfig
+from looped_jax.config import ConfigError
+from looped_jax.console import Console
 from looped_jax.data import DataError, corpus, fetch, pipeline
+from looped_jax.model import kernels
 from looped_jax.trained import TrainedModel
 
 MODES = ("bpb", "ppl", "core", "sample")
@@ -42,12 +55,21 @@ class Evaluation:
         self.loops = args.loops or tuple(
             sorted({*model.config.train.eval_loops, model.config.model.loops})
         )
-        self.mesh = sharding.make_mesh(MeshConfig())
-        self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")
-        check_writable(self.out)
-        # weights are copied to every device once, not once per batch
-        shapes = sharding.state_shardings(self.mesh, model.params)
-        self.params = jax.device_put(model.params, shapes)
+        self.mesh, self.params = model.mesh, model.params
+        self.first = jax.process_index() == 0
+        if self.first:
+            self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")
+            check_writable(self.out)
+        else:  # every process computes all results; what the others write is thrown away
+            self._thrown_away = tempfile.TemporaryDirectory()
+            self.out = Path(self._thrown_away.name)
+        kernel = kernels.choose(
+            model.config.model,
+            hardware.attention_support(self.mesh),
+            time=model.config.model.seq_len,
+        )
+        if kernel.reason:
+            self.say(str(kernel))
 
     def spans(self, what: str = "") -> scoring.SpanScorer:
         """Scores rows; tells how far it is every few seconds when it is said `what` they are."""
@@ -78,14 +100,17 @@ class Evaluation:
             cache_dir=corpus.default_cache_dir(),
         )
         score = scoring.make_score_step(config.model, self.mesh, self.loops)
+        share, shares = sharding.batch_share(self.mesh)
         found = {}
         for name, shard in (("train", texts.train[0]), ("validation", texts.val)):
             batches = pipeline.val_rows(
                 corpus.Corpus(texts.train, shard),
                 words,
                 seq_len=config.model.seq_len,
-                batch_size=self.args.batch_size * sharding.batch_devices(self.mesh),
+                batch_size=self.args.batch_size * sharding.batch_devices(self.mesh) // shares,
                 max_tokens=self.args.eval_tokens,
+                process_index=share,
+                process_count=shares,
             )
             self.say(f"bpb: {name} {shard.name}, {len(batches)} batches ...")
             scores = bpb.bits_per_byte(
@@ -126,6 +151,13 @@ class Evaluation:
         """The 22 tasks; finished ones are remembered, so that an interrupted run goes on."""
         model = self.model
         bundle = core_eval.load_bundle(self.bundle())
+        state_file = self.out / "core_state.jsonl"
+        saved = (self.folder / "checkpoints" / str(model.step)).stat().st_mtime
+        # All processes leave out the tasks that the first one has finished.
+        done = state_file.read_text("utf-8") if state_file.is_file() else ""
+        done, saved = distributed.gather_json([done, saved])[0]
+        if done and not self.first:
+            state_file.write_text(done, "utf-8")
         results = core_eval.evaluate_tasks(
             bundle,
             model.tokenizer.encode,
@@ -134,10 +166,10 @@ class Evaluation:
             loop_counts=self.loops,
             max_len=model.config.model.seq_len,
             max_per_task=self.args.max_per_task,
-            state_file=self.out / "core_state.jsonl",
+            state_file=state_file,
             identity={
                 "step": model.step,
-                "saved": (self.folder / "checkpoints" / str(model.step)).stat().st_mtime,
+                "saved": saved,
                 "tokenizer": model.tokenizer.identity(),
             },
             on_progress=lambda task, done, total: self.say(f"core: {task} {done}/{total}"),
@@ -167,7 +199,12 @@ class Evaluation:
         if self.args.bundle:
             return Path(self.args.bundle)
         folder = corpus.default_cache_dir() / "eval_bundle"
-        return fetch.fetch_bundle(folder, self.args.bundle_url, progress=self._downloaded)
+        if not self.first:
+            distributed.gather_json(None)  # until the first process has it
+        found = fetch.fetch_bundle(folder, self.args.bundle_url, progress=self._downloaded)
+        if self.first:
+            distributed.gather_json(None)
+        return found
 
     def _downloaded(self, have: int, total: int | None) -> None:
         if have == total or have % (16 << 20) < (1 << 20):
@@ -182,6 +219,8 @@ class Evaluation:
             "loops": list(self.loops),
             "scores": scores,
         }
+        if not self.first:
+            return
         atomic.write_text(self.out / "scores.json", json.dumps(report, indent=1))
         with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             for name, values in scores.items():
@@ -230,13 +269,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flags.add_argument("--bundle_url", default=fetch.BUNDLE_URL, help="where it is downloaded from")
     flags.add_argument("--max_per_task", type=int, help="examples per task; all by default")
     flags.add_argument("--batch_size", type=int, default=32, help="rows per device")
+    flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; all as data by default")
     flags.add_argument("--out", help="folder for results; inside the run by default")
     args = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     keep_compiled()
     try:
-        model = looped_jax.load(args.checkpoint, step=args.step)
-        evaluation = Evaluation(model, args, lambda text: print(text, flush=True))
+        distributed.initialize()
+        mesh = sharding.mesh_of(args.mesh, default="data=-1")
+        model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
+        evaluation = Evaluation(model, args, Console(quiet=jax.process_index() > 0))
         scores: Scores = {}
         for mode in args.modes:
             scores |= getattr(evaluation, mode)()
@@ -252,8 +294,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     if scores:
-        print(table(scores, evaluation.loops))
-    print(f"results: {evaluation.out}")
+        evaluation.say(table(scores, evaluation.loops))
+    evaluation.say(f"results: {evaluation.out}")
     return {"loops": evaluation.loops, "scores": {k: np.array(v) for k, v in scores.items()}}
 
 

@@ -9,16 +9,19 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
+from looped_jax import sharding
+from looped_jax.config import ConfigError, ModelConfig
 from looped_jax.model import cache as caches
-from looped_jax.model import loss, transformer
+from looped_jax.model import kernels, loss, transformer
 from looped_jax.model.cache import Cache
 from looped_jax.model.transformer import Params
 
@@ -57,57 +60,115 @@ def stream(
     sampling: Sampling = GREEDY,
     draws: Sequence[int] | None = None,
     cache: str = "exact",
+    mesh: Mesh | None = None,
 ) -> Iterator[np.ndarray]:
     """`tokens` times the next token [B] of every prompt, each a non-empty list of ids.
 
     Prompts of different lengths are padded, and each gets what it would get alone. The random
     numbers of a row depend on the seed, its entry in `draws` (0 by default) and the position, not
-    on its neighbours. One compile per bucket of prompt length for prefill, one for decode.
+    on its neighbours. Rows are cut over the batch devices of `mesh`, weights and cache over
+    `tensor`; by default one device does it all. Of several processes all must call it, alike. One
+    compile per bucket of prompt length for prefill, one for decode.
     """
-    loops = loops or config.loops
-    lengths = np.array([len(prompt) for prompt in prompts])
+    loops, mesh = loops or config.loops, mesh or sharding.one_device()
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if not len(lengths) or lengths.min() < 1:
         raise ValueError("every prompt must hold at least one token; begin with the start token")
     padded = np.zeros((len(prompts), _bucket(lengths.max())), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     length = _bucket(padded.shape[1] + tokens)
-    memory = caches.empty(config, batch=len(prompts), length=length, loops=loops, kind=cache)
-    chosen = (sampling.temperature, sampling.top_k, sampling.top_p)
-    params = transformer.cast(params, config.dtype)
-    keys = _row_keys(sampling.seed, jnp.array(draws or [0] * len(prompts), jnp.uint32))
-    positions = jnp.array(lengths - 1)
-    step = functools.partial(_prefill, config, loops, cache)
-    fresh: Array | np.ndarray = padded
-    for _ in range(tokens):
-        fresh, positions, memory = step(params, memory, fresh, positions, keys, *chosen)
-        step = functools.partial(_decode, config, loops, cache)
-        yield np.asarray(fresh)
+    draw = np.array(draws or [0] * len(prompts), np.uint32)
+    starts, last, rows = (
+        sharding.put(sharding.fill_rows(array, mesh), mesh, P(sharding.BATCH_AXES))
+        for array in (padded, lengths - 1, draw)
+    )
+    steps = Steps.of(config, mesh, loops, cache)
+    memory = steps.empty(len(starts), length)
+    weights = steps.cast(params)
+    chosen = (sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p)
+    fresh, position, memory = steps.prefill(weights, memory, starts, last, rows, *chosen)
+    for remaining in range(tokens, 0, -1):
+        yield np.asarray(fresh)[: len(prompts)]
+        if remaining > 1:
+            fresh, position, memory = steps.decode(weights, memory, fresh, position, rows, *chosen)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The jitted programs of one model, mesh, loop count and kind of cache.
+
+    empty: (rows, length) -> a cache; cast: params -> weights in the compute type
+    prefill: (weights, cache, prompts [B, P], last [B], draws [B], seed, temperature, top_k, top_p)
+    -> (first new token [B], its position [B], cache); `last` is each prompt's last position
+    decode: the same of one token [B] at a position [B]. Both give the cache's memory away.
+    """
+
+    empty: Callable[[int, int], Cache]
+    cast: Callable[[Params], Params]
+    prefill: jax.stages.Wrapped
+    decode: jax.stages.Wrapped
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def of(cls, config: ModelConfig, mesh: Mesh, loops: int, kind: str) -> Steps:
+        """Rows over the batch axes, heads over `tensor`. Raises ValueError for unknown kinds."""
+        attend = kernels.for_mesh(config, mesh)
+        rows, cached = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
+        of_cache = NamedSharding(mesh, P(None, sharding.BATCH_AXES, None, "tensor"))
+        made = functools.partial(caches.empty, config, loops=loops, kind=kind)
+        made(batch=1, length=1)  # raises for an unknown kind
+
+        def extend(params, memory, tokens, positions, index, draws, seed, *sampling, first):
+            hidden, memory = transformer.extend(
+                config, params, tokens, positions, memory,
+                loops=loops, kind=kind, first=first, attend=attend,
+            )  # fmt: skip
+            hidden = jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
+            position = jnp.take_along_axis(positions, index[:, None], axis=1)[:, 0] + 1
+            keys = _row_keys(seed, draws)
+            return _choose(config, params, hidden, position, keys, sampling), position, memory
+
+        def prefill(params, memory: Cache, prompts: Array, last: Array, *rest):
+            positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+            return extend(params, memory, prompts, positions, last, *rest, first=True)
+
+        def decode(params, memory: Cache, token: Array, position: Array, *rest):
+            only = jnp.zeros_like(position)
+            return extend(
+                params, memory, token[:, None], position[:, None], only, *rest, first=False
+            )
+
+        def program(step: Callable) -> jax.stages.Wrapped:
+            return jax.jit(
+                sharding.on_mesh(
+                    mesh,
+                    step,
+                    dtype=config.dtype,
+                    in_specs=(cached, rows, rows, rows, P(), P(), P(), P()),
+                    out_specs=(rows, rows, cached),
+                ),
+                # Every process reads all tokens.
+                out_shardings=(NamedSharding(mesh, P()), NamedSharding(mesh, rows), of_cache),
+                donate_argnums=1,
+            )
+
+        @functools.partial(jax.jit, static_argnums=(0, 1), out_shardings=of_cache)
+        def empty(batch: int, length: int) -> Cache:
+            return made(batch=batch, length=length)
+
+        def cast(params: Params) -> Params:
+            where = sharding.state_shardings(mesh, params)
+            placed = jax.device_put(params, where)
+            to_type = functools.partial(transformer.cast, dtype=config.dtype)
+            return jax.jit(to_type, out_shardings=where)(placed)
+
+        return cls(empty, cast, program(prefill), program(decode))
 
 
 def _bucket(length: int) -> int:
     """Lengths are rounded up to 16, 32, 64, …, so that few shapes are compiled."""
     return max(16, 1 << (int(length) - 1).bit_length())
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _prefill(config, loops, kind, params, memory: Cache, prompts, last, keys, *sampling):
-    """First new token of padded prompts [B, P] whose last tokens are at `last` [B]."""
-    places = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-    hidden, memory = transformer.extend(
-        config, params, prompts, places, memory, loops=loops, kind=kind
-    )
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return _choose(config, params, hidden, last + 1, keys, sampling), last + 1, memory
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _decode(config, loops, kind, params, memory: Cache, token, position, keys, *sampling):
-    """Next token after `token` [B] at `position` [B]; the cache is updated in place."""
-    hidden, memory = transformer.extend(
-        config, params, token[:, None], position[:, None], memory, loops=loops, kind=kind
-    )
-    return _choose(config, params, hidden[:, 0], position + 1, keys, sampling), position + 1, memory
 
 
 def _choose(config: ModelConfig, params: Params, hidden: Array, position, keys, sampling) -> Array:
@@ -129,7 +190,6 @@ def sample(logits: Array, key: Array, temperature: Array, top_k: Array, top_p: A
     return order[jnp.where(temperature == 0, 0, drawn)].astype(jnp.int32)
 
 
-@jax.jit
 def _row_keys(seed: Array, draws: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), draws)
 
@@ -147,19 +207,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--top_p", type=float, default=1.0)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--cache", choices=caches.KINDS, default="exact")
+    flags.add_argument("--mesh", help="devices by axis, as data=2,tensor=4; one device by default")
     args = flags.parse_args(argv)
 
     import looped_jax
+    from looped_jax import distributed
     from looped_jax.checkpoint import CheckpointError
     from looped_jax.compilation import keep_compiled
 
     keep_compiled()
     try:
+        distributed.initialize()
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-        model = looped_jax.load(args.checkpoint, step=args.step)
+        mesh = sharding.mesh_of(args.mesh, default="data=-1" if jax.process_count() > 1 else None)
+        model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
         prompts = [p for p in args.prompt or [""] for _ in range(args.samples)]
         began, count = time.perf_counter(), 0
-        live = len(prompts) == 1 and sys.stdout.isatty()
+        speaks = jax.process_index() == 0
+        live = len(prompts) == 1 and sys.stdout.isatty() and speaks
         texts = [""] * len(prompts)
         if live:
             print(prompts[0], end="", flush=True)
@@ -175,9 +240,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
             if live:
                 print(pieces[0] or "", end="", flush=True)
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, ConfigError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
+    if not speaks:
+        return
     if not live:
         for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             print(f"--- {number + 1} of {len(prompts)}\n{prompt}{text}")

@@ -1,15 +1,19 @@
-"""What devices can do: peaks of many, and for those the planner knows also memory and links."""
+"""What devices can do: peaks, fused attention, and of those the planner knows memory and links."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from looped_jax import distributed
 from looped_jax.config import ConfigError
 
 # Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; first match wins.
@@ -32,6 +36,17 @@ PEAK_FLOPS = {
 }
 
 
+class AttentionSupport(NamedTuple):
+    """Fused attention of one kind of device. platform: JAX's name, "cpu", "gpu" or "tpu".
+
+    kernel: "cudnn", "splash" or None; missing: why there is none where one might expect it
+    """
+
+    platform: str
+    kernel: str | None = None
+    missing: str | None = None
+
+
 @dataclass(frozen=True)
 class Hardware:
     """One device and its surroundings. Rates are in one direction and as the vendor states them.
@@ -51,6 +66,11 @@ class Hardware:
     per_node: int
     network: float
     source: str
+
+    @property
+    def attention(self) -> AttentionSupport:
+        """The fused attention that is written for it."""
+        return AttentionSupport(self.platform, {"gpu": "cudnn", "tpu": "splash"}[self.platform])
 
 
 _DGX = "data sheets of the device and of NVIDIA's DGX with eight of them"
@@ -108,3 +128,62 @@ def device_peak_flops(device: jax.Device) -> tuple[float, str]:
             product(x, x).block_until_ready()
             seconds = min(seconds, time.perf_counter() - start)
     return 2 * size**3 / seconds, "measured float32 matmul"
+
+
+OLDEST_GPU = (8, 0)  # compute capability from which cuDNN has flash attention
+
+
+def attention_support(mesh: Mesh) -> AttentionSupport:
+    """What the devices of `mesh` offer, be they here or only targets to compile for.
+
+    Devices that are here are tried, by every process, and one failure counts for all: call it in
+    all processes.
+    """
+    devices = mesh.local_devices or list(mesh.devices.flat)
+    here = devices[0] in jax.local_devices()
+    return support_of(devices[0], here=here)
+
+
+def support_of(device: jax.Device, *, here: bool) -> AttentionSupport:
+    """What one device offers; if it is `here`, as found out by trying."""
+    if device.platform == "tpu":
+        return AttentionSupport("tpu", "splash")
+    if device.platform != "gpu":
+        return AttentionSupport(device.platform)
+    capability = str(getattr(device, "compute_capability", ""))
+    if not capability.replace(".", "").isdigit():  # ROCm says gfx90a
+        return AttentionSupport("gpu", None, f"cudnn needs NVIDIA, this is {device.device_kind}")
+    if tuple(map(int, capability.split("."))) < OLDEST_GPU:
+        oldest = ".".join(map(str, OLDEST_GPU))
+        return AttentionSupport(
+            "gpu", None,
+            f"cudnn needs compute capability {oldest}, {device.device_kind} has {capability}",
+        )  # fmt: skip
+    if here and (failure := _cudnn_failure(device)):
+        return AttentionSupport("gpu", None, f"cudnn fails on {device.device_kind}: {failure}")
+    return AttentionSupport("gpu", "cudnn")
+
+
+@functools.cache
+def _cudnn_failure(device: jax.Device) -> str | None:
+    """What goes wrong with cuDNN's attention in any process, found out once by all of them.
+
+    Pairs of CUDA and cuDNN exist that load but cannot build the kernel (jax issue 32430).
+    """
+    return next(filter(None, distributed.gather_json(_try_cudnn(device))), None)
+
+
+def _try_cudnn(device: jax.Device) -> str | None:
+    """The first line of what a small forward and backward pass raises, if it raises."""
+
+    def total(x: jax.Array) -> jax.Array:
+        mixed = jax.nn.dot_product_attention(x, x, x, is_causal=True, implementation="cudnn")
+        return mixed.astype(jnp.float32).sum()
+
+    try:
+        with jax.default_device(device):
+            x = jnp.ones((1, 128, 1, 64), jnp.bfloat16)
+            jax.block_until_ready(jax.jit(jax.grad(total))(x))
+    except Exception as error:  # whatever it is, plain attention works
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return None

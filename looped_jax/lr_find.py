@@ -25,13 +25,14 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from numpy.lib.stride_tricks import sliding_window_view
 
-from looped_jax import atomic, figures, optim, sharding, state
+from looped_jax import atomic, figures, hardware, optim, sharding, state
 from looped_jax.checkpoint import CheckpointError, Checkpoints, check_writable
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.compilation import keep_compiled
 from looped_jax.config import Config, ConfigError, OptimConfig, micro_batches, resolve
 from looped_jax.data import DataError, corpus, pipeline, tokenizer
 from looped_jax.metrics import Smoothed
+from looped_jax.model import kernels
 from looped_jax.state import State
 
 SMOOTHING = 0.9
@@ -156,6 +157,7 @@ def find(
     )
     config = resolve(config, vocab_size=words.vocab_size)
     assert config.train.run_dir and config.model.width
+    print(kernels.check(config.model, hardware.attention_support(mesh)))
     accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
     batch_size = config.train.tokens_per_step // config.model.seq_len
     optimizer = optim.make_optimizer(config.optim, steps=steps, width=config.model.width, mesh=mesh)

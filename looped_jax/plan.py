@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from looped_jax import atomic, hardware, planner
 from looped_jax.command_line import define_config, parse_flags
 from looped_jax.compilation import keep_compiled
-from looped_jax.config import Config, ConfigError, MeshConfig, resolve
+from looped_jax.config import Config, ConfigError, MeshConfig, parse_mesh, resolve
 from looped_jax.data import DataError
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.plan_table import describe
@@ -50,20 +50,6 @@ def main(argv: list[str]) -> None:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     print(describe(plan))
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    """The mesh of "data=64,fsdp=8"; axes that are not named have one device. Raises ConfigError."""
-    sizes = {axis.name: 1 for axis in dataclasses.fields(MeshConfig)}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sizes or not size.isdecimal() or int(size) == 0:
-            raise ConfigError(
-                f"--mesh={text}: {part!r} is no axis and size; give {', '.join(sizes)} with whole "
-                "numbers from 1, as data=64,fsdp=8"
-            )
-        sizes[axis] = int(size)
-    return MeshConfig(**sizes)
 
 
 def vocabulary(config: Config) -> int:

@@ -240,12 +240,7 @@ def mesh_of(config: Config) -> Mesh:
 
 def kernel_on(config: Config, hardware: Hardware) -> str:
     """The attention kernel that the run would use on that hardware. Raises ConfigError."""
-    return kernels.choose(
-        config.model,
-        time=config.model.seq_len,
-        tensor=config.mesh.tensor,
-        platform=hardware.platform,
-    )
+    return kernels.check(config.model, hardware.attention).kernel
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

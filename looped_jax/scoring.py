@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax import sharding
 from looped_jax.config import ModelConfig
-from looped_jax.model import loss, transformer
+from looped_jax.model import kernels, loss, transformer
 from looped_jax.model.transformer import Params
-from looped_jax.state import gather
 
 Array = jax.Array
 
@@ -32,17 +31,19 @@ def make_score_step(
 
     Sums over targets that have bytes, after each of the N loop counts; targets < 0 are ignored.
     """
-    axes = sharding.batch_axes(mesh)
+    axes, run = sharding.batch_axes(mesh), make_run(model, mesh, loop_counts)
 
     def score(full: Params, inputs: Array, targets: Array, token_bytes: Array):
-        states = _states(model, full, inputs, loop_counts)
+        states = run(full, inputs)
         size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
         targets = jnp.where(size > 0, targets, -1)
         nats = loss.token_losses(model, full["head"], states, targets).sum((1, 2))
         return jax.lax.psum((nats, size.sum()), axes)
 
     rows = P(sharding.BATCH_AXES)
-    return jax.jit(_on_mesh(mesh, score, in_specs=(rows, rows, P()), out_specs=P()))
+    return jax.jit(
+        sharding.on_mesh(mesh, score, dtype=model.dtype, in_specs=(rows, rows, P()), out_specs=P())
+    )
 
 
 def make_span_step(
@@ -54,8 +55,10 @@ def make_span_step(
     whether each was the likeliest token. Only these positions pass the head.
     """
 
+    run = make_run(model, mesh, loop_counts)
+
     def score(full: Params, tokens: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
-        states = _states(model, full, tokens[:, :-1], loop_counts)
+        states = run(full, tokens[:, :-1])
         places = starts[:, None] + jnp.arange(width)
         inside = places < ends[:, None]
         places = jnp.minimum(places, tokens.shape[1] - 1)
@@ -66,37 +69,22 @@ def make_span_step(
         return (nats / jnp.maximum(ends - starts, 1)).T, hits.all(-1).T
 
     rows = P(sharding.BATCH_AXES)
-    return jax.jit(_on_mesh(mesh, score, in_specs=(rows,) * 3, out_specs=rows))
+    program = sharding.on_mesh(mesh, score, dtype=model.dtype, in_specs=(rows,) * 3, out_specs=rows)
+    return jax.jit(program, out_shardings=NamedSharding(mesh, P()))  # every process reads all
 
 
-def _states(
-    model: ModelConfig, params: Params, tokens: Array, loop_counts: tuple[int, ...]
-) -> Array:
-    wanted = tuple(k - 1 for k in loop_counts)
-    states = transformer.forward(model, params, tokens, loops=max(loop_counts), wanted=wanted)
-    return states.hidden
+def make_run(
+    model: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...]
+) -> Callable[[Params, Array], Array]:
+    """(params, tokens [B, T]) -> states [N, B, T, D] after each of the loop counts."""
+    attend, wanted = kernels.for_mesh(model, mesh), tuple(k - 1 for k in loop_counts)
 
+    def states(params: Params, tokens: Array) -> Array:
+        return transformer.forward(
+            model, params, tokens, loops=max(loop_counts), wanted=wanted, attend=attend
+        ).hidden
 
-def _on_mesh(mesh: Mesh, score: Callable, *, in_specs: tuple, out_specs: Any) -> Callable:
-    """`score` with whole weights and each batch device's share of the rows."""
-
-    def program(params: Params, *arguments: Array):
-        specs = sharding.manual_specs(mesh, params)
-
-        def local(shards: Params, *arguments: Array):
-            full = {name: gather(shard, specs[name]) for name, shard in shards.items()}
-            return score(full, *arguments)
-
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(specs, *in_specs),
-            out_specs=out_specs,
-            axis_names=set(sharding.BATCH_AXES),
-            check_vma=False,
-        )(params, *arguments)
-
-    return program
+    return states
 
 
 class Span(Protocol):
@@ -147,8 +135,7 @@ class SpanScorer:
         for index, row in enumerate(rows):
             length = _round_up(len(row.tokens) - 1, 64, 2)  # the last token only is a target
             alike[length + 1, _round_up(row.end - row.start, 16, 4)].append(index)
-        place = NamedSharding(self._mesh, P(sharding.BATCH_AXES))
-        done = 0
+        spec, done = P(sharding.BATCH_AXES), 0
         for (length, width), indices in sorted(alike.items()):
             for first in range(0, len(indices), self._rows):
                 batch = indices[first : first + self._rows]
@@ -158,7 +145,7 @@ class SpanScorer:
                     row = rows[index]
                     tokens[slot, : len(row.tokens)] = row.tokens
                     starts[slot], ends[slot] = row.start, row.end
-                arguments = (jax.device_put(a, place) for a in (tokens, starts, ends))
+                arguments = (sharding.put(a, self._mesh, spec) for a in (tokens, starts, ends))
                 found = jax.device_get(self._step(width)(self._params, *arguments))
                 nats[batch], hits[batch] = (array[: len(batch)] for array in found)
                 done += len(batch)

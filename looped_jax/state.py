@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax import optim, sharding
 from looped_jax.config import Config
-from looped_jax.model import loss, probe, transformer
+from looped_jax.model import kernels, loss, probe, transformer
 from looped_jax.model.transformer import Params
 
 Array = jax.Array
@@ -99,11 +99,13 @@ def gradients(
     """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, params)
-    taps = probe.closed_taps(model) if inside else None
+    taps, attend = probe.closed_taps(model) if inside else None, kernels.for_mesh(model, mesh)
 
     def objective(full: Params, taps: Array | None, rows: Array) -> tuple[Array, Metrics]:
         inputs, targets = rows[:, :-1], rows[:, 1:]
-        states = transformer.forward(model, full, inputs, wanted=model.scored_loops(), taps=taps)
+        states = transformer.forward(
+            model, full, inputs, wanted=model.scored_loops(), taps=taps, attend=attend
+        )
         nats = loss.token_losses(model, full["head"], states.hidden, targets).sum((1, 2))
         tokens = jnp.sum(targets >= 0)
         return nats.mean(), {
@@ -116,7 +118,7 @@ def gradients(
     differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
     def local(shards: Params, tokens: Array) -> tuple[Params, Metrics]:
-        full = {name: gather(shard, specs[name]) for name, shard in shards.items()}
+        full = sharding.gather(shards, specs)
 
         def micro_batch(total, rows):
             (grads, squares), sums = differentiate(full, taps, rows)
@@ -153,14 +155,6 @@ def gradients(
         axis_names=set(sharding.BATCH_AXES),
         check_vma=False,
     )(params, tokens)
-
-
-def gather(shard: Array, spec: P) -> Array:
-    """A whole weight from its shards, inside shard_map."""
-    for axis, name in enumerate(spec):
-        if name is not None:
-            shard = jax.lax.all_gather(shard, name, axis=axis, tiled=True)
-    return shard
 
 
 def _reduce(grad: Array, spec: P, axes: tuple[str, ...]) -> Array:

@@ -39,6 +39,7 @@ from looped_jax.console import Console, memory_of
 from looped_jax.data import DataError, corpus, pipeline, tokenizer
 from looped_jax.data.packing import follow
 from looped_jax.metrics import Smoothed
+from looped_jax.model import kernels
 from looped_jax.profiling import Profile
 from looped_jax.report import NotFinite, Report
 from looped_jax.trained import TrainedModel
@@ -90,6 +91,7 @@ def _train(
     model, settings = config.model, config.train
     assert settings.run_dir and settings.steps and model.width
     accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
+    attention = kernels.check(model, hardware.attention_support(mesh))
     optimizer = optim.make_optimizer(
         config.optim, steps=settings.steps, width=model.width, mesh=mesh
     )
@@ -102,6 +104,7 @@ def _train(
     first_process = jax.process_index() == 0
     say = Console(quiet=not first_process)
     say(config.describe())
+    say(str(attention))
     if jax.process_count() > 1:
         say(
             f"{jax.process_count()} processes, {shares} of which read different text; if one dies, "
@@ -251,10 +254,8 @@ def _train(
         seconds = report.pace.elapsed()
         say(f"{done - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")
         say("\n".join(report.summary()))
-        if settings.sample_tokens:
-            params = distributed.whole(current["params"])
-            if first_process:
-                print_samples(TrainedModel(config, params, words, step=done), say)
+        if settings.sample_tokens:  # by all processes together
+            print_samples(TrainedModel(config, current["params"], words, step=done, mesh=mesh), say)
     return run_dir
 
 

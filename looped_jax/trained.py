@@ -10,8 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from looped_jax import checkpoint
+from looped_jax import checkpoint, scoring, sharding
 from looped_jax.checkpoint import CheckpointError
 from looped_jax.config import Config, ConfigError, ModelConfig
 from looped_jax.data import DataError
@@ -25,6 +27,7 @@ class TrainedModel:
     """Weights, tokenizer and configuration of one checkpoint.
 
     config: model.config's frozen dataclass; params: the flat dict of model/transformer.py, float32
+    mesh: the devices that hold and run it; of several processes all call its methods, alike
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class TrainedModel:
         *,
         step: int,
         folder: Path | None = None,
+        mesh: Mesh | None = None,
     ):
         self.config, self.params, self.step = config, params, step
+        self.mesh = mesh or sharding.one_device()
         self._tokenizer, self._folder = tokenizer, folder
 
     @property
@@ -50,10 +55,17 @@ class TrainedModel:
         return self._tokenizer
 
     @classmethod
-    def load(cls, run_dir: str | os.PathLike[str], *, step: int | None = None) -> TrainedModel:
+    def load(
+        cls,
+        run_dir: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        mesh: Mesh | None = None,
+    ) -> TrainedModel:
         """Open a run folder: config.json, checkpoints/ and, if there is one, tokenizer.json.
 
-        Raises CheckpointError.
+        On the devices of `mesh`, one by default, whatever trained it. Raises CheckpointError, and
+        ConfigError for a mesh that cannot cut the model.
         """
         folder = Path(run_dir)
         try:
@@ -68,9 +80,13 @@ class TrainedModel:
             ) from error
         except (json.JSONDecodeError, ConfigError, DataError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
+        mesh = mesh or sharding.one_device()
         shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+        sharding.check_divisible(config, mesh, shapes)
+        where = sharding.state_shardings(mesh, shapes)
+        shapes = {name: leaf.update(sharding=where[name]) for name, leaf in shapes.items()}
         step, params = checkpoint.load_params(folder, shapes, step=step)
-        return cls(config, params, words, step=step, folder=folder)
+        return cls(config, params, words, step=step, folder=folder, mesh=mesh)
 
     def logits(self, tokens: np.ndarray, *, loops: Sequence[int] | None = None) -> tuple:
         """Float32 logits [B, T, V] of tokens [B, T], one array per loop count, from one pass.
@@ -80,7 +96,11 @@ class TrainedModel:
         counts = tuple(loops or (self.config.model.loops,))
         if min(counts) < 1:
             raise ValueError(f"loops={counts} must be whole numbers from 1")
-        return tuple(_logits(self.config.model, counts, self.params, np.asarray(tokens)))
+        tokens = np.asarray(tokens)
+        run = _logits(self.config.model, self.mesh, counts)
+        spec = P(sharding.BATCH_AXES)
+        rows = sharding.put(sharding.fill_rows(tokens, self.mesh), self.mesh, spec)
+        return tuple(logits[: len(tokens)] for logits in run(self.params, rows))
 
     def generate(
         self,
@@ -131,6 +151,7 @@ class TrainedModel:
             sampling=sampling,
             draws=draws,
             cache=cache,
+            mesh=self.mesh,
         )
         for number, ids in enumerate(steps, start=1):
             pieces: list[str | None] = []
@@ -151,9 +172,16 @@ class TrainedModel:
                 return
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(config: ModelConfig, counts: tuple[int, ...], params: Params, tokens: jax.Array):
-    states = transformer.forward(
-        config, params, tokens, loops=max(counts), wanted=tuple(k - 1 for k in counts)
+@functools.lru_cache(maxsize=64)
+def _logits(config: ModelConfig, mesh: Mesh, counts: tuple[int, ...]) -> jax.stages.Wrapped:
+    """Jitted (params, tokens [B, T]) -> float32 [N, B, T, V], known to every process."""
+    run = scoring.make_run(config, mesh, counts)
+
+    def logits(params: Params, tokens: jax.Array) -> jax.Array:
+        return loss.logits(config, params["head"], run(params, tokens))
+
+    rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
+    program = sharding.on_mesh(
+        mesh, logits, dtype=config.dtype, in_specs=(rows,), out_specs=of_loops
     )
-    return loss.logits(config, params["head"], states.hidden)
+    return jax.jit(program, out_shardings=NamedSharding(mesh, P()))

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from tests import QUICK
 
-if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+if "LOOPED_JAX_TARGETS" in os.environ:  # set by `make test-targets`
+    os.environ["JAX_PLATFORMS"] = "cpu,cuda"
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # no driver is here, and nothing will run
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a compiler for each test process
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what is compiled for others is not read back
+elif os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = " ".join(
         [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", QUICK]
@@ -25,7 +31,8 @@ import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-jax.config.update("jax_default_matmul_precision", "highest")  # goldens are true float32
+if "LOOPED_JAX_TARGETS" not in os.environ:  # TPU kernels refuse it for bfloat16
+    jax.config.update("jax_default_matmul_precision", "highest")  # goldens are true float32
 
 
 def pytest_collection_modifyitems(items):
@@ -33,6 +40,8 @@ def pytest_collection_modifyitems(items):
         for marker in ("gpu", "tpu"):
             if marker in item.keywords and jax.default_backend() != marker:
                 item.add_marker(pytest.mark.skip(reason=f"needs a {marker.upper()}"))
+        if "targets" in item.keywords and "LOOPED_JAX_TARGETS" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="needs make test-targets"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import looped_jax
-from looped_jax import generate
+from looped_jax import generate, sharding
 from looped_jax.checkpoint import CheckpointError, Checkpoints
 from looped_jax.config import Config, ModelConfig, resolve
 from looped_jax.data.tokenizer import load_tokenizer, train_tokenizer
@@ -72,14 +72,15 @@ def test_same_seed_same_text_whatever_the_batch(model):
 
 
 def test_one_compile_for_decode_and_one_per_prompt_bucket(model):
-    before = generate._prefill._cache_size(), generate._decode._cache_size()
+    steps = generate.Steps.of(model[0], sharding.one_device(), 3, "exact")
+    before = steps.prefill._cache_size(), steps.decode._cache_size()
     for length in (1, 9, 16, 17, 30, 32):
         streamed(model, [[3] * length] * 3, 16)
-    prefills, decodes = generate._prefill._cache_size(), generate._decode._cache_size()
+    prefills, decodes = steps.prefill._cache_size(), steps.decode._cache_size()
     assert prefills - before[0] == 2  # 16 and 32
     assert decodes - before[1] == 2  # cache lengths 32 and 64
     streamed(model, [[3] * 20] * 3, 3, sampling=Sampling(1.0, 5, 0.5, 3))  # settings are data
-    assert generate._decode._cache_size() == decodes
+    assert steps.decode._cache_size() == decodes
 
 
 def test_sampling_filters():

@@ -229,9 +229,12 @@ def test_the_horizon_is_that_of_training():
 
 def test_meshes_on_the_command_line():
     assert plan.parse_mesh("fsdp=8,data=64") == MeshConfig(data=64, fsdp=8, tensor=1)
-    for wrong in ("data", "model=2", "data=0", "data=-1", ""):
+    for wrong in ("data", "model=2", "data=0", "data=-2", ""):
         with pytest.raises(ConfigError, match="is no axis and size; give data, fsdp, tensor"):
             plan.parse_mesh(wrong)
+
+    with pytest.raises(ConfigError, match="more than one axis open"):
+        plan.parse_mesh("data=-1,fsdp=-1")
 
 
 def run(*args):

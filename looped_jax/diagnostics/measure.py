@@ -5,16 +5,18 @@ K loops, R rows, T time, D width, V vocabulary. Loop k means: after k loops, cou
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from looped_jax import scoring, sharding
 from looped_jax.config import ModelConfig
-from looped_jax.model import loss, transformer
+from looped_jax.model import loss
 from looped_jax.model.transformer import Params
 
 Array = jax.Array
@@ -77,15 +79,22 @@ def measure(
     batches: Sequence[dict[str, np.ndarray]],
     *,
     loops: int,
+    mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tokens:
-    """Measure validation batches {inputs, targets} [rows, T] at 1 … `loops` loops, in one pass."""
+    """Measure validation batches {inputs, targets} [rows, T] at 1 … `loops` loops, in one pass.
+
+    Rows are cut over the batch devices of `mesh`, one device by default.
+    """
+    mesh = mesh or sharding.one_device()
+    step, spec = make_measure_step(config, mesh, loops), P(sharding.BATCH_AXES)
+    params = jax.device_put(params, sharding.state_shardings(mesh, params))
     found: list[dict[str, np.ndarray]] = []
     for number, batch in enumerate(batches, start=1):
-        measured = jax.device_get(
-            _measure(config, loops, params, batch["inputs"], batch["targets"])
-        )
-        found.append(measured)
+        rows = [sharding.fill_rows(batch[name], mesh) for name in ("inputs", "targets")]
+        measured = jax.device_get(step(params, *(sharding.put(r, mesh, spec) for r in rows)))
+        count = len(batch["inputs"])
+        found.append({name: values[:, :count] for name, values in measured.items()})
         progress(number, len(batches))
     return Tokens(
         inputs=np.concatenate([batch["inputs"] for batch in batches]),
@@ -94,12 +103,25 @@ def measure(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(config: ModelConfig, loops: int, params: Params, inputs: Array, targets: Array):
-    states = transformer.forward(config, params, inputs, loops=loops, wanted=tuple(range(loops)))
-    rows, time = inputs.shape
+def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages.Wrapped:
+    """Jitted (params, inputs [R, T], targets [R, T]) -> what Tokens holds but these, by name."""
+    run = scoring.make_run(config, mesh, tuple(range(1, loops + 1)))
+    rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
+
+    def step(params: Params, inputs: Array, targets: Array) -> dict[str, Array]:
+        return _measured(config, params["head"], run(params, inputs), targets)
+
+    program = sharding.on_mesh(
+        mesh, step, dtype=config.dtype, in_specs=(rows, rows), out_specs=of_loops
+    )
+    return jax.jit(program, out_shardings=NamedSharding(mesh, P()))
+
+
+def _measured(config: ModelConfig, head: Array, states: Array, targets: Array) -> dict[str, Array]:
+    """Of states [K, R, T, D]."""
+    loops, rows, time, _ = states.shape
     tokens = rows * time
-    hidden = states.hidden.reshape(loops, tokens, -1)
+    hidden = states.reshape(loops, tokens, -1)
     chunk = min(max(1, LOGITS_AT_ONCE // config.padded_vocab), tokens)
     fill = -tokens % chunk
     cut = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(loops, -1, chunk, hidden.shape[-1])
@@ -109,7 +131,7 @@ def _measure(config: ModelConfig, loops: int, params: Params, inputs: Array, tar
         h, y = arguments  # [K, chunk, D], [chunk]
 
         def of_loop(before: Array, h: Array):
-            now = jax.nn.log_softmax(loss.logits(config, params["head"], h))
+            now = jax.nn.log_softmax(loss.logits(config, head, h))
             p = jnp.exp(now)
             return now, {
                 "nats": -jnp.take_along_axis(now, y[:, None], axis=-1)[:, 0],
@@ -128,7 +150,7 @@ def _measure(config: ModelConfig, loops: int, params: Params, inputs: Array, tar
         for name, values in by_chunk.items()
     }
     found["kl"] = found["kl"][1:]
-    wide = states.hidden.astype(jnp.float32)
+    wide = states.astype(jnp.float32)
     before, after = wide[:-1], wide[1:]
     sizes = jnp.linalg.norm(wide, axis=-1)
     found["cosine"] = jnp.sum(before * after, axis=-1) / (sizes[:-1] * sizes[1:])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model import kernels
+from looped_jax.model.kernels import Attend, plain
 from looped_jax.model.linear import linear
 from looped_jax.model.probe import tap
 
@@ -53,16 +53,16 @@ def rotate(x: Array, rope: Rope) -> Array:
         return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
 
-def plainly(kernel: str) -> Mix:
-    """Attention by one of kernels.py's programs, without memory."""
+def without_past(attend: Attend) -> Mix:
+    """Attention among the tokens of this call alone."""
 
     def mix(query: Array, key: Array, value: Array, window: int | None) -> tuple[Array, None]:
-        return kernels.attend(kernel, query, key, value, window), None
+        return attend(query, key, value, window), None
 
     return mix
 
 
-PLAIN = plainly("xla")
+PLAIN = without_past(plain)
 
 
 def _uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from looped_jax.config import ModelConfig
 from looped_jax.model.block import Mix
+from looped_jax.model.kernels import Attend
 from looped_jax.model.variants import RULES
 
 Array = jax.Array
@@ -69,11 +70,15 @@ class Slots:
 
 
 class Past(NamedTuple):
-    """What a call that continues sequences is given: positions [B, T] of its new tokens."""
+    """What a call that continues sequences is given.
+
+    positions: [B, T] of its new tokens; first: there is no past yet, and all rows start at 0
+    """
 
     cache: Cache
     slots: Slots
     positions: Array
+    first: bool = False
 
 
 def empty(
@@ -92,42 +97,46 @@ def bytes_per_token(config: ModelConfig, loops: int, kind: str = "exact") -> int
     return sum(leaf.size * leaf.dtype.itemsize for leaf in cache)
 
 
-def remember(past: Past, cache: Cache, loop: Array, layer: int) -> Mix:
+def remember(past: Past, cache: Cache, loop: Array, layer: int, attend: Attend) -> Mix:
     """Attention of one loop and layer that also sees the cache as it now is, and extends it."""
 
     def mix(query: Array, key: Array, value: Array, window: int | None) -> tuple[Array, Cache]:
         slot, remembers = past.slots.index(loop, layer), past.slots.remembers(loop)
-        return _attend(cache, query, key, value, slot, past.positions, remembers, window)
+        extended = _write(cache, key, value, slot, past.positions)
+        if past.first:
+            return attend(query, key, value, window), extended
+        return _look_back(extended, query, slot, past.positions, remembers, window), extended
 
     return mix
 
 
-def _attend(
+def _write(cache: Cache, key: Array, value: Array, slot: Array, positions: Array) -> Cache:
+    """The cache with new keys and values [B, T, G, Dh] at `positions` [B, T] of a slot."""
+    rows = jnp.arange(key.shape[0])[:, None]
+    return Cache(
+        cache.key.at[slot, rows, positions].set(key),
+        cache.value.at[slot, rows, positions].set(value),
+    )
+
+
+def _look_back(
     cache: Cache,
     query: Array,
-    key: Array,
-    value: Array,
     slot: Array,
     positions: Array,
     remembers: Array,
     window: int | None,
-) -> tuple[Array, Cache]:
-    """Write new keys and values [B, T, G, Dh] at `positions` [B, T], and attend to the past.
+) -> Array:
+    """Attention of queries [B, T, H, Dh] at `positions` [B, T] over a slot.
 
-    Queries [B, T, H, Dh] see the columns up to their own position. What lies in later columns, left
-    by padding, is overwritten before anything can see it.
+    They see the columns up to their own position. What lies in later columns, left by padding, is
+    overwritten before anything can see it.
     """
-    rows = jnp.arange(query.shape[0])[:, None]
-    cache = Cache(
-        cache.key.at[slot, rows, positions].set(key),
-        cache.value.at[slot, rows, positions].set(value),
-    )
     columns = jnp.arange(cache.key.shape[2])
     behind = positions[:, :, None] - columns  # [B, T, S]
     visible = (behind >= 0) & (remembers | (columns >= positions[:, :1, None]))
     if window is not None:
         visible &= behind < window
-    mixed = jax.nn.dot_product_attention(
-        query, cache.key[slot], cache.value[slot], mask=visible[:, None]
+    return jax.nn.dot_product_attention(
+        query, cache.key[slot], cache.value[slot], mask=visible[:, None], implementation="xla"
     )
-    return mixed, cache

@@ -1,80 +1,149 @@
 """Which program computes attention: plain XLA, cuDNN's flash attention, or the TPU splash kernel.
 
 All of them honour windows and grouped heads, and take queries from wherever they come. The fused
-ones never hold the [T, T] weights; they want shapes that their hardware can cut into tiles, and
-say which.
+ones never hold the [T, T] weights; they want a device and shapes that they are written for. Where
+one of these is missing, plain attention takes over: training says why, and refuses a kernel that it
+was asked for by name.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import ConfigError, ModelConfig
+from looped_jax.hardware import AttentionSupport, attention_support
 
 Array = jax.Array
-OF_PLATFORM = {"gpu": "cudnn", "tpu": "splash"}
+Attend = Callable[[Array, Array, Array, int | None], Array]
 PART = 256  # queries of plain attention that are worth a part of their own
-TILE = 128  # tokens and head entries that a TPU works on at once
+TILE = 128  # tokens that a TPU works on at once
+BY_HEADS = P(None, None, "tensor")
 
 
-def choose(config: ModelConfig, *, time: int, tensor: int = 1, platform: str | None = None) -> str:
-    """The kernel for rows of `time` tokens: config.kernel, or with "auto" the platform's.
+class Choice(NamedTuple):
+    """kernel: what computes attention; reason: why it is not the one that was wanted, or None."""
 
-    `tensor` is the number of devices that the heads are cut over. "auto" falls back to "xla" where
-    the platform's kernel cannot be used; a kernel asked for by name raises ConfigError instead.
+    kernel: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"attention: {self.kernel}" + (f", since {self.reason}" if self.reason else "")
+
+
+def choose(config: ModelConfig, support: AttentionSupport, *, time: int) -> Choice:
+    """The kernel for rows of `time` tokens: config.kernel, or with "auto" the device's own.
+
+    What cannot be had is replaced by the device's own, and that by "xla".
     """
-    platform = platform or jax.default_backend()
-    wanted = config.kernel
-    name = OF_PLATFORM.get(platform, "xla") if wanted == "auto" else wanted
-    problem = _problem(name, config, time, tensor, platform)
-    if problem and wanted != "auto":
-        raise ConfigError(f"model.kernel={name} {problem}; or choose model.kernel=auto")
-    return "xla" if problem else name
+    if config.kernel == "xla":
+        return Choice("xla")
+    reason = None
+    for name in dict.fromkeys((config.kernel, support.kernel)):
+        if name is None or name == "auto":
+            continue
+        problem = _problem(name, config, support, time)
+        if problem is None:
+            return Choice(name, reason)
+        reason = reason or problem
+    return Choice("xla", reason or support.missing)
 
 
-def _problem(name: str, config: ModelConfig, time: int, tensor: int, platform: str) -> str | None:
+def _problem(name: str, config: ModelConfig, support: AttentionSupport, time: int) -> str | None:
     """What stands in the way of a kernel, and the mend; None if nothing does."""
     if name == "cudnn":
-        if platform != "gpu":
-            return f"needs an NVIDIA GPU, this is {platform}"
+        if support.kernel != "cudnn":
+            return support.missing or f"cudnn needs an NVIDIA GPU, this is {support.platform}"
         if config.dtype != "bfloat16":
-            return f"computes in bfloat16 alone; set model.dtype=bfloat16, not {config.dtype}"
+            return f"cudnn computes in bfloat16 alone; set model.dtype=bfloat16, not {config.dtype}"
         if config.head_dim % 8 or config.head_dim > 128:
             return (
-                f"wants heads of a width up to 128 in steps of 8, not {config.head_dim}; "
+                f"cudnn wants heads of a width up to 128 in steps of 8, not {config.head_dim}; "
                 "change model.heads"
             )
     if name == "splash":
+        if support.platform == "gpu":
+            return "splash needs a TPU, this is gpu"
         if time % TILE or config.head_dim % TILE:
             return (
-                f"works on tiles of {TILE}: rows of {time} tokens and heads of {config.head_dim} "
-                "do not divide; change model.seq_len or model.heads"
+                f"splash works on tiles of {TILE}: rows of {time} tokens and heads of "
+                f"{config.head_dim} do not divide; change model.seq_len or model.heads"
             )
-        if tensor > 1:
-            return f"cannot cut heads over mesh.tensor={tensor}; set mesh.tensor=1"
     return None
 
 
-def attend(kernel: str, query: Array, key: Array, value: Array, window: int | None) -> Array:
+def check(config: ModelConfig, support: AttentionSupport) -> Choice:
+    """The kernel to train with. Raises ConfigError when one was named that cannot be had."""
+    choice = choose(config, support, time=config.seq_len)
+    if config.kernel not in ("auto", choice.kernel):
+        raise ConfigError(
+            f"model.kernel={config.kernel}: {choice.reason}; or choose model.kernel=auto"
+        )
+    return choice
+
+
+def for_mesh(config: ModelConfig, mesh: Mesh) -> Attend:
+    """Attention for programs on the devices of `mesh`, by the best kernel for each row length."""
+    support = attention_support(mesh)
+    interpret = support.platform != "tpu"  # so that the TPU's kernel can be tested anywhere
+    fused: dict[str, Attend] = {
+        "cudnn": _cudnn,
+        "splash": functools.partial(_splash, interpret=interpret),
+    }
+
+    def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
+        kernel = choose(config, support, time=query.shape[1]).kernel
+        if kernel == "xla":
+            return plain(query, key, value, window)
+        return _on_each_device(fused[kernel], query, key, value, window)
+
+    return attend
+
+
+def _on_each_device(
+    fused: Attend, query: Array, key: Array, value: Array, window: int | None
+) -> Array:
+    """A fused kernel on this device's rows and heads, out of the compiler's hands.
+
+    Programs are manual over the batch axes and leave `tensor` to the compiler. It cannot cut a
+    kernel that it does not know, and refuses to try even where that axis has one device.
+    """
+    if window is not None and window >= query.shape[1]:
+        window = None  # sees everything: a window that is longer than the row may be refused
+
+    def local(query: Array, key: Array, value: Array) -> Array:
+        return fused(query, key, value, window)
+
+    if "tensor" not in jax.sharding.get_abstract_mesh().axis_names:
+        return local(query, key, value)
+    return jax.shard_map(
+        local,
+        in_specs=(BY_HEADS,) * 3,
+        out_specs=BY_HEADS,
+        axis_names={"tensor"},
+        check_vma=False,
+    )(query, key, value)
+
+
+def _cudnn(query: Array, key: Array, value: Array, window: int | None) -> Array:
+    before = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=True, local_window_size=before, implementation="cudnn"
+    )
+
+
+def plain(query: Array, key: Array, value: Array, window: int | None) -> Array:
     """Causal softmax attention, [B, T, H, Dh] over [B, T, G, Dh] -> [B, T, H, Dh].
 
-    A query sees the `window` latest keys, itself included; None: all up to itself.
-    """
-    if kernel == "cudnn":
-        before = None if window is None else (window - 1, 0)
-        return jax.nn.dot_product_attention(
-            query, key, value, is_causal=True, local_window_size=before, implementation="cudnn"
-        )
-    return (_splash if kernel == "splash" else _plain)(query, key, value, window)
-
-
-def _plain(query: Array, key: Array, value: Array, window: int | None) -> Array:
-    """Matrix products and a softmax in float32; long rows in parts that skip what none may see.
-
-    Heads come first in memory: XLA's batched products on CPU are then twice as fast as through
+    A query sees the `window` latest keys, itself included; None: all up to itself. Matrix products
+    and a softmax in float32; long rows in parts that skip what none may see. Heads come first in
+    memory: XLA's batched products on CPU are then twice as fast as through
     jax.nn.dot_product_attention, forward and backward together.
     """
     batch, time, heads, head_dim = query.shape
@@ -87,10 +156,7 @@ def _plain(query: Array, key: Array, value: Array, window: int | None) -> Array:
     for part in range(parts):
         first, end = time * part // parts, time * (part + 1) // parts
         oldest = 0 if window is None else max(0, first - window + 1)
-        scores = jnp.einsum(
-            "bghqd,bgkd->bghqk", query[..., first:end, :], key[..., oldest:end, :],
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        scores = _scores(query[..., first:end, :], key[..., oldest:end, :])
         behind = jnp.arange(first, end)[:, None] - jnp.arange(oldest, end)
         visible = (behind >= 0) & (behind < (window or time))
         weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
@@ -100,7 +166,32 @@ def _plain(query: Array, key: Array, value: Array, window: int | None) -> Array:
     return whole.reshape(batch, time, heads, head_dim)
 
 
-def _splash(query: Array, key: Array, value: Array, window: int | None) -> Array:
+@jax.custom_vjp
+def _scores(query: Array, key: Array) -> Array:
+    """Float32 [B, G, H/G, Q, S] of [B, G, H/G, Q, Dh] and [B, G, S, Dh]; gradients in their type.
+
+    Left to JAX, the float32 gradient of the scores would make the backward products float32 too.
+    """
+    return jnp.einsum("bghqd,bgkd->bghqk", query, key, preferred_element_type=jnp.float32)
+
+
+def _scores_forward(query: Array, key: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _scores(query, key), (query, key)
+
+
+def _scores_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    query, key = saved
+    gradient = gradient.astype(query.dtype)
+    of_query = jnp.einsum("bghqk,bgkd->bghqd", gradient, key)
+    return of_query, jnp.einsum("bghqk,bghqd->bgkd", gradient, query)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def _splash(
+    query: Array, key: Array, value: Array, window: int | None, *, interpret: bool
+) -> Array:
     # Pallas takes a while to import, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -119,7 +210,7 @@ def _splash(query: Array, key: Array, value: Array, window: int | None) -> Array
         ),
         head_shards=1,
         q_seq_shards=1,
-        interpret=jax.default_backend() != "tpu",  # so that the same code is tested anywhere
+        interpret=interpret,
     )  # fmt: skip
     heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     mixed = jax.vmap(kernel)(

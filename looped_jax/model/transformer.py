@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model import kernels
-from looped_jax.model.block import Block, Mix, plainly, rms_norm, rope_tables
+from looped_jax.model.block import Block, Mix, rms_norm, rope_tables, without_past
 from looped_jax.model.cache import Cache, Past, Slots, remember
+from looped_jax.model.kernels import Attend, plain
 from looped_jax.model.linear import PRODUCT
 from looped_jax.model.probe import Trace, attend_openly, mean_norm
 from looped_jax.model.variants import RULES
@@ -59,6 +59,7 @@ class LoopedTransformer(nnx.Module):
         past: Past | None = None,
         taps: Array | None = None,
         openly: bool = False,
+        attend: Attend = plain,
     ) -> tuple[LoopStates, Any]:
         """States after the `wanted` loops, and the cache as `past` now is or, openly, a Trace."""
         rule = RULES[self.config.variant]
@@ -66,13 +67,11 @@ class LoopedTransformer(nnx.Module):
             e = self.embed[...][tokens].astype(self.config.dtype)
         places = past.positions if past else jnp.arange(tokens.shape[1])
         rope = rope_tables(places, self.config.head_dim, e.dtype)
-        tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-        kernel = kernels.choose(self.config, time=tokens.shape[1], tensor=tensor)
 
         def mix(cache: Cache | None, index: Array, layer: int) -> Mix:
             if past and cache:
-                return remember(past, cache, index, layer)
-            return attend_openly if openly else plainly(kernel)
+                return remember(past, cache, index, layer, attend)
+            return attend_openly if openly else without_past(attend)
 
         def loop(carry: tuple[Array, Cache | None], xs: tuple[Array, Array | None]):
             (h, cache), (index, taps) = carry, xs
@@ -138,19 +137,21 @@ def forward(
     loops: int | None = None,
     wanted: tuple[int, ...] | None = None,
     taps: Array | None = None,
+    attend: Attend = plain,
 ) -> LoopStates:
     """Run `loops` loops over tokens [B, T] and keep the states after the `wanted` (0-based) ones.
 
     By default the config's own K, and the last. The state after loop k is what a model of k + 1
     loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
-    `taps` [loops, L, 3]: see model/probe.py.
+    `taps` [loops, L, 3]: see model/probe.py. `attend`: see model/kernels.py; plain attention runs
+    anywhere.
     """
     loops = config.loops if loops is None else loops
     wanted = (loops - 1,) if wanted is None else wanted
     if not wanted or not all(0 <= k < loops for k in wanted):
         raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
     model = _bind(config, params)
-    return model(tokens, loops, wanted, taps=taps)[0]
+    return model(tokens, loops, wanted, taps=taps, attend=attend)[0]
 
 
 def trace(config: ModelConfig, params: Params, tokens: Array, *, loops: int | None = None) -> Trace:
@@ -169,16 +170,20 @@ def extend(
     *,
     loops: int | None = None,
     kind: str = "exact",
+    first: bool = False,
+    attend: Attend = plain,
 ) -> tuple[Array, Cache]:
     """Last loop's states [B, T, D] of new tokens [B, T] that follow what the cache holds.
 
     `positions` [B, T] are the tokens' places in their sequences, which need not be alike. With the
-    exact cache this equals the full forward pass over the whole sequences.
+    exact cache this equals the full forward pass over the whole sequences. `first`: the cache is
+    empty and every row starts at position 0, so that `attend` serves as in a full pass.
     """
     loops = config.loops if loops is None else loops
     slots = Slots.of(config, loops, kind)
     model = _bind(config, params)
-    states, extended = model(tokens, loops, (loops - 1,), Past(cache, slots, positions))
+    past = Past(cache, slots, positions, first)
+    states, extended = model(tokens, loops, (loops - 1,), past, attend=attend)
     assert extended is not None
     return states.hidden[0], extended
 

@@ -1,0 +1,82 @@
+"""Every kind of program that this package compiles, lowered for devices that are not here."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from looped_jax import generate, lr_find, optim, scoring, sharding, state
+from looped_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, resolve
+from looped_jax.diagnostics.measure import make_measure_step
+from looped_jax.model import transformer
+
+ROWS = 2  # of each device and micro-batch
+PROGRAMS = ("train", "inside", "lr_find", "score", "span", "measure", "prefill", "decode")
+
+
+def make_mesh(sizes, devices):
+    return sharding.make_mesh(MeshConfig(*sizes), devices[: int(np.prod(sizes))])
+
+
+def make_config(*, vocab_size=4096, **model):
+    settings = {"layers": 1, "loops": 3, "width": 512, "heads": 4, "seq_len": 256} | model
+    return resolve(
+        Config(model=ModelConfig(**settings), train=TrainConfig(steps=10)), vocab_size=vocab_size
+    )
+
+
+def compiled(program, config, mesh, *, time=None):
+    """One of PROGRAMS for rows of `time` tokens, by default those of training."""
+    return lowered(program, config, mesh, time or config.model.seq_len).compile()
+
+
+def lowered(program, config, mesh, time):
+    model, rows = config.model, ROWS * sharding.batch_devices(mesh)
+    if program in ("train", "inside", "lr_find"):
+        ramp = lr_find.ramp(0.1, 10, 10) if program == "lr_find" else None
+        optimizer = optim.make_optimizer(
+            config.optim, steps=10, width=model.width, mesh=mesh, multiplier=ramp
+        )
+        place = sharding.batch_sharding(mesh)
+        tokens = jax.ShapeDtypeStruct((2, rows, time + 1), np.int32, sharding=place)
+        step = state.make_train_step(config, optimizer, mesh, inside=program == "inside")
+        return step.lower(state.abstract(config, optimizer, mesh), tokens)
+
+    params = weights(config, mesh, "float32")
+    if program == "score":
+        step = scoring.make_score_step(model, mesh, (1, model.loops))
+        sizes = jax.ShapeDtypeStruct(
+            (model.vocab_size,), np.int32, sharding=NamedSharding(mesh, P())
+        )
+        return step.lower(params, ints(mesh, rows, time), ints(mesh, rows, time), sizes)
+    if program == "span":
+        step = scoring.make_span_step(model, mesh, (1, model.loops), 16)
+        ends = ints(mesh, rows)
+        return step.lower(params, ints(mesh, rows, time + 1), ends, ends)
+    if program == "measure":
+        step = make_measure_step(model, mesh, model.loops)
+        return step.lower(params, ints(mesh, rows, time), ints(mesh, rows, time))
+
+    steps = generate.Steps.of(model, mesh, model.loops, "exact")
+    where = steps.empty.lower(rows, 2 * time).out_info
+    kept = NamedSharding(mesh, P(None, sharding.BATCH_AXES, None, "tensor"))
+    memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=kept), where)
+    of_row, sampling = ints(mesh, rows), (0, 1.0, 10, 0.9)
+    draws = jax.ShapeDtypeStruct((rows,), np.uint32, sharding=of_row.sharding)
+    params = weights(config, mesh, model.dtype)
+    if program == "prefill":
+        tokens = ints(mesh, rows, time)
+        return steps.prefill.lower(params, memory, tokens, of_row, draws, *sampling)
+    return steps.decode.lower(params, memory, of_row, of_row, draws, *sampling)
+
+
+def weights(config, mesh, dtype):
+    shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+    sharding.check_divisible(config, mesh, shapes)
+    where = sharding.state_shardings(mesh, shapes)
+    return {n: jax.ShapeDtypeStruct(s.shape, dtype, sharding=where[n]) for n, s in shapes.items()}
+
+
+def ints(mesh, *shape):
+    where = NamedSharding(mesh, P(sharding.BATCH_AXES))
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=where)

@@ -1,0 +1,145 @@
+"""What the compilers of GPUs and TPUs make of every program: it compiles, fused, and talks little.
+
+Two tables hold every pair of features at least once. Each row is compiled with one loop and with
+twelve; the compilers are XLA's own, the devices are not here.
+"""
+
+import itertools
+
+import pytest
+
+from looped_jax import collectives, hlo
+from tests.targets import programs
+from tests.targets.devices import devices
+
+pytestmark = pytest.mark.targets
+
+FUSED = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
+MESHES = {
+    "one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "data-fsdp": (2, 4, 1),
+    "tensor": (2, 2, 2),
+}  # fmt: skip
+ATTENTION = {"full": {}, "gqa": {"kv_heads": 2}, "mla": {"attention": "mla"}}
+RULES = ("FLT", "FLT_res", "LT_ia", "LT_i", "LT")
+# Rows of training are never shorter than a window; those of answers and prompts may be.
+WINDOWS = {
+    "open": {}, "window": {"window_pattern": "SL", "layers": 2},
+    "wide": {"window_pattern": "SL", "layers": 2, "seq_len": 1024},
+}  # fmt: skip
+TRAINING = {
+    "mesh": tuple(MESHES),
+    "rule": RULES,
+    "remat": ("loop", "offload", "dots", "none"),
+    "attention": tuple(ATTENTION),
+    "loss": ("END", "FEW", "STEP"),
+    "window": ("open", "window"),
+}
+OTHERS = {
+    "program": tuple(p for p in programs.PROGRAMS if p != "train"),
+    "mesh": tuple(MESHES),
+    "rule": RULES,
+    "attention": tuple(ATTENTION),
+    "window": tuple(WINDOWS),
+}
+
+
+def every_pair(factors):
+    """Rows that hold each pair of values of each two factors; greedy, so a few more than needed."""
+    names, rows = list(factors), []
+
+    def pairs(row):
+        return set(itertools.combinations(sorted(row.items()), 2))
+
+    open_pairs = set().union(
+        *(pairs({a: x, b: y})
+          for a, b in itertools.combinations(names, 2)
+          for x in factors[a] for y in factors[b])
+    )  # fmt: skip
+    while open_pairs:
+        row = dict(min(open_pairs, key=str))
+        for name in names:
+            if name not in row:
+                row[name] = max(
+                    factors[name], key=lambda value: len(pairs(row | {name: value}) & open_pairs)
+                )
+        open_pairs -= pairs(row)
+        rows.append({name: row[name] for name in names})
+    return rows
+
+
+def check(target, sizes, program="train", *, time=None, **model):
+    """Compile with one loop and with twelve, and look at what came out."""
+    found = {}
+    for loops in (1, 12):
+        config = programs.make_config(loops=loops, **model)
+        mesh = programs.make_mesh(sizes, devices(target))
+        compiled = programs.compiled(program, config, mesh, time=time)
+        parsed = hlo.Program.read(compiled.as_text())
+        platform = mesh.devices.flat[0].platform
+        if program != "decode":  # one query per row: nothing to fuse
+            assert kernels(parsed, platform), "attention is not fused"
+        assert not float32_products(parsed), "float32 operands in a bfloat16 loop"
+        found[loops] = [
+            c for c in collectives.read(compiled, mesh, unknown_loops=True) if c.axes != ("tensor",)
+        ]
+        assert not [c for c in found[loops] if c.depth], "batch devices talk inside a loop"
+    one, twelve = (
+        sorted((c.kind, c.axes, c.purpose, c.calls) for c in found[loops]) for loops in (1, 12)
+    )
+    assert one == twelve
+    sent = [sum(c.sent for c in found[loops]) for loops in (1, 12)]
+    assert sent[1] - sent[0] < 8192, sent  # the norms of each loop, in metrics and scores
+
+
+def kernels(parsed, platform):
+    """Fused attention in the program, by name."""
+    return [
+        i.name
+        for _, i in parsed
+        if i.opcode == "custom-call"
+        and i.target.startswith(FUSED[platform])
+        and (platform == "gpu" or "splash" in i.name)
+    ]
+
+
+def float32_products(parsed):
+    """Products inside of loops that are given float32, by their place in the model."""
+    return sorted(
+        {
+            i.scope
+            for computation, i in parsed
+            if (i.opcode in ("dot", "convolution") or i.target.startswith("__cublas"))
+            and parsed.depth(computation)
+            and {"f32"} & set(parsed.operand_types(computation, i))
+        }
+    )
+
+
+def name(row):
+    return "-".join(row.values())
+
+
+@pytest.mark.parametrize("row", every_pair(TRAINING), ids=name)
+@pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
+def test_training(target, row):
+    check(
+        target, MESHES[row["mesh"]], variant=row["rule"], remat=row["remat"], loss=row["loss"],
+        **ATTENTION[row["attention"]], **WINDOWS[row["window"]],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("row", every_pair(OTHERS), ids=name)
+@pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
+def test_other_programs(target, row):
+    wide = row["window"] == "wide" and row["program"] not in ("inside", "lr_find")
+    check(
+        target, MESHES[row["mesh"]], row["program"], time=128 if wide else None,
+        variant=row["rule"], **ATTENTION[row["attention"]], **WINDOWS[row["window"]],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ["train", "score"])
+@pytest.mark.parametrize("target", ["a100:8", "b200:8", "v5p:2x2x1", "v6e:2x4", "v4:2x2x1"])
+def test_other_devices(target, program):
+    size = len(devices(target))
+    check(target, (2, size // 2, 1), program)
