@@ -1,13 +1,16 @@
 # For a machine that has only Python and pip: `make train`, `make look` and `make test`.
-# `make test-parity` adds the comparison with PyTorch, `make check` style and types.
+# `make test-parity` adds the comparison with PyTorch, `make test-targets` the compilers of GPUs and
+# TPUs (2.5 GB, in an environment of their own; no such device is needed), `make check` style and
+# types.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TARGETS := .venv-targets
 # On users' machines torch is an extra; this build is the one the tests are known to pass with.
 TORCH ?= torch==2.13.0
 
-.PHONY: train look test test-parity check clean
+.PHONY: train look test test-parity test-targets check clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m looped_jax.train --config configs/flt.py:tiny
@@ -21,6 +24,9 @@ test: $(VENV)/installed
 test-parity: $(VENV)/installed-torch
 	$(BIN)/python -c "import torch"
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity
+
+test-targets: $(TARGETS)/installed
+	LOOPED_JAX_TARGETS=1 $(TARGETS)/bin/python -m pytest -n 2 --dist worksteal -m targets
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -36,5 +42,10 @@ $(VENV)/installed-torch: $(VENV)/installed
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
+$(TARGETS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TARGETS)
+	$(TARGETS)/bin/pip install --quiet --editable ".[dev,targets]"
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TARGETS)

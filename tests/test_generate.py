@@ -1,6 +1,7 @@
 """Text: the engine against plain recomputation, whatever stands beside a prompt in its batch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,18 @@ def test_load_gives_logits_at_any_loop_counts(run_dir, model):
     assert np.abs(earlier.logits(tokens)[0] - three).max() > 0.1
     with pytest.raises(ValueError, match="from 1"):
         m.logits(tokens, loops=(0,))
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+def test_a_kernel_named_for_training_does_not_bind_other_machines(run_dir, tmp_path, kernel):
+    shutil.copytree(run_dir, tmp_path / "run")
+    config = json.loads((run_dir / "config.json").read_text())
+    config["model"]["kernel"] = kernel
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    plain, named = (looped_jax.load(folder) for folder in (run_dir, tmp_path / "run"))
+    tokens = np.arange(12).reshape(2, 6)
+    np.testing.assert_array_equal(plain.logits(tokens)[0], named.logits(tokens)[0])
+    assert plain.generate(["he"], tokens=4) == named.generate(["he"], tokens=4)
 
 
 def test_text_ends_at_the_tokenizer_s_stop_token(run_dir):

@@ -10,6 +10,8 @@ import pytest
 
 from looped_jax import bpb, optim, scoring, sharding, state
 from looped_jax.config import Config, ConfigError, MeshConfig, ModelConfig, OptimConfig, resolve
+from looped_jax.hardware import AttentionSupport
+from looped_jax.model import kernels
 from looped_jax.model.variants import RULES
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 8, 17)).astype(np.int32)
@@ -130,6 +132,20 @@ def test_communication_does_not_grow_with_loops_or_micro_batches(sizes):
     one, twelve = (clean(collectives(make_config(loops=k), sizes)) for k in (1, 12))
     assert one == twelve and one
     assert clean(collectives(make_config(loops=1), sizes, micro_batches=4)) == one
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
+def test_the_step_lowers_for_tpus_with_their_kernel(monkeypatch, sizes):
+    """JAX itself refuses Mosaic kernels that the compiler would have to cut; no TPU is needed."""
+    monkeypatch.setattr(kernels, "attention_support", lambda _: AttentionSupport("tpu", "splash"))
+    config = make_config(width=512, heads=4, kv_heads=2, seq_len=128, window_pattern="SL")
+    mesh = mesh_of(*sizes)
+    optimizer = optim.make_optimizer(config.optim, steps=20, width=512, mesh=mesh)
+    place = sharding.batch_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((1, 8, 129), np.int32, sharding=place)
+    step = state.make_train_step(config, optimizer, mesh)
+    traced = step.trace(state.abstract(config, optimizer, mesh), tokens)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 def test_metrics_are_those_of_all_micro_batches():

@@ -199,3 +199,25 @@ def test_a_missing_validation_shard_is_named(home, tmp_path):
     code, _, err = finish(start(home, tmp_path, "--config.data.val_shard=none.parquet"))
     assert code == 1 and "data.val_shard" in err and "none.parquet" in err
     assert BUILTIN_VAL_SHARD not in err
+
+
+def test_a_named_kernel_trains_scores_and_samples(home, tmp_path):
+    """Samples have rows of 16 tokens, which the TPU's kernel refuses; it must not matter."""
+    sizes = (
+        "--config.model.kernel=splash",
+        "--config.model.width=128",
+        "--config.model.seq_len=128",
+    )
+    code, out, err = finish(start(home, tmp_path, *sizes, "--config.train.batch_size=4", steps=2))
+    assert code == 0, err
+    assert "\nattention: splash\n" in out and "sample: " in out
+
+
+def test_a_kernel_that_cannot_be_had_is_refused_before_anything_is_made(home, tmp_path):
+    code, out, err = finish(start(home, tmp_path / "run", "--config.model.kernel=cudnn"))
+    assert code == 1 and "step compiled" not in out
+    assert err.endswith(
+        "error: model.kernel=cudnn: cudnn needs an NVIDIA GPU, this is cpu; or choose "
+        "model.kernel=auto\n"
+    )
+    assert not (tmp_path / "run").exists()
