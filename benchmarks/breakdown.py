@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from looped_jax import atomic, figures, optim, sharding, state
+from looped_jax import files
 from looped_jax.config import (
     REMATS,
     Config,
@@ -48,7 +48,11 @@ from looped_jax.config import (
     resolve,
 )
 from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.files import default_cache_dir
 from looped_jax.model import block, loss, transformer
+from looped_jax.plotting import figures
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
 
 # Innermost scope first: a norm within attention is a norm.
 PARTS = {
@@ -252,8 +256,8 @@ class Step:
             for patch in patches:
                 patched.enter_context(patch)
             transformer._skeleton.cache_clear()
-            self.state = state.create(config, optimizer, mesh)
-            step = state.make_train_step(config, optimizer, mesh)
+            self.state = train_step.create(config, optimizer, mesh)
+            step = train_step.make_train_step(config, optimizer, mesh)
             self.program = step.lower(self.state, tokens).compile()
         self()
         self.seconds.clear()  # the first step is not timed
@@ -372,7 +376,7 @@ def break_down(config: Config, rows: int, rounds: int) -> tuple[float, Roofline,
 
 def wait_for_data(config: Config, rows: int, step: Step) -> float:
     """Median milliseconds that a step waits for its batch of text, as training does."""
-    cache = corpus.default_cache_dir()
+    cache = default_cache_dir()
     path, entries = config.data.path, config.data.tokenizer_vocab_size
     texts = corpus.open_corpus(path, val_shard=None, train_shards=None, cache_dir=cache)
     words = tokenizer.load_tokenizer(
@@ -480,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "roofline": dataclasses.asdict(roofline), "data_wait_ms": waited,
             "parts": [dataclasses.asdict(row) for row in rows],
         }  # fmt: skip
-        atomic.write_text(args.out / "breakdown.json", json.dumps(record, indent=1))
+        files.write_text(args.out / "breakdown.json", json.dumps(record, indent=1))
         figure = draw(rows, title)
         for ending in ("png", "svg"):
             figure.savefig(args.out / f"breakdown.{ending}", dpi=110)

@@ -36,12 +36,15 @@ import jax
 import numpy as np
 
 from benchmarks import claim_figures
-from looped_jax import atomic, cost, optim, sharding, state
-from looped_jax.compilation import keep_compiled
+from looped_jax import files
 from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
 from looped_jax.data import corpus, pipeline, tokenizer
-from looped_jax.model import loss, transformer
-from looped_jax.model.variants import RULES
+from looped_jax.files import default_cache_dir
+from looped_jax.model import flops, loss, transformer
+from looped_jax.model.loop_rules import RULES
+from looped_jax.runtime import sharding
+from looped_jax.runtime.compilation_cache import keep_compiled
+from looped_jax.training import optim, train_step
 
 # In the PyTorch reference, at the laptop preset, runs that train well have a coefficient of
 # variation of 0.14 to 0.35 and a peak below twice that of one loop; LT has 0.54 to 3.9 and 6 to 65
@@ -139,7 +142,7 @@ def plan(setting: Setting, vocab_size: int) -> list[Run]:
         found += runs(rule, k, rate)
     if setting.equal_flops and max(setting.loops) > 1:
         flops = [
-            cost.count(setting.config(Run("FLT", k, 0, steps=1), vocab_size).model).flops
+            flops.count(setting.config(Run("FLT", k, 0, steps=1), vocab_size).model).flops
             for k in (1, max(setting.loops))
         ]
         found += runs("FLT", 1, steps=round(setting.steps * flops[1] / flops[0]))
@@ -154,7 +157,7 @@ class Text:
 
     def __init__(self, setting: Setting):
         self._setting = setting
-        cache = corpus.default_cache_dir()
+        cache = default_cache_dir()
         self._corpus = corpus.open_corpus(
             setting.data, val_shard=None, train_shards=None, cache_dir=cache
         )
@@ -213,8 +216,8 @@ def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> d
     key = dataclasses.replace(run, seed=0)
     if key not in programs:
         programs.clear()
-        programs[key] = state.make_train_step(config, optimizer, mesh)
-    current, began, steps = state.create(config, optimizer, mesh), time.perf_counter(), []
+        programs[key] = train_step.make_train_step(config, optimizer, mesh)
+    current, began, steps = train_step.create(config, optimizer, mesh), time.perf_counter(), []
     for _, tokens in zip(range(run.steps), text.batches(run.seed), strict=False):
         current, metrics = programs[key](current, tokens[None])
         steps.append({name: metrics[name] for name in ("loss", "grad_norm", "norms")})
@@ -227,7 +230,7 @@ def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> d
         "norms": [_short(row) for row in norms[KEPT_NORMS - 1 :: KEPT_NORMS]],
         "mean_norms": _short(norms.mean(axis=0)),
         "held_out": held_out(config.model, current["params"], text.held_out, setting.batch_size),
-        "flops": cost.count(config.model).flops * config.train.tokens_per_step * run.steps,
+        "flops": flops.count(config.model).flops * config.train.tokens_per_step * run.steps,
         "seconds": round(time.perf_counter() - began, 2),
     }
 
@@ -259,7 +262,7 @@ def sweep(setting: Setting, out: Path) -> list[dict[str, Any]]:
     about = out / "setting.json"
     if about.is_file() and json.loads(about.read_text("utf-8")) != described:
         raise ValueError(f"{about} is another setting's; give another --out")
-    atomic.write_text(about, json.dumps(described, indent=1))
+    files.write_text(about, json.dumps(described, indent=1))
     path = out / "runs.jsonl"
     done = {_key(line): line for line in read(path)}
     missing = [run for run in runs if _key(dataclasses.asdict(run)) not in done]
@@ -308,7 +311,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     text = path.read_text("utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        atomic.write_text(path, whole)
+        files.write_text(path, whole)
     return [json.loads(line) for line in whole.splitlines()]
 
 
@@ -405,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judged = judge_all(lines, setting)
     table = claim_figures.table(judged, reference=given.keys() <= {"loops", "rules", "seeds"}
                                 and args.preset == "laptop")  # fmt: skip
-    atomic.write_text(out / "table.md", table + "\n")
+    files.write_text(out / "table.md", table + "\n")
     print(table)
     for name in claim_figures.draw(judged, setting, out):
         print(f"open {out / name}")

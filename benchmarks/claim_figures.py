@@ -12,7 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from looped_jax import atomic, figures
+from looped_jax import files
+from looped_jax.plotting import figures
 
 if TYPE_CHECKING:
     from benchmarks.claim import Setting, Verdict
@@ -96,7 +97,7 @@ def draw(judged: Judged, setting: Setting, out: Path) -> list[str]:
         for ending in ("png", "svg"):
             memory = io.BytesIO()
             figure.savefig(memory, format=ending, dpi=110)
-            atomic.write_bytes(out / f"{name}.{ending}", memory.getvalue())
+            files.write_bytes(out / f"{name}.{ending}", memory.getvalue())
     return [f"{name}.png" for name in drawn]
 
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import claim, claim_figures
 from benchmarks.claim import Run, Setting, Text
-from looped_jax import atomic
+from looped_jax import files
 from torch_ref.config import ModelConfig
 from torch_ref.loss import score
 from torch_ref.model import LoopedTransformer
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{rule} K={loops} seed {seed}: {line['seconds']:.0f} s", flush=True)
     ours = claim.judge_all(claim.read(args.out / "runs.jsonl"), setting)
     found = table(ours, claim.judge_all(list(done.values()), setting))
-    atomic.write_text(args.out / "torch.md", found + "\n")
+    files.write_text(args.out / "torch.md", found + "\n")
     print(found)
 
 

@@ -23,7 +23,9 @@ from typing import Any
 import jax
 from absl import flags as absl_flags
 
-from looped_jax.data import DataError, corpus, pipeline, tokenizer
+from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.errors import DataError
+from looped_jax.files import default_cache_dir
 
 
 def encoded(texts: corpus.Corpus, words: tokenizer.Tokenizer, threads: bool) -> Iterator[int]:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--rounds", type=int, default=3)
     args = flags.parse_args(argv)
     absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-    cache = corpus.default_cache_dir()
+    cache = default_cache_dir()
     try:
         texts = corpus.open_corpus(args.data, val_shard=None, train_shards=None, cache_dir=cache)
         words = tokenizer.load_tokenizer(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from looped_jax.config import Config, ModelConfig, resolve
-from looped_jax.model import cache as caches
+from looped_jax.model import kv_cache as caches
 from looped_jax.model import loss, transformer
 
 

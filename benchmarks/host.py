@@ -22,10 +22,11 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from looped_jax import optim, sharding, state
 from looped_jax.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
-from looped_jax.metrics import read_log
+from looped_jax.runtime import sharding
 from looped_jax.train import train
+from looped_jax.training import optim, train_step
+from looped_jax.training.metric_log import read_log
 
 
 def config_of(steps: int, run_dir: str) -> Config:
@@ -55,8 +56,8 @@ def bare(steps: int) -> float:
     config = resolve(config_of(steps, "unused"), vocab_size=512)
     mesh = sharding.make_mesh(dataclasses.replace(config.mesh, data=1), jax.devices()[:1])
     optimizer = optim.make_optimizer(config.optim, steps=steps, width=16, mesh=mesh)
-    current = state.create(config, optimizer, mesh)
-    step = state.make_train_step(config, optimizer, mesh)
+    current = train_step.create(config, optimizer, mesh)
+    step = train_step.make_train_step(config, optimizer, mesh)
     tokens = np.random.default_rng(0).integers(0, 512, (1, 4, 17)).astype(np.int32)
     tokens = jax.device_put(tokens, sharding.batch_sharding(mesh))
     program = step.lower(current, tokens).compile()

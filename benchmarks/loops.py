@@ -15,8 +15,9 @@ import time
 import jax
 import numpy as np
 
-from looped_jax import optim, sharding, state
 from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
 
 
 def main() -> None:
@@ -79,8 +80,8 @@ class Case:
         optimizer = optim.make_optimizer(config.optim, steps=100, width=args.width)
         shape = (1, args.batch_size, args.seq_len + 1)
         self.tokens = np.random.default_rng(0).integers(0, args.vocab_size, shape, np.int32)
-        self.state = state.create(config, optimizer, mesh)
-        step = state.make_train_step(config, optimizer, mesh)
+        self.state = train_step.create(config, optimizer, mesh)
+        step = train_step.make_train_step(config, optimizer, mesh)
         lowered = step.lower(self.state, jax.ShapeDtypeStruct(shape, np.int32))
         start = time.perf_counter()
         self.step = lowered.compile()

@@ -31,8 +31,10 @@ import jax
 import numpy as np
 import torch
 
-from looped_jax import optim, scoring, sharding, state
 from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.evaluation import scoring
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
 from torch_ref import config as torch_config
 from torch_ref.loss import nats_and_bytes, score, token_losses
 from torch_ref.model import LoopedTransformer
@@ -153,8 +155,8 @@ class LoopedJax(Contender):
         config = jax_config(size)
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
         optimizer = optim.make_optimizer(config.optim, steps=1000, width=size.D)
-        self.state = state.create(config, optimizer, mesh)
-        self.step = state.make_train_step(config, optimizer, mesh)
+        self.state = train_step.create(config, optimizer, mesh)
+        self.step = train_step.make_train_step(config, optimizer, mesh)
         self.score = scoring.make_score_step(config.model, mesh, size.loop_counts)
 
     @functools.cached_property

@@ -6,7 +6,8 @@ few that go together; `--config.group.setting=value` changes one on the command 
 
 from ml_collections import ConfigDict
 
-from looped_jax.config import ConfigError, default_config
+from looped_jax.config import default_config
+from looped_jax.errors import ConfigError
 
 
 def make(variant: str, preset: str | None) -> ConfigDict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from looped_jax.trained import TrainedModel
+    from looped_jax.inference.trained_model import TrainedModel
 
 
 def load(
@@ -17,8 +17,10 @@ def load(
     """The model of a run folder: `m.logits(tokens, loops=(1, 3))`, `m.generate(["Once"])`.
 
     `step` picks a checkpoint, the newest by default; `mesh` (sharding.mesh_of) names the devices,
-    one by default, whatever number trained it. Raises checkpoint.CheckpointError.
+    one by default, whatever number trained it. Raises CheckpointError.
     """
-    from looped_jax.trained import TrainedModel  # jax only when asked for: workers import us too
+    from looped_jax.inference.trained_model import (
+        TrainedModel,  # jax only when asked for: workers import us too
+    )
 
     return TrainedModel.load(run_dir, step=step, mesh=mesh)

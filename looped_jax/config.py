@@ -19,12 +19,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from looped_jax.errors import ConfigError
+
 DTYPES = ("float32", "bfloat16")
 REMATS = ("loop", "offload", "dots", "none")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the key, its value and the mend."""
 
 
 def _at_least(low: float, default: Any, high: float = math.inf) -> Any:

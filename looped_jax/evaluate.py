@@ -9,237 +9,22 @@ LAMBADA's last words, `core` the 22 CORE tasks, `sample` greedy texts.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 import looped_jax
-from looped_jax import (
-    atomic,
-    bpb,
-    core_eval,
-    distributed,
-    figures,
-    hardware,
-    perplexity,
-    scoring,
-    sharding,
-)
-from looped_jax.checkpoint import CheckpointError, check_writable
-from looped_jax.compilation import keep_compiled
-from looped_jax.config import ConfigError
-from looped_jax.console import Console
-from looped_jax.data import DataError, corpus, fetch, pipeline
-from looped_jax.model import kernels
-from looped_jax.trained import TrainedModel
+from looped_jax import errors
+from looped_jax.data import fetch
+from looped_jax.evaluation.evaluation import Evaluation, Scores, table
+from looped_jax.runtime import distributed, sharding
+from looped_jax.runtime.compilation_cache import keep_compiled
+from looped_jax.training.progress import Console
 
 MODES = ("bpb", "ppl", "core", "sample")
-Scores = dict[str, list[float]]  # metric -> a value per loop count
-
-
-class Evaluation:
-    """One checkpoint, the loop counts it is judged at, and where results go."""
-
-    def __init__(self, model: TrainedModel, args: argparse.Namespace, say: Callable[[str], None]):
-        self.model, self.args, self.say = model, args, say
-        self.folder = Path(args.checkpoint)
-        self.loops = args.loops or tuple(
-            sorted({*model.config.train.eval_loops, model.config.model.loops})
-        )
-        self.mesh, self.params = model.mesh, model.params
-        self.first = jax.process_index() == 0
-        if self.first:
-            self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")
-            check_writable(self.out)
-        else:  # every process computes all results; what the others write is thrown away
-            self._thrown_away = tempfile.TemporaryDirectory()
-            self.out = Path(self._thrown_away.name)
-        kernel = kernels.choose(
-            model.config.model,
-            hardware.attention_support(self.mesh),
-            time=model.config.model.seq_len,
-        )
-        if kernel.reason:
-            self.say(str(kernel))
-
-    def spans(self, what: str = "") -> scoring.SpanScorer:
-        """Scores rows; tells how far it is every few seconds when it is said `what` they are."""
-        last = time.monotonic()
-
-        def progress(done: int, total: int) -> None:
-            nonlocal last
-            if what and (time.monotonic() - last > 5 or done == total):
-                last = time.monotonic()
-                self.say(f"{what}: {done}/{total} rows")
-
-        return scoring.SpanScorer(
-            self.model.config.model,
-            self.params,
-            self.mesh,
-            loop_counts=self.loops,
-            batch_size=self.args.batch_size,
-            progress=progress,
-        )
-
-    def bpb(self) -> Scores:
-        """Bits per byte of the first training shard and of the validation shard."""
-        config, words = self.model.config, self.model.tokenizer
-        texts = corpus.open_corpus(
-            self.args.data or config.data.path,
-            val_shard=config.data.val_shard,
-            train_shards=config.data.train_shards,
-            cache_dir=corpus.default_cache_dir(),
-        )
-        score = scoring.make_score_step(config.model, self.mesh, self.loops)
-        share, shares = sharding.batch_share(self.mesh)
-        found = {}
-        for name, shard in (("train", texts.train[0]), ("validation", texts.val)):
-            batches = pipeline.val_rows(
-                corpus.Corpus(texts.train, shard),
-                words,
-                seq_len=config.model.seq_len,
-                batch_size=self.args.batch_size * sharding.batch_devices(self.mesh) // shares,
-                max_tokens=self.args.eval_tokens,
-                process_index=share,
-                process_count=shares,
-            )
-            self.say(f"bpb: {name} {shard.name}, {len(batches)} batches ...")
-            scores = bpb.bits_per_byte(
-                score,
-                self.params,
-                batches,
-                words.token_bytes,
-                loop_counts=self.loops,
-                mesh=self.mesh,
-            )
-            found[f"bpb {name}"] = list(scores.values())
-        return found
-
-    def ppl(self) -> Scores:
-        """Perplexity of the text given as --wikitext, and of LAMBADA's last words."""
-        config, found = self.model.config, {}
-        spans = self.spans("ppl")
-        if self.args.wikitext:
-            lines = perplexity.read_lines(Path(self.args.wikitext))
-            self.say(f"ppl: {self.args.wikitext}, {len(lines)} lines ...")
-            found["ppl WikiText-2"] = perplexity.text_perplexity(
-                spans, self.model.tokenizer, lines, seq_len=config.model.seq_len
-            ).tolist()
-        else:
-            self.say("ppl: WikiText-2 left out; give its file as --wikitext FILE")
-        lambada = self.bundle() / "eval_data" / "language_understanding" / "lambada_openai.jsonl"
-        self.say(f"ppl: {lambada} ...")
-        found["ppl LAMBADA"] = perplexity.last_word_perplexity(
-            spans,
-            self.model.tokenizer,
-            lambada,
-            max_len=config.model.seq_len,
-            limit=self.args.max_per_task,
-        ).tolist()
-        return found
-
-    def core(self) -> Scores:
-        """The 22 tasks; finished ones are remembered, so that an interrupted run goes on."""
-        model = self.model
-        bundle = core_eval.load_bundle(self.bundle())
-        state_file = self.out / "core_state.jsonl"
-        saved = (self.folder / "checkpoints" / str(model.step)).stat().st_mtime
-        # All processes leave out the tasks that the first one has finished.
-        done = state_file.read_text("utf-8") if state_file.is_file() else ""
-        done, saved = distributed.gather_json([done, saved])[0]
-        if done and not self.first:
-            state_file.write_text(done, "utf-8")
-        results = core_eval.evaluate_tasks(
-            bundle,
-            model.tokenizer.encode,
-            model.tokenizer.bos_id,
-            self.spans(),
-            loop_counts=self.loops,
-            max_len=model.config.model.seq_len,
-            max_per_task=self.args.max_per_task,
-            state_file=state_file,
-            identity={
-                "step": model.step,
-                "saved": saved,
-                "tokenizer": model.tokenizer.identity(),
-            },
-            on_progress=lambda task, done, total: self.say(f"core: {task} {done}/{total}"),
-        )
-        self.say(core_eval.format_table(results, self.loops))
-        for index, k in enumerate(self.loops):
-            text = core_eval.format_csv(results, index)
-            atomic.write_text(self.out / f"core_loops_{k}.csv", text)
-        found = {f"core {r.name}": r.centered.tolist() for r in results}
-        return {"CORE": core_eval.core_mean(results).tolist(), **found}
-
-    def sample(self) -> Scores:
-        """Greedy texts at every loop count, on the console and in samples.txt."""
-        settings, lines = self.model.config.train, []
-        for k in self.loops:
-            texts = self.model.generate(settings.sample_prompts, tokens=24, loops=k)
-            lines += [
-                f"{k} loops: {prompt!r} → {text!r}"
-                for prompt, text in zip(settings.sample_prompts, texts, strict=True)
-            ]
-        self.say("\n".join(lines))
-        atomic.write_text(self.out / "samples.txt", "\n".join(lines) + "\n")
-        return {}
-
-    def bundle(self) -> Path:
-        """The CORE bundle: the given folder, else the one downloaded once into the cache."""
-        if self.args.bundle:
-            return Path(self.args.bundle)
-        folder = corpus.default_cache_dir() / "eval_bundle"
-        if not self.first:
-            distributed.gather_json(None)  # until the first process has it
-        found = fetch.fetch_bundle(folder, self.args.bundle_url, progress=self._downloaded)
-        if self.first:
-            distributed.gather_json(None)
-        return found
-
-    def _downloaded(self, have: int, total: int | None) -> None:
-        if have == total or have % (16 << 20) < (1 << 20):
-            self.say(f"CORE bundle: {have >> 20} of {(total or 0) >> 20} MiB")
-
-    def write(self, scores: Scores) -> None:
-        """JSON, TensorBoard and the figure of every metric against the loop count."""
-        report = {
-            "checkpoint": str(self.args.checkpoint),
-            "step": self.model.step,
-            "trained_loops": self.model.config.model.loops,
-            "loops": list(self.loops),
-            "scores": scores,
-        }
-        if not self.first:
-            return
-        atomic.write_text(self.out / "scores.json", json.dumps(report, indent=1))
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
-            for name, values in scores.items():
-                for k, value in zip(self.loops, values, strict=True):
-                    tag = f"evaluation/{name.replace(' ', '_')}/loops_{k}"
-                    writer.add_scalar(tag, value, self.model.step)
-        if scores:
-            figures.against_loops(
-                scores, self.loops, trained=self.model.config.model.loops, path=self.out / "scores"
-            )
-
-
-def table(scores: Scores, loops: Sequence[int]) -> str:
-    """A line per metric, a column per loop count."""
-    width = max(len(name) for name in scores)
-    lines = [f"{'loops':<{width}}" + "".join(f"{k:>10}" for k in loops)]
-    for name, values in scores.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{value:>10.5g}" for value in values))
-    return "\n".join(lines)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -274,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     keep_compiled()
-    try:
+    with errors.printed():
         distributed.initialize()
         mesh = sharding.mesh_of(args.mesh, default="data=-1")
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
@@ -283,16 +68,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for mode in args.modes:
             scores |= getattr(evaluation, mode)()
             evaluation.write(scores)
-    except (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        core_eval.BundleError,
-        core_eval.PromptError,
-        core_eval.ResumeError,
-    ) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
     if scores:
         evaluation.say(table(scores, evaluation.loops))
     evaluation.say(f"results: {evaluation.out}")

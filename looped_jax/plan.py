@@ -17,20 +17,22 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from looped_jax import atomic, hardware, planner
-from looped_jax.command_line import define_config, parse_flags
-from looped_jax.compilation import keep_compiled
-from looped_jax.config import Config, ConfigError, MeshConfig, parse_mesh, resolve
-from looped_jax.data import DataError
+from looped_jax import errors, files
+from looped_jax.cli import define_config, parse_flags
+from looped_jax.config import Config, MeshConfig, parse_mesh, resolve
 from looped_jax.data.tokenizer import read_tokenizer
-from looped_jax.plan_table import describe
+from looped_jax.errors import ConfigError
+from looped_jax.planning import planner
+from looped_jax.planning.table import describe
+from looped_jax.runtime import hardware
+from looped_jax.runtime.compilation_cache import keep_compiled
 
 
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.ERROR)
     values = flags.FLAGS
-    try:
+    with errors.printed():
         device = hardware.find(values.hardware)
         if not 0 < values.efficiency <= 1:
             raise ConfigError(f"--efficiency={values.efficiency} is no share; give one, as 0.45")
@@ -45,10 +47,7 @@ def main(argv: list[str]) -> None:
             planner.with_horizon(config), device, efficiency=values.efficiency, say=_progress
         )
         if out:
-            atomic.write_text(out, json.dumps(dataclasses.asdict(plan), indent=1))
-    except (ConfigError, DataError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+            files.write_text(out, json.dumps(dataclasses.asdict(plan), indent=1))
     print(describe(plan))
 
 

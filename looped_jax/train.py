@@ -19,37 +19,27 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from looped_jax import (
-    atomic,
-    bpb,
-    checkpoint,
-    cost,
-    distributed,
-    hardware,
-    optim,
-    scoring,
-    sharding,
-    state,
-)
-from looped_jax.checkpoint import CheckpointError, Checkpoints
-from looped_jax.command_line import define_config, parse_flags
-from looped_jax.compilation import keep_compiled
-from looped_jax.config import Config, ConfigError, micro_batches, resolve
-from looped_jax.console import Console, memory_of
-from looped_jax.data import DataError, corpus, pipeline, tokenizer
+from looped_jax import errors, files
+from looped_jax.cli import define_config, parse_flags
+from looped_jax.config import Config, micro_batches, resolve
+from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.data.packing import follow
-from looped_jax.metrics import Smoothed
-from looped_jax.model import kernels
-from looped_jax.profiling import Profile
-from looped_jax.report import NotFinite, Report
-from looped_jax.trained import TrainedModel
+from looped_jax.errors import TrainingError
+from looped_jax.evaluation import bits_per_byte, scoring
+from looped_jax.files import default_cache_dir
+from looped_jax.inference.trained_model import TrainedModel
+from looped_jax.model import attention_kernels, flops
+from looped_jax.runtime import distributed, hardware, sharding
+from looped_jax.runtime.compilation_cache import keep_compiled
+from looped_jax.runtime.profiler import Profile
+from looped_jax.training import checkpoint, optim, train_step
+from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.metric_log import Smoothed
+from looped_jax.training.progress import Console, memory_of
+from looped_jax.training.report import NotFinite, Report
 
 CONFIG = define_config()
 PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "trace these steps, as 10:13")
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says where it stopped and how to go on."""
 
 
 def train(
@@ -76,14 +66,14 @@ def _train(
         config.data.path,
         val_shard=config.data.val_shard,
         train_shards=config.data.train_shards,
-        cache_dir=corpus.default_cache_dir(),
+        cache_dir=default_cache_dir(),
     )
     words = tokenizer.load_tokenizer(
         config.data.tokenizer,
         corpus=texts,
         vocab_size=config.data.tokenizer_vocab_size,
         bos_token=config.data.bos_token,
-        cache_dir=corpus.default_cache_dir(),
+        cache_dir=default_cache_dir(),
     )
 
     # ---- everything the run is, now that the vocabulary is known --------------------------------
@@ -91,11 +81,11 @@ def _train(
     model, settings = config.model, config.train
     assert settings.run_dir and settings.steps and model.width
     accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
-    attention = kernels.check(model, hardware.attention_support(mesh))
+    attention = attention_kernels.check(model, hardware.attention_support(mesh))
     optimizer = optim.make_optimizer(
         config.optim, steps=settings.steps, width=model.width, mesh=mesh
     )
-    abstract_state = state.abstract(config, optimizer, mesh)
+    abstract_state = train_step.abstract(config, optimizer, mesh)
     identity = json_round_trip(
         checkpoint.identity(config, data=texts.identity(), tokenizer=words.identity(), hosts=shares)
     )
@@ -155,7 +145,7 @@ def _train(
         smoothed, best = Smoothed(meta["smoothed_loss"]), meta["best_bpb"] or math.inf
         say(f"continuing {run_dir} from step {start}")
     else:
-        current = state.create(config, optimizer, mesh)
+        current = train_step.create(config, optimizer, mesh)
         if first_process:
             save_description(run_dir, config, words)
     if start == settings.steps:
@@ -169,12 +159,12 @@ def _train(
 
     began = time.perf_counter()
     step_programs = {
-        look: state.make_train_step(config, optimizer, mesh, inside=look)
+        look: train_step.make_train_step(config, optimizer, mesh, inside=look)
         .lower(abstract_state, batch)
         .compile()
         for look in ((False, True) if settings.inside_every else (False,))
     }
-    costs = cost.count(model)
+    costs = flops.count(model)
     peak, peak_source = hardware.device_peak_flops(jax.local_devices()[0])
     say(
         f"{costs.parameters:,} parameters, {costs.looped:,} of them looped {model.loops} times; "
@@ -185,8 +175,8 @@ def _train(
     )
     say(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_programs[False])}")
     score = scoring.make_score_step(config.model, mesh, loop_counts)
-    seen = bpb.count_targets(val_rows, words.vocab_size)
-    unigram = bpb.unigram_bits_per_byte(distributed.total(seen), words.token_bytes)
+    seen = bits_per_byte.count_targets(val_rows, words.vocab_size)
+    unigram = bits_per_byte.unigram_bits_per_byte(distributed.total(seen), words.token_bytes)
 
     # ---- the steps ------------------------------------------------------------------------------
     report = Report(
@@ -214,7 +204,7 @@ def _train(
             last, stopping = done == settings.steps, stop.requested(done)
             if last or due(done, settings.eval_every):
                 report.settle()
-                scores = bpb.bits_per_byte(
+                scores = bits_per_byte.bits_per_byte(
                     score,
                     current["params"],
                     val_rows,
@@ -266,15 +256,15 @@ def with_horizon(config: Config) -> Config:
     """Set train.steps to 20 tokens per parameter unless it is given."""
     if config.train.steps is not None:
         return config
-    tokens = 20 * cost.count(config.model).parameters
+    tokens = 20 * flops.count(config.model).parameters
     steps = max(1, tokens // config.train.tokens_per_step)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
 def save_description(run_dir: Path, config: Config, words: tokenizer.Tokenizer) -> None:
     """Config and tokenizer beside the checkpoints, so that the folder stands alone."""
-    atomic.write_text(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
-    atomic.write_text(run_dir / "tokenizer.json", words.to_json())
+    files.write_text(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
+    files.write_text(run_dir / "tokenizer.json", words.to_json())
 
 
 def positions_of_all(share: int, position: dict[str, Any]) -> list[dict[str, Any]]:
@@ -307,14 +297,11 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.ERROR)
     command = shlex.join([Path(sys.executable).name, "-m", "looped_jax.train", *sys.argv[1:]])
-    try:
+    with errors.printed():
         keep_compiled()
         distributed.initialize()
         config = Config.from_dict(CONFIG.value)
         train(config, command=command, profile_steps=PROFILE_STEPS.value)
-    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import pytest
 from configs import base, flt, flt_res, lt, lt_i, lt_ia
 from looped_jax.config import (
     Config,
-    ConfigError,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -19,6 +18,7 @@ from looped_jax.config import (
     micro_batches,
     resolve,
 )
+from looped_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,7 +103,7 @@ def test_batch_that_is_no_whole_number_of_micro_batches():
 
 
 def test_mesh_that_does_not_fill_the_devices():
-    from looped_jax import sharding
+    from looped_jax.runtime import sharding
 
     with pytest.raises(ConfigError, match="does not fill 8 devices"):
         sharding.make_mesh(MeshConfig(data=3))

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax import optim, sharding, state
-from looped_jax.checkpoint import Checkpoints
 from looped_jax.config import Config, MeshConfig
 from looped_jax.data.corpus import BUILTIN_VAL_SHARD
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
+from looped_jax.training.checkpoint import Checkpoints
 from tests import QUICK
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def final_state(run_dir):
     optimizer = optim.make_optimizer(config.optim, steps=STEPS, width=config.model.width)
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.latest() == STEPS
-    return checkpoints.restore(STEPS, state.abstract(config, optimizer, mesh))
+    return checkpoints.restore(STEPS, train_step.abstract(config, optimizer, mesh))
 
 
 def assert_same_run(left, right):

@@ -25,12 +25,17 @@ import torch
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from looped_jax import atomic, optim, scoring, sharding, state
-from looped_jax.bpb import bits_per_byte
-from looped_jax.command_line import define_config, parse_flags
-from looped_jax.config import Config, ConfigError, MeshConfig, micro_batches, resolve
-from looped_jax.data import DataError, corpus, pipeline, tokenizer
+from looped_jax import files
+from looped_jax.cli import define_config, parse_flags
+from looped_jax.config import Config, MeshConfig, micro_batches, resolve
+from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.errors import ConfigError, DataError
+from looped_jax.evaluation import scoring
+from looped_jax.evaluation.bits_per_byte import bits_per_byte
+from looped_jax.files import default_cache_dir
 from looped_jax.model import loss, transformer
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
 from torch_ref import loss as torch_loss
 from torch_ref import optim as torch_optim
 from torch_ref.agreement import Curve, Row, curve_rows, draw, pass_rows, table, tally
@@ -93,7 +98,7 @@ def compare(config: Config, *, steps: int, out: Path) -> list[Row]:
         "rows": [dataclasses.asdict(row) for row in rows],
         "losses": {name: curve.losses for name, curve in curves.items()},
     }
-    atomic.write_text(out / "compare.json", json.dumps(record, indent=1))
+    files.write_text(out / "compare.json", json.dumps(record, indent=1))
     draw(rows, curves, out / "compare")
     say(f"written: {out}/compare.json, .png and .svg")
     return rows
@@ -101,7 +106,7 @@ def compare(config: Config, *, steps: int, out: Path) -> list[Row]:
 
 def open_text(config: Config, steps: int) -> tuple[Config, Text]:
     """The resolved config of a run of `steps` steps, and the rows that run would see."""
-    cache = corpus.default_cache_dir()
+    cache = default_cache_dir()
     data = config.data
     texts = corpus.open_corpus(
         data.path, val_shard=data.val_shard, train_shards=data.train_shards, cache_dir=cache
@@ -201,7 +206,7 @@ def jax_pass(
         ]
 
     losses, logits = jax.device_get(look(params, tokens))
-    gradients = jax.jit(functools.partial(state.gradients, config, mesh))
+    gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
     grads, _ = gradients(params, tokens[None])
     score = scoring.make_score_step(model, mesh, counts)
     bpb = bits_per_byte(score, params, text.val, text.token_bytes, loop_counts=counts, mesh=mesh)
@@ -282,9 +287,9 @@ def train_jax(config: Config, text: Text, mesh: Mesh, say: Progress) -> Curve:
     optimizer = optim.make_optimizer(
         config.optim, steps=config.train.steps, width=config.model.width
     )
-    current = state.create(config, optimizer, mesh)
+    current = train_step.create(config, optimizer, mesh)
     start = to_torch(current["params"])
-    step = state.make_train_step(config, optimizer, mesh)
+    step = train_step.make_train_step(config, optimizer, mesh)
     curve = Curve()
     for tokens in text.train:
         current, metrics = step(current, tokens)

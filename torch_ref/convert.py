@@ -24,13 +24,14 @@ import jax
 import numpy as np
 import torch
 
-from looped_jax import atomic, checkpoint
-from looped_jax.checkpoint import CheckpointError, Checkpoints
-from looped_jax.config import Config, ConfigError, TrainConfig
+from looped_jax import files
+from looped_jax.config import Config, TrainConfig
 from looped_jax.config import ModelConfig as JaxModelConfig
-from looped_jax.data import DataError
 from looped_jax.data.tokenizer import read_tokenizer
+from looped_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from looped_jax.model import transformer
+from looped_jax.training import checkpoint
+from looped_jax.training.checkpoint import Checkpoints
 from torch_ref import names
 from torch_ref.config import ModelConfig
 from torch_ref.tiktoken_reader import UnsafeTokenizer, to_tokenizer_json
@@ -41,7 +42,7 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")
 EXACT_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class ConvertError(ValueError):
+class ConvertError(UserError, ValueError):
     """What cannot be converted; the message names the file or tensor and the mend."""
 
 
@@ -164,10 +165,10 @@ def from_reference(
             "dtypes": {name: str(t.dtype).removeprefix("torch.") for name, t in weights.items()},
         },
     }
-    with atomic.new_folder(out) as part:
-        atomic.write_text(part / "config.json", json.dumps(config.to_dict(), indent=1))
+    with files.new_folder(out) as part:
+        files.write_text(part / "config.json", json.dumps(config.to_dict(), indent=1))
         if words is not None:
-            atomic.write_text(part / "tokenizer.json", words)
+            files.write_text(part / "tokenizer.json", words)
             found = read_tokenizer(part / "tokenizer.json", bos_token=None)
             if found.vocab_size > model.vocab_size:
                 raise ConvertError(
@@ -224,12 +225,12 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
     }
     meta = {"step": step, **origin["meta"]}
     meta["model_config"] = origin["meta"].get("model_config", model.to_reference())
-    with atomic.new_folder(out) as part:
+    with files.new_folder(out) as part:
         torch.save(weights, part / f"model_{step:06d}.pt")
-        atomic.write_text(part / f"meta_{step:06d}.json", json.dumps(meta, indent=1))
+        files.write_text(part / f"meta_{step:06d}.json", json.dumps(meta, indent=1))
         if (run_dir / "tokenizer.json").is_file():
             text = (run_dir / "tokenizer.json").read_text("utf-8")
-            atomic.write_text(part / "tokenizer.json", text)
+            files.write_text(part / "tokenizer.json", text)
     return step
 
 
@@ -271,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.command == "tokenizer":
             check_new(args.out)
-            atomic.write_text(args.out, to_tokenizer_json(args.file))
+            files.write_text(args.out, to_tokenizer_json(args.file))
             print(f"written: {args.out}")
         elif args.command == "from-reference":
             step = from_reference(

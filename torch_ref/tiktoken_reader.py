@@ -15,8 +15,10 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from looped_jax.errors import UserError
 
-class UnsafeTokenizer(ValueError):
+
+class UnsafeTokenizer(UserError, ValueError):
     """A file that is no pickled tiktoken Encoding and nothing else; the message names it."""
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from looped_jax import atomic
-from looped_jax.data import DataError
+from looped_jax import files
+from looped_jax.errors import DataError
 
 BUILTIN_TRAIN_SHARDS = 8
 BUILTIN_VAL_SHARD = "shard_val.parquet"
@@ -40,13 +40,6 @@ class Corpus:
     def identity(self) -> dict[str, Any]:
         """What two corpora of the same text share, from parquet footers alone; ready for JSON."""
         return {"val": _describe(self.val), "train": [_describe(path) for path in self.train]}
-
-
-def default_cache_dir() -> Path:
-    """$LOOPED_JAX_CACHE, else $XDG_CACHE_HOME/looped_jax, else ~/.cache/looped_jax."""
-    given = os.environ.get("LOOPED_JAX_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(home) / "looped_jax"
 
 
 def open_corpus(
@@ -190,7 +183,7 @@ def build_builtin(cache_dir: Path) -> Path:
             f"data.path: builtin needs the sources of Python's standard library, but "
             f"{sysconfig.get_path('stdlib')} holds too few; give a folder of parquet shards"
         )
-    with atomic.new_folder(folder) as part:
+    with files.new_folder(folder) as part:
         for shard, documents in shards.items():
             column = pa.array([text for _, text in sorted(documents)], pa.string())
             table = pa.table({"text": column})

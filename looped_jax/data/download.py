@@ -28,9 +28,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from looped_jax.data import DataError
 from looped_jax.data.fetch import fetch
 from looped_jax.data.tokenizer import read_tokenizer
+from looped_jax.errors import DataError
 
 DATASET = "karpathy/fineweb-edu-100b-shuffle"
 LAST_SHARD = 1822

@@ -19,8 +19,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from looped_jax import atomic
-from looped_jax.data import DataError
+from looped_jax import files
+from looped_jax.errors import DataError
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 _BLOCK = 1 << 20
@@ -219,7 +219,7 @@ def unpack_zip(archive: Path, folder: Path) -> Path:
                     raise DataError(f"{archive}: entry {entry.filename!r} is a link; not unpacked")
             if sum(entry.file_size for entry in entries) > _LARGEST_UNPACKED:
                 raise DataError(f"{archive} unpacks to more than {_LARGEST_UNPACKED} bytes")
-            with atomic.new_folder(folder) as part:
+            with files.new_folder(folder) as part:
                 file.extractall(part, entries)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} is no whole zip file ({error}); download it again") from error

@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from looped_jax.data import DataError
+from looped_jax.errors import DataError
 
 
 def follow(positions: Sequence[dict[str, Any]], groups: int, *, index: int, count: int) -> dict:

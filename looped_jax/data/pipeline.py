@@ -8,10 +8,10 @@ from __future__ import annotations
 import grain
 import numpy as np
 
-from looped_jax.data import DataError
 from looped_jax.data.corpus import Corpus, RowGroups
 from looped_jax.data.packing import PackedRows
 from looped_jax.data.tokenizer import Tokenizer
+from looped_jax.errors import DataError
 
 
 class _Tokens:

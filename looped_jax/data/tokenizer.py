@@ -13,9 +13,9 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from looped_jax import atomic
-from looped_jax.data import DataError
+from looped_jax import files
 from looped_jax.data.corpus import Corpus, RowGroups
+from looped_jax.errors import DataError
 
 # nanochat's: GPT-4's pattern, but digits in groups of one or two. The `+` after a quantifier makes
 # it possessive.
@@ -180,7 +180,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, *, path: Path) -> Non
     )
     core.train_from_iterator(_cropped(texts), trainer)
     core.add_special_tokens(list(SPECIAL_TOKENS))
-    atomic.write_text(path, core.to_str())
+    files.write_text(path, core.to_str())
 
 
 def _cropped(texts: Iterator[str]) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""A look into a trained loop: `measure` the tokens, `weights` the matrices, `drawings`, `page`."""
+"""A look into a trained loop: `measure` the tokens, `weights` the matrices, `drawings` of both."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from looped_jax import figures
 from looped_jax.diagnostics.measure import Tokens
 from looped_jax.diagnostics.weights import Matrix
-from looped_jax.figures import BLUE, RED, panels, shades, tidy
+from looped_jax.plotting import figures
+from looped_jax.plotting.figures import BLUE, RED, panels, shades, tidy
 
 
 def by_loop(

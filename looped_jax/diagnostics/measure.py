@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax import scoring, sharding
 from looped_jax.config import ModelConfig
-from looped_jax.model import loss
+from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
+from looped_jax.runtime import sharding
 
 Array = jax.Array
 LOGITS_AT_ONCE = 2**22  # of one loop; two loops' are alive together
@@ -105,7 +105,7 @@ def measure(
 
 def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages.Wrapped:
     """Jitted (params, inputs [R, T], targets [R, T]) -> what Tokens holds but these, by name."""
-    run = scoring.make_run(config, mesh, tuple(range(1, loops + 1)))
+    run = transformer.make_states(config, mesh, tuple(range(1, loops + 1)))
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
 
     def step(params: Params, inputs: Array, targets: Array) -> dict[str, Array]:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model.kernels import Attend, plain
+from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.linear import linear
-from looped_jax.model.probe import tap
+from looped_jax.model.taps import tap
 
 Array = jax.Array
 Rope = tuple[Array, Array]

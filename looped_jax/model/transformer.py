@@ -9,19 +9,22 @@ Parameters are a flat dict {"embed": [Vp, D], "blocks.0.attention.query": [D, D]
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from looped_jax.config import ModelConfig
+from looped_jax.model import attention_kernels
+from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, Mix, rms_norm, rope_tables, without_past
-from looped_jax.model.cache import Cache, Past, Slots, remember
-from looped_jax.model.kernels import Attend, plain
+from looped_jax.model.kv_cache import Cache, Past, Slots, remember
 from looped_jax.model.linear import PRODUCT
-from looped_jax.model.probe import Trace, attend_openly, mean_norm
-from looped_jax.model.variants import RULES
+from looped_jax.model.loop_rules import RULES
+from looped_jax.model.taps import Trace, attend_openly, mean_norm
 
 Array = jax.Array
 Params = dict[str, Array]
@@ -152,6 +155,23 @@ def forward(
         raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
     model = _bind(config, params)
     return model(tokens, loops, wanted, taps=taps, attend=attend)[0]
+
+
+def make_states(
+    config: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...]
+) -> Callable[[Params, Array], Array]:
+    """(params, tokens [B, T]) -> states [N, B, T, D] after each of N loop counts, in one pass.
+
+    For programs on the devices of `mesh`, by the attention kernel that suits them.
+    """
+    attend, wanted = attention_kernels.for_mesh(config, mesh), tuple(k - 1 for k in loop_counts)
+
+    def states(params: Params, tokens: Array) -> Array:
+        return forward(
+            config, params, tokens, loops=max(loop_counts), wanted=wanted, attend=attend
+        ).hidden
+
+    return states
 
 
 def trace(config: ModelConfig, params: Params, tokens: Array, *, loops: int | None = None) -> Trace:

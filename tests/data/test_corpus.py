@@ -7,7 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import DataError, corpus
+from looped_jax.data import corpus
+from looped_jax.errors import DataError
+from looped_jax.files import default_cache_dir
 
 FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
 
@@ -198,10 +200,10 @@ def test_a_python_without_sources_is_named(monkeypatch, tmp_path):
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
-    assert corpus.default_cache_dir() == tmp_path
+    assert default_cache_dir() == tmp_path
     monkeypatch.delenv("LOOPED_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert corpus.default_cache_dir() == tmp_path / "looped_jax"
+    assert default_cache_dir() == tmp_path / "looped_jax"
 
 
 @pytest.mark.skipif(not FINEWEB.is_dir(), reason="needs shared/data beside the project")

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import DataError
 from looped_jax.data.download import (
     LAST_SHARD,
     download_shards,
@@ -20,6 +19,7 @@ from looped_jax.data.download import (
     wanted_shards,
 )
 from looped_jax.data.tokenizer import train_tokenizer
+from looped_jax.errors import DataError
 from tests.test_train import ROOT
 
 QUICK = {"backoff": 0.01, "timeout": 0.5, "retries": 3}

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from looped_jax.data import DataError
 from looped_jax.data.fetch import fetch, fetch_bundle, unpack_zip
+from looped_jax.errors import DataError
 from tests.data.faulty_server import CONTENT
 
 QUICK = {"backoff": 0.01, "timeout": 0.5, "retries": 3}

@@ -6,8 +6,8 @@ import grain
 import numpy as np
 import pytest
 
-from looped_jax.data import DataError
 from looped_jax.data.packing import PackedRows
+from looped_jax.errors import DataError
 
 SIZES = [[1, 2, 50, 1, 0, 3], [17], [16, 16], [5] * 9, [0, 0, 1], [1, 0, 0, 0]]
 

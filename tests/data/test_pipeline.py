@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import DataError, corpus, pipeline
+from looped_jax.data import corpus, pipeline
 from looped_jax.data.tokenizer import load_tokenizer
+from looped_jax.errors import DataError
 
 FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
 DOCUMENTS = [f"document {i}: " + "word " * (7 * i % 50) for i in range(120)]

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from looped_jax.data import DataError, corpus, tokenizer
+from looped_jax.data import corpus, tokenizer
 from looped_jax.data.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
@@ -19,6 +19,7 @@ from looped_jax.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from looped_jax.errors import DataError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 TEXTS = [

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax import sharding, state
 from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
 from looped_jax.model import transformer
 from looped_jax.model.linear import linear
+from looped_jax.runtime import sharding
+from looped_jax.training import train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 64, (1, 4, 17)).astype(np.int32)
 MODEL = ModelConfig(
@@ -29,7 +30,7 @@ def gradients(config):
         for (n, w), k in zip(params.items(), noise, strict=True)
     }
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    program = jax.jit(functools.partial(state.gradients, config, mesh))
+    program = jax.jit(functools.partial(train_step.gradients, config, mesh))
     return program.lower(params, TOKENS).compile(), params
 
 

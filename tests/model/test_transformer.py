@@ -12,7 +12,7 @@ import pytest
 from looped_jax.config import Config, ModelConfig, resolve
 from looped_jax.model import loss, transformer
 from looped_jax.model.block import rms_norm, rope_tables, rotate
-from looped_jax.model.variants import RULES
+from looped_jax.model.loop_rules import RULES
 from tests import golden_cases
 
 

@@ -5,10 +5,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax import generate, lr_find, optim, scoring, sharding, state
 from looped_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, resolve
 from looped_jax.diagnostics.measure import make_measure_step
+from looped_jax.evaluation import scoring
+from looped_jax.inference import decoding
 from looped_jax.model import transformer
+from looped_jax.runtime import sharding
+from looped_jax.training import lr_range_test, optim, train_step
 
 ROWS = 2  # of each device and micro-batch
 PROGRAMS = ("train", "inside", "lr_find", "score", "span", "measure", "prefill", "decode")
@@ -33,14 +36,14 @@ def compiled(program, config, mesh, *, time=None):
 def lowered(program, config, mesh, time):
     model, rows = config.model, ROWS * sharding.batch_devices(mesh)
     if program in ("train", "inside", "lr_find"):
-        ramp = lr_find.ramp(0.1, 10, 10) if program == "lr_find" else None
+        ramp = lr_range_test.ramp(0.1, 10, 10) if program == "lr_find" else None
         optimizer = optim.make_optimizer(
             config.optim, steps=10, width=model.width, mesh=mesh, multiplier=ramp
         )
         place = sharding.batch_sharding(mesh)
         tokens = jax.ShapeDtypeStruct((2, rows, time + 1), np.int32, sharding=place)
-        step = state.make_train_step(config, optimizer, mesh, inside=program == "inside")
-        return step.lower(state.abstract(config, optimizer, mesh), tokens)
+        step = train_step.make_train_step(config, optimizer, mesh, inside=program == "inside")
+        return step.lower(train_step.abstract(config, optimizer, mesh), tokens)
 
     params = weights(config, mesh, "float32")
     if program == "score":
@@ -57,7 +60,7 @@ def lowered(program, config, mesh, time):
         step = make_measure_step(model, mesh, model.loops)
         return step.lower(params, ints(mesh, rows, time), ints(mesh, rows, time))
 
-    steps = generate.Steps.of(model, mesh, model.loops, "exact")
+    steps = decoding.Steps.of(model, mesh, model.loops, "exact")
     where = steps.empty.lower(rows, 2 * time).out_info
     kept = NamedSharding(mesh, P(None, sharding.BATCH_AXES, None, "tensor"))
     memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=kept), where)

@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax import sharding
-from looped_jax.config import ConfigError, MeshConfig
+from looped_jax.config import MeshConfig
+from looped_jax.errors import ConfigError
+from looped_jax.runtime import sharding
 from tests.targets.devices import devices
 
 pytestmark = pytest.mark.targets

@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from looped_jax import collectives, hlo
+from looped_jax.planning import collectives, hlo
 from tests.targets import programs
 from tests.targets.devices import devices
 

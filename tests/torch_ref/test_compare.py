@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the comparison needs the torch extra")
 
-from looped_jax.config import Config, ConfigError
+from looped_jax.config import Config
+from looped_jax.errors import ConfigError
 from torch_ref import agreement, compare
 
 pytestmark = pytest.mark.parity

@@ -14,10 +14,12 @@ import jax  # noqa: E402
 import tokenizers  # noqa: E402
 
 import looped_jax  # noqa: E402
-from looped_jax import bpb, scoring, sharding  # noqa: E402
-from looped_jax.checkpoint import CheckpointError  # noqa: E402
+from looped_jax import sharding  # noqa: E402
 from looped_jax.config import MeshConfig  # noqa: E402
 from looped_jax.data.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
+from looped_jax.errors import CheckpointError  # noqa: E402
+from looped_jax.evaluation import bits_per_byte as ours_bpb  # noqa: E402
+from looped_jax.evaluation import scoring  # noqa: E402
 from torch_ref import tiktoken_reader  # noqa: E402
 from torch_ref.convert import ConvertError, from_reference, main, to_reference  # noqa: E402
 from torch_ref.loss import bits_per_byte, nats_and_bytes, token_losses  # noqa: E402
@@ -116,7 +118,7 @@ def test_both_programs_give_the_same_bits_per_byte(tmp_path):
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     counts = (1, 3)
     rows = [{"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}]
-    found = bpb.bits_per_byte(
+    found = ours_bpb.bits_per_byte(
         scoring.make_score_step(ours.config.model, mesh, counts), ours.params, rows, lengths,
         loop_counts=counts, mesh=mesh,
     )  # fmt: skip

@@ -1,0 +1,259 @@
+"""What a diagnosis says: its sentences, sections and numbers."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import numpy as np
+
+from looped_jax.diagnostics import drawings, weights
+from looped_jax.diagnostics.measure import Tokens
+from looped_jax.inference.trained_model import TrainedModel
+from looped_jax.model.loop_rules import RULES
+from looped_jax.model.taps import Trace
+from looped_jax.plotting import figures
+from looped_jax.plotting.html_report import Section
+
+INSIDE = {  # what training records with train.inside_every, and how to read it
+    "gradient_block": "gradient arriving at the output of each layer",
+    "gradient_attention": "gradient arriving at the output of each attention",
+    "gradient_mlp": "gradient arriving at the output of each MLP",
+    "stream_norm": "norm of the stream after each layer, mean over the step's tokens",
+}
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def summary(model: TrainedModel, tokens: Tokens) -> list[str]:
+    """What the numbers say, in a few sentences."""
+    nats, trained = tokens.mean(tokens.nats), model.config.model.loops
+    best = int(nats.argmin()) + 1
+    lines = [
+        f"The loss is lowest at {best} loops ({nats[best - 1]:.4f} nats); after the first loop it "
+        f"is {nats[0]:.4f}, at the trained {trained} loops {nats[trained - 1]:.4f}."
+    ]
+    if tokens.loops > 1:
+        change, agree = tokens.mean(tokens.change), tokens.mean(tokens.agreement())
+        lines.append(
+            f"The state moves by {100 * change[0]:.1f}% of its length from loop 1 to 2, and by "
+            f"{100 * change[-1]:.1f}% from loop {tokens.loops - 1} to {tokens.loops}."
+        )
+        lines.append(
+            f"Loop 2 changes the likeliest token in {100 * (1 - agree[0]):.1f}% of all places, "
+            f"loop {tokens.loops} in {100 * (1 - agree[-1]):.1f}%."
+        )
+        settled = tokens.settled()[tokens.targets >= 0]
+        lines.append(f"{100 * (settled == 1).mean():.1f}% of predictions stay what loop 1 says.")
+    if RULES[model.config.model.variant].same_start:
+        lines.append(
+            f"{model.config.model.variant} passes the previous loop on through queries alone: the "
+            "first token of a row has one key, so its output cannot depend on the number of loops."
+        )
+    return lines
+
+
+def make_sections(
+    model: TrainedModel,
+    tokens: Tokens,
+    trace: Trace,
+    ids: np.ndarray,
+    matrices: dict[str, weights.Matrix],
+    entries: list[dict[str, Any]],
+) -> list[Section]:
+    trained = model.config.model.loops
+    words = [model.tokenizer.decode([i]) or "·" for i in ids.tolist()]
+    sections = [
+        Section(
+            "Loss and accuracy at every loop count",
+            "One forward pass contains every smaller model: the state after loop k is what a model "
+            "of k loops ends with. The red circle is the trained count. A healthy model improves "
+            "up to there; what happens beyond is extrapolation.",
+            drawings.by_loop(
+                {
+                    "loss": tokens.mean(tokens.nats),
+                    "right predictions": 100 * tokens.mean(tokens.hits()),
+                },
+                first=1, trained=trained, labels=["nats", "% of tokens"],
+            ),
+            "loss",
+        ),
+        Section(
+            "How sure it is",
+            "Entropy of the predicted distribution and probability of its likeliest token. Loops "
+            "that refine make it surer; rising confidence without falling loss is overconfidence.",
+            drawings.by_loop(
+                {
+                    "entropy": tokens.mean(tokens.entropy),
+                    "top probability": tokens.mean(tokens.confidence),
+                },
+                first=1, trained=trained, labels=["nats", ""],
+            ),
+            "confidence",
+        ),
+    ]  # fmt: skip
+    if tokens.loops > 1:
+        sections += [
+            Section(
+                "How far the state moves",
+                "Each point compares a loop's normalised state with that of the loop before: the "
+                "cosine of the two, and the length of their difference over the earlier one's. A "
+                "loop that approaches a fixed point moves less and less.",
+                drawings.by_loop(
+                    {
+                        "cosine with the loop before": tokens.mean(tokens.cosine),
+                        "relative change": tokens.mean(tokens.change),
+                    },
+                    first=2, trained=trained, labels=["", ""],
+                ),
+                "movement",
+            ),
+            Section(
+                "How much predictions change",
+                "KL divergence from the prediction before to the one after each loop, and the "
+                "share of tokens whose likeliest token stays the same.",
+                drawings.by_loop(
+                    {
+                        "KL divergence": tokens.mean(tokens.kl),
+                        "same likeliest token": 100 * tokens.mean(tokens.agreement()),
+                    },
+                    first=2, trained=trained, labels=["nats", "% of tokens"],
+                ),
+                "agreement",
+            ),
+            Section(
+                "When predictions settle",
+                "Left: the loop in which a token's prediction changes for the last time; loop 1 "
+                "means never. Right: how often these tokens are predicted rightly, after the first "
+                "loop and at the end; the gap is what looping bought them.",
+                drawings.settling(tokens),
+                "settling",
+            ),
+            Section(
+                "Tokens that still change late",
+                "Places of the validation text whose prediction changed in the latest loops: what "
+                "stood before, what came next, and the prediction after each loop.",
+                table=late_table(model, tokens),
+            ),
+        ]  # fmt: skip
+    sections += [
+        Section(
+            "Loss along the row",
+            "Later positions have more context and should be easier. Lines that part only late "
+            "show that loops need context to work with.",
+            drawings.loss_by_position(tokens),
+            "positions",
+        ),
+        Section(
+            "The stream, loop by loop and layer by layer",
+            "Mean norm of the stream after every layer, on the text of the next figure. LT "
+            "carries the stream on from loop to loop, FLT and LT_ia start each loop from the "
+            "embedding. A norm that climbs from loop to loop is a warning, though no collapse by "
+            "itself.",
+            figures.heatmap(
+                np.linalg.norm(np.asarray(trace.streams, np.float32), axis=-1)
+                .mean((2, 3))
+                .tolist(),
+                title="norm of the stream",
+            ),
+            "streams",
+        ),
+        Section(
+            "Where it looks",
+            "Attention of up to six loops and six heads on "
+            f"{''.join(words)!r}: queries down, keys across, brighter is more. Rows of one column "
+            "differ only by the loop.",
+            drawings.attention(np.asarray(trace.attention)[:, :, 0], words),
+            "attention",
+        ),
+        Section(
+            "Weights: entries",
+            "Histogram of each kind of weight, one line per layer (dark first), counts on a log "
+            "scale. Outliers far from the bulk, or a layer unlike the others, deserve a look.",
+            drawings.histograms(matrices),
+            "histograms",
+        ),
+        Section(
+            "Weights: spectra",
+            "Largest singular value, and effective rank (exp of the entropy of the normalised "
+            "singular values). The same matrices act in every loop, so a large norm acts K times.",
+            drawings.spectra(matrices),
+            "spectra",
+        ),
+    ]
+    if entries:
+        sections.append(
+            Section(
+                "How it was trained",
+                "The run's own log. Swings of the gradient norm announce trouble before the loss.",
+                drawings.curves(entries),
+                "curves",
+            )
+        )
+    for entry in [e for e in entries if "inside/gradient_block" in e][-1:]:
+        sections.append(
+            Section(
+                f"Inside training step {entry['step']}",
+                "Recorded because train.inside_every was set. "
+                + " ".join(f"{name.replace('_', ' ')}: {how}." for name, how in INSIDE.items()),
+                drawings.inside(entry, list(INSIDE)),
+                "inside",
+            )
+        )
+    return sections
+
+
+def late_table(model: TrainedModel, tokens: Tokens, count: int = 12) -> str:
+    """HTML rows of the tokens that settled last, at most one per row of text."""
+    decode = model.tokenizer.decode
+    settled = np.where(tokens.targets >= 0, tokens.settled(), 0)
+    settled[:, :4] = 0  # too little context to show
+    places = settled.argmax(axis=1)
+    rows = np.argsort(-settled[np.arange(len(settled)), places], kind="stable")[:count]
+    head = "".join(f"<th>{k + 1}</th>" for k in range(tokens.loops))
+    lines = [f"<table><tr><th>before</th><th>next</th>{head}</tr>"]
+    for row in rows:
+        place = places[row]
+        if settled[row, place] < 2:
+            continue
+        target = int(tokens.targets[row, place])
+        before = decode(tokens.inputs[row, max(0, place - 12) : place + 1].tolist())
+        cells = []
+        for prediction in tokens.prediction[:, row, place].tolist():
+            right = " class='right'" if prediction == target else ""
+            cells.append(f"<td{right}>{_code(decode([prediction]))}</td>")
+        lines.append(
+            f"<tr><td>{_code(before[-40:])}</td><td>{_code(decode([target]))}</td>{''.join(cells)}</tr>"
+        )
+    lines.append("</table><p class='small'>Green: the token that came.</p>")
+    return "\n".join(lines) if len(lines) > 2 else "<p>No prediction changed after loop 1.</p>"
+
+
+def _code(text: str) -> str:
+    shown = text.replace("\n", "⏎").replace("\t", "⇥") or "·"
+    return f"<code>{html.escape(shown)}</code>"
+
+
+def numbers(tokens: Tokens, trace: Trace, matrices: dict[str, weights.Matrix]) -> dict[str, Any]:
+    """Every number that is drawn, ready for JSON."""
+    settled = tokens.settled()[tokens.targets >= 0]
+    by_loop = {
+        "loss": tokens.nats, "entropy": tokens.entropy, "top_probability": tokens.confidence,
+        "accuracy": tokens.hits(), "kl": tokens.kl, "agreement": tokens.agreement(),
+        "cosine": tokens.cosine, "relative_change": tokens.change,
+    }  # fmt: skip
+    return {
+        "loops": tokens.loops,
+        "tokens": int((tokens.targets >= 0).sum()),
+        **{name: tokens.mean(values).tolist() for name, values in by_loop.items()},
+        "loss_by_position": tokens.by_position(tokens.nats).tolist(),
+        "settled_in_loop": [float((settled == k).mean()) for k in range(1, tokens.loops + 1)],
+        "stream_norm": np.linalg.norm(np.asarray(trace.streams, np.float32), axis=-1)
+        .mean((2, 3))
+        .tolist(),
+        "weights": {
+            name: {"rms": m.rms, "spectral_norm": m.spectral, "effective_rank": m.rank}
+            for name, m in matrices.items()
+        },
+    }

@@ -1,0 +1,47 @@
+"""CORE, the centred mean accuracy over 22 in-context tasks (DataComp-LM, arXiv:2406.11794).
+
+tasks.py reads the bundle, prompts.py turns an example into rows of tokens, scores.py turns losses
+into accuracies and tables, evaluation.py runs the whole through a scorer that the caller brings.
+No model code here: anything that can score rows of tokens can be evaluated.
+"""
+
+from looped_jax.evaluation.core.evaluation import ResumeError, evaluate_tasks
+from looped_jax.evaluation.core.prompts import PromptError, Row, rows
+from looped_jax.evaluation.core.scores import (
+    TaskResult,
+    centered,
+    core_mean,
+    decide,
+    format_csv,
+    format_table,
+)
+from looped_jax.evaluation.core.tasks import (
+    Bundle,
+    BundleError,
+    Item,
+    Task,
+    draw,
+    load_bundle,
+    load_task,
+)
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Item",
+    "PromptError",
+    "ResumeError",
+    "Row",
+    "Task",
+    "TaskResult",
+    "centered",
+    "core_mean",
+    "decide",
+    "draw",
+    "evaluate_tasks",
+    "format_csv",
+    "format_table",
+    "load_bundle",
+    "load_task",
+    "rows",
+]

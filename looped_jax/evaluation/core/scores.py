@@ -1,0 +1,90 @@
+"""From losses to decisions, from decisions to accuracies, and from those to CORE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from looped_jax.evaluation.core.tasks import Kind
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Which examples of a task were right at which loop count.
+
+    correct: bool [n_examples, n_loops], in the order of the drawn task; baseline in percent;
+    cut: examples whose scored span did not fit the model's length.
+    """
+
+    name: str
+    baseline: float
+    correct: np.ndarray
+    cut: int = 0
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Fraction of right answers, float64 [n_loops]."""
+        return self.correct.mean(axis=0)
+
+    @property
+    def centered(self) -> np.ndarray:
+        """Accuracy over what guessing scores, float64 [n_loops]."""
+        return centered(self.accuracy, self.baseline)
+
+
+def decide(kind: Kind, spans: np.ndarray, gold: int) -> np.ndarray:
+    """Whether one example is right.
+
+    spans: [n_rows, …], the rows' mean span losses (multiple choice, schema: the least one wins, the
+    first on ties) or whether every target was the most likely token (language modeling). Returns
+    bool […]. A NaN loss, of a diverged model, is never the least: it cannot be right by its place.
+    """
+    if kind == "language_modeling":
+        return np.asarray(spans.astype(bool).all(axis=0))
+    missing = np.isnan(spans)
+    least = np.where(missing, np.inf, spans).argmin(axis=0)
+    return (least == gold) & ~missing[gold]
+
+
+def centered(accuracy: np.ndarray, baseline_percent: float) -> np.ndarray:
+    """(accuracy − baseline) / (1 − baseline): 0 is guessing, 1 perfect, below 0 is worse."""
+    baseline = 0.01 * baseline_percent
+    return (accuracy - baseline) / (1 - baseline)
+
+
+def core_mean(results: Sequence[TaskResult]) -> np.ndarray:
+    """CORE: the unweighted mean of the centred accuracies, float64 [n_loops]."""
+    if not results:
+        raise ValueError("CORE of no tasks at all; evaluate at least one")
+    return np.mean([result.centered for result in results], axis=0)
+
+
+def format_csv(results: Sequence[TaskResult], loop_index: int) -> str:
+    """The reference's result file at one loop count: Task, Accuracy, Centered; last row CORE."""
+    lines = [f"{'Task':<35}, {'Accuracy':<10}, {'Centered':<10}"]
+    for result in results:
+        accuracy, above = result.accuracy[loop_index], result.centered[loop_index]
+        lines.append(f"{result.name:<35}, {accuracy:<10.6f}, {above:<10.6f}")
+    lines.append(f"{'CORE':<35}, {'':<10}, {core_mean(results)[loop_index]:<10.6f}")
+    return "\n".join(lines) + "\n"
+
+
+def format_table(results: Sequence[TaskResult], loop_counts: Sequence[int]) -> str:
+    """Centred accuracies for the console: a line per task, a column per loop count, CORE below."""
+    width = max(len(name) for name in ("task (centered)", *(result.name for result in results)))
+    lines = [
+        f"{'task (centered)':<{width}}" + "".join(f"{f'K={k}':>9}" for k in loop_counts),
+        *(f"{result.name:<{width}}{_cells(result.centered)}" for result in results),
+        f"{'CORE':<{width}}{_cells(core_mean(results))}",
+    ]
+    for result in results:
+        if result.cut:
+            size = len(result.correct)
+            lines.append(f"{result.name}: {result.cut} of {size} answers cut to the model's length")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(values: np.ndarray) -> str:
+    return "".join(f"{value:>9.4f}" for value in values)

@@ -1,0 +1,80 @@
+"""Files and folders that appear whole or not at all, whenever the program is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from looped_jax.errors import CheckpointError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 under a temporary name beside `path`, then rename it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name beside `path`, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _let_others_in(Path(part), 0o666)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well.
+
+    When another process was faster, its folder stays and this one is dropped: both wrote the same.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    _let_others_in(part, 0o777)
+    try:
+        yield part
+        try:
+            part.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _let_others_in(path: Path, mode: int) -> None:
+    """As if made by open() or mkdir(); what tempfile makes is for its maker alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write to it, or raise CheckpointError that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"looped_jax")
+    except OSError as error:
+        raise CheckpointError(
+            f"train.run_dir: {folder} cannot be written ({os.strerror(error.errno or 0)}); "
+            "make it writable or give another, as --config.train.run_dir=runs/mine"
+        ) from error
+
+
+def default_cache_dir() -> Path:
+    """$LOOPED_JAX_CACHE, else $XDG_CACHE_HOME/looped_jax, else ~/.cache/looped_jax."""
+    given = os.environ.get("LOOPED_JAX_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(home) / "looped_jax"

@@ -1,0 +1,187 @@
+"""A trained model ready to use: logits at any loop counts, and text."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from looped_jax.config import Config, ModelConfig
+from looped_jax.data.tokenizer import Tokenizer, read_tokenizer
+from looped_jax.errors import CheckpointError, ConfigError, DataError
+from looped_jax.inference.decoding import GREEDY, Sampling, stream
+from looped_jax.model import loss, transformer
+from looped_jax.model.transformer import Params
+from looped_jax.runtime import sharding
+from looped_jax.training import checkpoint
+
+
+class TrainedModel:
+    """Weights, tokenizer and configuration of one checkpoint.
+
+    config: model.config's frozen dataclass; params: the flat dict of model/transformer.py, float32
+    mesh: the devices that hold and run it; of several processes all call its methods, alike
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        *,
+        step: int,
+        folder: Path | None = None,
+        mesh: Mesh | None = None,
+    ):
+        self.config, self.params, self.step = config, params, step
+        self.mesh = mesh or sharding.one_device()
+        self._tokenizer, self._folder = tokenizer, folder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises CheckpointError for a converted model that came without one: logits it has."""
+        if self._tokenizer is None:
+            raise CheckpointError(
+                f"{self._folder} has no tokenizer.json, so it has logits but no text; put the one "
+                "it was trained with there"
+            )
+        return self._tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        run_dir: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        mesh: Mesh | None = None,
+    ) -> TrainedModel:
+        """Open a run folder: config.json, checkpoints/ and, if there is one, tokenizer.json.
+
+        On the devices of `mesh`, one by default, whatever trained it. Raises CheckpointError, and
+        ConfigError for a mesh that cannot cut the model.
+        """
+        folder = Path(run_dir)
+        try:
+            config = Config.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+            path = folder / "tokenizer.json"
+            bos = config.data.bos_token
+            words = read_tokenizer(path, bos_token=bos) if path.is_file() else None
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} is no run folder (config.json is missing); "
+                "give one, as runs/FLT_K4_L2_END_D128"
+            ) from error
+        except (json.JSONDecodeError, ConfigError, DataError) as error:
+            raise CheckpointError(f"{folder} is damaged: {error}") from error
+        mesh = mesh or sharding.one_device()
+        shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+        sharding.check_divisible(config, mesh, shapes)
+        where = sharding.state_shardings(mesh, shapes)
+        shapes = {name: leaf.update(sharding=where[name]) for name, leaf in shapes.items()}
+        step, params = checkpoint.load_params(folder, shapes, step=step)
+        return cls(config, params, words, step=step, folder=folder, mesh=mesh)
+
+    def logits(self, tokens: np.ndarray, *, loops: Sequence[int] | None = None) -> tuple:
+        """Float32 logits [B, T, V] of tokens [B, T], one array per loop count, from one pass.
+
+        By default at the trained loop count alone. Any positive counts, in any order.
+        """
+        counts = tuple(loops or (self.config.model.loops,))
+        if min(counts) < 1:
+            raise ValueError(f"loops={counts} must be whole numbers from 1")
+        tokens = np.asarray(tokens)
+        run = _logits(self.config.model, self.mesh, counts)
+        spec = P(sharding.BATCH_AXES)
+        rows = sharding.put(sharding.fill_rows(tokens, self.mesh), self.mesh, spec)
+        return tuple(logits[: len(tokens)] for logits in run(self.params, rows))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        tokens: int = 64,
+        loops: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        cache: str = "exact",
+    ) -> list[str]:
+        """The text that follows each prompt, up to a stop token or `tokens` tokens."""
+        texts = [""] * len(prompts)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        for pieces in self.stream(
+            prompts, tokens=tokens, loops=loops, sampling=sampling, cache=cache
+        ):
+            texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
+        return texts
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        tokens: int,
+        loops: int | None = None,
+        sampling: Sampling = GREEDY,
+        draws: Sequence[int] | None = None,
+        cache: str = "exact",
+    ) -> Iterator[list[str | None]]:
+        """One piece of text per prompt and step; None once a prompt has met its stop token.
+
+        Characters whose bytes are spread over several tokens come with the last of them.
+        """
+        words = self.tokenizer
+        starts = [[words.bos_id, *words.encode(prompt)] for prompt in prompts]
+        new: list[list[int]] = [[] for _ in prompts]
+        said = [""] * len(prompts)
+        live = [True] * len(prompts)
+        steps = stream(
+            self.config.model,
+            self.params,
+            starts,
+            tokens=tokens,
+            loops=loops,
+            sampling=sampling,
+            draws=draws,
+            cache=cache,
+            mesh=self.mesh,
+        )
+        for number, ids in enumerate(steps, start=1):
+            pieces: list[str | None] = []
+            for row, token in enumerate(ids.tolist()):
+                if not live[row]:
+                    pieces.append(None)
+                    continue
+                live[row] = number < tokens and token not in words.stop_ids
+                if token not in words.stop_ids:
+                    new[row].append(token)
+                text = words.decode(new[row])
+                if live[row]:  # the rest of a character may still be to come
+                    text = text.removesuffix("\ufffd")
+                pieces.append(text[len(said[row]) :])
+                said[row] = text
+            yield pieces
+            if not any(live):
+                return
+
+
+@functools.lru_cache(maxsize=64)
+def _logits(config: ModelConfig, mesh: Mesh, counts: tuple[int, ...]) -> jax.stages.Wrapped:
+    """Jitted (params, tokens [B, T]) -> float32 [N, B, T, V], known to every process."""
+    run = transformer.make_states(config, mesh, counts)
+
+    def logits(params: Params, tokens: jax.Array) -> jax.Array:
+        return loss.logits(config, params["head"], run(params, tokens))
+
+    rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
+    program = sharding.on_mesh(
+        mesh, logits, dtype=config.dtype, in_specs=(rows,), out_specs=of_loops
+    )
+    return jax.jit(program, out_shardings=NamedSharding(mesh, P()))

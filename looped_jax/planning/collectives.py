@@ -1,0 +1,115 @@
+"""Communication of a compiled program: what is sent, along which axis, how often.
+
+Works on programs compiled for fake CPU devices and for real ones. The CPU compiler sends bfloat16
+as float32, so the reader is told the type of each purpose instead of believing the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from looped_jax.planning import hlo
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of message along one set of mesh axes, for one purpose, over a whole step.
+
+    axes: mesh axes that the message crosses; devices: size of one group
+    calls: times a step; sent: bytes that one device sends in all of them
+    depth: loops that surround it in the program
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    devices: int
+    purpose: str
+    calls: int
+    sent: int
+    depth: int = 0
+
+
+def read(
+    program: jax.stages.Compiled,
+    mesh: Mesh,
+    *,
+    widths: Mapping[str, int] | None = None,
+    unknown_loops: bool = False,
+) -> list[Collective]:
+    """Collectives of one run of `program`, loops counted, the largest first.
+
+    `widths` gives the true bytes per number of a purpose: "weights", "gradients", "optimizer",
+    "activations" or "other"; else the text is believed. Sent bytes are those of a ring: of an
+    array of S bytes and n devices S (n − 1) / n for gather, scatter and all-to-all, twice that for
+    all-reduce. Raises ValueError for a loop of unknown length around a collective, unless
+    `unknown_loops` count once.
+    """
+    parsed = hlo.Program.read(program.as_text() or "")
+    found: dict[tuple[str, tuple[str, ...], int, str, int], list[tuple[int, float]]]
+    found = defaultdict(list)
+    for computation, instruction in parsed:
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        axes = _axes(instruction.groups(mesh.size), mesh)
+        if not axes:  # a group of one device sends nothing
+            continue
+        count = parsed.runs(computation)
+        if math.isnan(count) and unknown_loops:
+            count = 1
+        if math.isnan(count):
+            raise ValueError(f"a loop of unknown length communicates, in computation {computation}")
+        devices = math.prod(mesh.shape[axis] for axis in axes)
+        purpose = _purpose(instruction.scope)
+        arrays = instruction.arrays
+        if instruction.opcode != kind and kind != "all-reduce":  # what goes in, what comes out
+            arrays = arrays[len(arrays) // 2 :]
+        size = sum(
+            math.prod(sizes) * min(hlo.WIDTHS[dtype], (widths or {}).get(purpose, 8))
+            for dtype, sizes in arrays
+        )
+        key = (kind, axes, devices, purpose, parsed.depth(computation))
+        found[key].append((int(count), count * size * _ring(kind, devices)))
+    summed = [
+        Collective(*key[:4], sum(n for n, _ in parts), round(sum(s for _, s in parts)), key[4])
+        for key, parts in found.items()
+    ]
+    return sorted(summed, key=lambda c: -c.sent)
+
+
+def _ring(kind: str, n: int) -> float:
+    """Bytes a device sends per byte of the result."""
+    share = (n - 1) / n
+    return {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1}.get(
+        kind, share
+    )
+
+
+def _axes(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes along which the devices of one group differ."""
+    places = np.unravel_index(groups, mesh.devices.shape)
+    return tuple(
+        axis
+        for axis, place in zip(mesh.axis_names, places, strict=True)
+        if (place != place[:, :1]).any()
+    )
+
+
+def _purpose(scope: str) -> str:
+    """What the message is for, from the scopes that state.py and optim.py set."""
+    if "optimizer" in scope:
+        return "optimizer"
+    if "/while/" in scope:
+        return "activations"
+    if "all_gather" in scope:
+        return "weights"
+    return "gradients" if "reduce_scatter" in scope or "psum" in scope else "other"

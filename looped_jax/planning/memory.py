@@ -1,0 +1,177 @@
+"""What a training step holds on one device, counted from the model itself, without compiling it.
+
+The compiler's own figure (`memory_analysis` of the compiled step) belongs to the compiler that was
+asked. The one for CPUs holds attention weights and turns bfloat16 products into float32, which a
+GPU or TPU with a fused kernel does not: for them, this count is the better guide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from looped_jax.config import Config, ModelConfig
+from looped_jax.model import attention_kernels, transformer
+from looped_jax.model.loss import LOGITS_AT_ONCE
+from looped_jax.training.train_step import State
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, at the time of the backward pass when it holds most.
+
+    parameters, optimizer: the shards that live between steps
+    weights: whole float32 weights gathered over `fsdp`, and their copies in the compute type
+    gradients: whole float32 gradients, twice where micro-batches are summed
+    kept: what the forward pass leaves for the backward pass, all loops
+    recomputed: of one loop, what the backward pass computes anew before it can use it
+    logits: one chunk of float32 logits and their gradient
+    """
+
+    parameters: int
+    optimizer: int
+    weights: int
+    gradients: int
+    kept: int
+    recomputed: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The sum, where logits and a recomputed loop take turns: the head comes before them."""
+        always = self.parameters + self.optimizer + self.weights + self.gradients + self.kept
+        return always + max(self.recomputed, self.logits)
+
+
+def count(
+    config: Config, mesh: Mesh, state: State, *, kernel: str, micro_batches: int = 1
+) -> Memory:
+    """Memory of the train step of a resolved config whose abstract state is `state`.
+
+    `kernel`: one of model/attention_kernels.py; any but "xla" never holds attention weights. Let
+    R(K, keep) be the bytes of all arrays that JAX's forward pass hands to its backward pass for K
+    loops, weights left out: then kept = R(K, remat) and recomputed = R(1, "none") − R(1, remat).
+    Left out are the passing buffers of single operations and of the optimizer. In float32 with
+    XLA's attention this is 0.88 to 1.03 times what the CPU compiler reports (18 small models, K
+    from 4 to 12, one device), least where all of few loops is kept: the compiler then holds a part
+    of one twice.
+    """
+    model, rows, tensor = config.model, config.train.batch_size, mesh.shape["tensor"]
+    size, looped = (
+        sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+        * mesh.shape["fsdp"]
+        for leaves in (
+            state["params"].values(),
+            [leaf for name, leaf in state["params"].items() if name.startswith("blocks")],
+        )
+    )
+    head = model.padded_vocab * (model.width or 0) // tensor
+    cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * (looped + head)
+    once = dataclasses.replace(model, loops=1, loss="END")
+    plain = dataclasses.replace(once, remat="none")
+    return Memory(
+        parameters=shard_bytes(state["params"].values()),
+        optimizer=shard_bytes(jax.tree.leaves(state["optimizer"])),
+        weights=(4 * size if mesh.shape["fsdp"] > 1 else 0) + cast,
+        gradients=4 * size * (2 if micro_batches > 1 else 1),
+        kept=handed_over(model, rows, kernel, tensor),
+        recomputed=max(
+            0, handed_over(plain, rows, kernel, tensor) - handed_over(once, rows, kernel, tensor)
+        ),
+        logits=2 * 4 * logit_chunk(model, rows) * model.padded_vocab // tensor,
+    )
+
+
+def logit_chunk(model: ModelConfig, rows: int) -> int:
+    """Tokens whose logits live at once in a micro-batch of `rows` rows; see model/loss.py."""
+    chunk = model.loss_chunk or max(1, LOGITS_AT_ONCE // model.padded_vocab)
+    return min(chunk, rows * model.seq_len)
+
+
+def shard_bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+    """Bytes of one device's shards of abstract or real arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
+
+
+def handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int = 1) -> int:
+    """Bytes that the forward pass over `rows` rows hands to the backward pass, weights left out.
+
+    Read off JAX's own program for XLA's attention. A fused `kernel` keeps its query, key, value and
+    one float32 per query and head instead of what XLA's attention keeps.
+    """
+    one, two = (_handed_over(model, n, kernel, tensor) for n in (1, 2))
+    return one + (rows - 1) * (two - one)  # tables of positions do not grow with the rows
+
+
+@functools.lru_cache(maxsize=64)
+def _handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int:
+    assert model.width and model.heads and model.kv_heads
+    hidden, all_heads = 4 * model.width, model.heads + 2 * model.kv_heads
+    per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
+    params = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((rows, model.seq_len), jnp.int32)
+
+    def states(params: transformer.Params, tokens: Array) -> Array:
+        return transformer.forward(model, params, tokens, wanted=model.scored_loops()).hidden
+
+    def by_tensor(shape: tuple[int, ...]) -> bool:
+        """Whether the tensor axis cuts it: by hidden units or by heads."""
+        heads = {model.heads, model.kv_heads}.intersection(shape[1 if len(shape) > 4 else 2 : -1])
+        return shape[-1:] == (hidden,) or (len(shape) > 3 and bool(heads))
+
+    size = sum(
+        array.size * array.dtype.itemsize // (tensor if by_tensor(array.shape) else 1)
+        for array in _residuals(states, params, tokens)
+    )
+    if kernel == "xla" or model.remat != "none":  # else attention is recomputed and hands over nil
+        return size
+    fused = model.loops * rows * model.seq_len * per_token
+    return size + sum(fused - _attention(model, rows, w) for w in model.windows()) // tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _attention(model: ModelConfig, rows: int, window: int | None) -> int:
+    """Bytes that XLA's attention of one layer keeps for the backward pass, over all loops."""
+
+    def looped(query: Array, key: Array, value: Array) -> Array:
+        def loop(_: None, parts: tuple[Array, Array, Array]) -> tuple[None, Array]:
+            return None, attention_kernels.plain(*parts, window)
+
+        return jax.lax.scan(loop, None, (query, key, value))[1]
+
+    query, key = (
+        jax.ShapeDtypeStruct(
+            (model.loops, rows, model.seq_len, heads or 1, model.head_dim), jnp.dtype(model.dtype)
+        )
+        for heads in (model.heads, model.kv_heads)
+    )
+    kept = _residuals(looped, query, key, key, of=(0, 1, 2))
+    return sum(array.size * array.dtype.itemsize for array in kept)
+
+
+def _residuals(function: Callable, *args: Any, of: tuple[int, ...] = (0,)) -> list[Any]:
+    """What `function` keeps to be differentiated by its arguments `of`, arguments left out."""
+
+    def kept(*args: Any) -> list[Any]:
+        def partly(*chosen: Any) -> Any:
+            given = dict(zip(of, chosen, strict=True))
+            return function(*(given.get(i, arg) for i, arg in enumerate(args)))
+
+        return jax.tree.leaves(jax.vjp(partly, *(args[i] for i in of))[1])
+
+    program = jax.make_jaxpr(kept)(*args).jaxpr
+    results = [v for v in program.outvars if isinstance(v, jax.extend.core.Var)]
+    return [v.aval for v in dict.fromkeys(results) if v not in set(program.invars)]

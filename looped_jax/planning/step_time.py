@@ -1,0 +1,170 @@
+"""How long one training step should take, from counted work and stated rates of the hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from looped_jax.config import Config
+from looped_jax.model import flops
+from looped_jax.planning.collectives import Collective
+from looped_jax.planning.memory import handed_over, logit_chunk
+from looped_jax.runtime.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one device does in one step: FLOPs, and bytes to and from its memory.
+
+    model: forward and backward, by flops.count; recomputed: forward again, as model.remat wants;
+    newton_schulz: Muon; traffic: bytes that must pass whatever the compiler does
+    """
+
+    model: float
+    recomputed: float
+    newton_schulz: float
+    traffic: float
+
+    @property
+    def flops(self) -> float:
+        return self.model + self.recomputed + self.newton_schulz
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step: the larger of compute and memory, then communication, all of it exposed.
+
+    by_axes: the part of communication that crosses these mesh axes
+    utilization: model FLOPs of all the time, as a share of the data sheet's peak
+    """
+
+    compute: float
+    memory: float
+    communication: float
+    by_axes: dict[str, float]
+    utilization: float
+
+    @property
+    def total(self) -> float:
+        return max(self.compute, self.memory) + self.communication
+
+    @property
+    def bound(self) -> str:
+        """What most of the step is spent on."""
+        if self.communication > max(self.compute, self.memory):
+            return "the network"
+        return "compute" if self.compute >= self.memory else "memory bandwidth"
+
+
+def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: str) -> Work:
+    """Work of one device; `mesh` is the size of each axis.
+
+    recomputed: remat "loop" repeats the forward pass of the loops, "dots" that of attention alone;
+    the head is repeated when its logits come in chunks. traffic: every array handed from forward to
+    backward is written and read once; per loop and micro-batch looped weights are read for the
+    forward and for the backward pass (and for recomputing), their float32 gradients read and
+    written; the optimizer reads and writes weights and state and reads gradients.
+    """
+    model, rows, tensor = config.model, config.train.batch_size, mesh["tensor"]
+    assert model.width
+    counted, passes = flops.count(model), micro_batches * model.loops
+    batch_devices = mesh["data"] * mesh["fsdp"]
+    tokens = config.train.tokens_per_step / batch_devices
+    keys = sum(min(w or model.seq_len, model.seq_len) for w in model.windows())
+    attention = 4 * model.width * keys * model.loops
+    head = 2 * model.padded_vocab * model.width * len(model.scored_loops())
+    loops = counted.flops / 3 - head
+    again = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
+    if len(model.scored_loops()) * rows * model.seq_len > logit_chunk(model, rows):
+        again += head
+    copies = 2 if model.dtype == "bfloat16" else 4
+    reads = 3 if model.remat == "loop" else 2
+    one_loop = dataclasses.replace(model, loops=1, loss="END", remat="none")
+    handed = handed_over(one_loop, rows, kernel, tensor)
+    shards = counted.parameters / mesh["fsdp"] / tensor
+    tables = 2 * model.padded_vocab * model.width / mesh["fsdp"] / tensor  # AdamW keeps two
+    return Work(
+        model=tokens * counted.flops / tensor,
+        recomputed=tokens * again / tensor,
+        newton_schulz=newton_schulz_flops(config, devices=math.prod(mesh.values())),
+        traffic=2 * passes * handed
+        + passes * counted.looped / tensor * (reads * copies + 2 * 4)
+        + 4 * (5 * shards + 2 * tables),
+    )
+
+
+def newton_schulz_flops(config: Config, *, devices: int = 1) -> float:
+    """FLOPs of Muon's orthogonalisation that one device does in a step.
+
+    A matrix of s × l, s ≤ l, takes 4 s² l + 2 s³ an iteration: its Gram matrix, the square of that,
+    and the update. Matrices of one shape are dealt out to `devices`; the last rounds up.
+    """
+    m = config.model
+    assert m.width and m.kv_heads
+    source = m.latent_rank if m.attention == "mla" else m.width
+    kv = (source, m.kv_heads * m.head_dim)
+    layer = [(m.width, m.width)] * 2 + [kv] * 2 + [(m.width, 4 * m.width)] * 2
+    layer += [(m.width, m.latent_rank)] if m.attention == "mla" else []
+    alike = Counter((min(shape), max(shape)) for shape in layer)
+    return config.optim.newton_schulz_steps * sum(
+        math.ceil(n * m.layers / devices) * (4 * s * s * l + 2 * s**3)
+        for (s, l), n in alike.items()  # noqa: E741
+    )
+
+
+def estimate(
+    done: Work,
+    sent: Sequence[Collective],
+    mesh: dict[str, int],
+    hardware: Hardware,
+    *,
+    efficiency: float,
+) -> StepTime:
+    """Time of a step in which matrix products reach `efficiency` of the peak.
+
+    Memory and links run at their stated rates, and no message hides behind compute: weights are
+    gathered before the first loop and gradients reduced after the last.
+    """
+    by_axes: dict[str, float] = {}
+    for message in sent:
+        seconds = message.sent / rate(message, mesh, hardware)
+        name = " × ".join(message.axes)
+        by_axes[name] = by_axes.get(name, 0) + seconds
+    compute = done.flops / (efficiency * hardware.peak_flops)
+    memory = done.traffic / hardware.memory_bandwidth
+    communication = sum(by_axes.values())
+    total = max(compute, memory) + communication
+    return StepTime(
+        compute=compute,
+        memory=memory,
+        communication=communication,
+        by_axes=by_axes,
+        utilization=done.model / (total * hardware.peak_flops),
+    )
+
+
+def rate(message: Collective, mesh: dict[str, int], hardware: Hardware) -> float:
+    """Bytes per second at which one device of the message's group can send.
+
+    Devices fill nodes in the order of the mesh, the last axis first. A ring that leaves the node
+    does so once for all the group's members in it, which share their network; an all-to-all sends
+    from every member to everywhere.
+    """
+    inside = members_in_node(message.axes, mesh, hardware)
+    if inside == message.devices:
+        return hardware.link
+    sharing = 1 if message.kind == "all-to-all" else inside
+    return min(hardware.link, sharing * hardware.network)
+
+
+def members_in_node(axes: Sequence[str], mesh: dict[str, int], hardware: Hardware) -> int:
+    """How many devices of a group along `axes` stand in one node."""
+    inside, room = 1, hardware.per_node
+    for axis, size in reversed(mesh.items()):
+        here = min(size, room)
+        inside *= here if axis in axes else 1
+        room = max(1, room // here)
+    return inside

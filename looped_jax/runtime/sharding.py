@@ -1,0 +1,318 @@
+"""The device mesh, and one table that says how every parameter and optimizer leaf is cut.
+
+Axes: `data` copies weights, `fsdp` cuts weights and optimizer state, `tensor` cuts heads, hidden
+units and vocabulary. The batch is cut over data × fsdp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from looped_jax.config import Config, MeshConfig, parse_mesh
+from looped_jax.errors import ConfigError
+
+Array = jax.Array
+BATCH_AXES = ("data", "fsdp")
+
+# Parameter name -> spec of its (inputs, outputs) axes. An optimizer leaf that belongs to a
+# parameter carries its name as the last key of its path and is cut the same way.
+RULES = (
+    (r"embed", P("tensor", "fsdp")),
+    (r"head", P("fsdp", "tensor")),
+    (r"blocks\.\d+\.attention\.(query|key|value)", P("fsdp", "tensor")),
+    (r"blocks\.\d+\.attention\.latent", P("fsdp", None)),
+    (r"blocks\.\d+\.attention\.out", P("tensor", "fsdp")),
+    (r"blocks\.\d+\.mlp\.up", P("fsdp", "tensor")),
+    (r"blocks\.\d+\.mlp\.down", P("tensor", "fsdp")),
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with axes data, fsdp, tensor over all devices; an axis of -1 takes what is left.
+
+    Neighbours in the mesh are neighbours in the network. Several slices or pods, which a slower
+    network joins, are told apart along `data`, or along `fsdp` where `data` cannot be cut so.
+    Raises ConfigError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(config)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % fixed == 0:
+        sizes = {axis: len(devices) // fixed if n == -1 else n for axis, n in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(
+            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fill "
+            f"{len(devices)} devices; sizes must multiply to {len(devices)}, one may be -1"
+        )
+    shape = tuple(sizes.values())
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=_splits_physical_axes(devices)
+        )
+    else:
+        across = _slices_by_axis(sizes, slices)
+        within = [size // n for size, n in zip(shape, across, strict=True)]
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=_splits_physical_axes(devices)
+        )
+    return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def one_device() -> Mesh:
+    """The mesh of this process's first device alone."""
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])
+
+
+def mesh_of(text: str | None, *, default: str | None = None) -> Mesh:
+    """The mesh that "data=2,tensor=4" names, on the first so many devices; one device for None.
+
+    `default` stands in for None. Raises ConfigError.
+    """
+    if (text := text or default) is None:
+        return one_device()
+    config = parse_mesh(text)
+    size, devices = math.prod(dataclasses.asdict(config).values()), jax.devices()
+    return make_mesh(config, devices[:size] if 0 < size < len(devices) else devices)
+
+
+def _splits_physical_axes(devices: Sequence[jax.Device]) -> bool:
+    """Whether a mesh axis may cover a part of one axis of the torus; nothing else fits TPUs."""
+    return devices[0].platform == "tpu"
+
+
+def _slices_by_axis(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
+    """How many slices every axis spans. Raises ConfigError where no batch axis can span them."""
+    for axis in BATCH_AXES:
+        if sizes[axis] % slices == 0:
+            return tuple(slices if name == axis else 1 for name in sizes)
+    raise ConfigError(
+        f"mesh {dict(sizes)} cannot span {slices} slices: messages of `tensor` must not cross the "
+        f"network between them; let mesh.data or mesh.fsdp be a multiple of {slices}"
+    )
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Devices that each take a different share of the batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(i, n): this process (or `process`) feeds the i-th of n equal shares of the batch rows.
+
+    A share is the set of rows that the devices of one process hold, in their order: on a torus they
+    need not be consecutive. Processes that differ in `tensor` alone feed the same share. Raises
+    ConfigError for a mesh whose processes hold overlapping or unequal sets.
+    """
+    process = jax.process_index() if process is None else process
+    rows: dict[int, set[int]] = defaultdict(set)
+    by_row = mesh.devices.reshape(batch_devices(mesh), -1)  # data and fsdp are the first two axes
+    for row, devices in enumerate(by_row):
+        for device in devices:
+            rows[device.process_index].add(row)
+    shares = sorted({tuple(sorted(mine)) for mine in rows.values()})
+    if len({row for share in shares for row in share}) != sum(map(len, shares)) or (
+        len({len(share) for share in shares}) > 1
+    ):
+        mine = sorted(rows[process])
+        raise ConfigError(
+            f"mesh {dict(mesh.shape)} gives process {process} the batch rows {mine} of "
+            f"{len(by_row)}, no even share; choose sizes that divide, or are multiples of, the "
+            "number of devices per process"
+        )
+    return shares.index(tuple(sorted(rows[process]))), len(shares)
+
+
+def spec_of(name: str) -> P:
+    """The spec of the parameter `name`; exactly one rule must match, else KeyError."""
+    matches = [spec for pattern, spec in RULES if re.fullmatch(pattern, name)]
+    if len(matches) != 1:
+        raise KeyError(f"{name!r} matches {len(matches)} sharding rules; it must match one")
+    return matches[0]
+
+
+def param_specs(params: Mapping[str, Any]) -> dict[str, P]:
+    """Spec of every parameter of the flat dict."""
+    return {name: spec_of(name) for name in params}
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """NamedSharding of every leaf of a train state (abstract or real); scalars are copied."""
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, spec_of(path[-1].key))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """For [micro-batches, rows, T + 1]: rows over data × fsdp."""
+    return NamedSharding(mesh, P(None, BATCH_AXES))
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The batch axes that hold more than one device: those that collectives have to cross."""
+    return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+
+
+def manual_specs(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, P]:
+    """Specs of the parameters as far as the batch axes cut them: what shard_map is told."""
+    axes = batch_axes(mesh)
+    return {
+        name: P(*(axis if axis in axes else None for axis in spec))
+        for name, spec in param_specs(params).items()
+    }
+
+
+def gather(shards: Mapping[str, Array], specs: Mapping[str, P]) -> dict[str, Array]:
+    """Whole weights from this device's shards, inside shard_map."""
+
+    def whole(shard: Array, spec: P) -> Array:
+        for axis, name in enumerate(spec):
+            if name is not None:
+                shard = jax.lax.all_gather(shard, name, axis=axis, tiled=True)
+        return shard
+
+    return {name: whole(shard, specs[name]) for name, shard in shards.items()}
+
+
+def on_mesh(mesh: Mesh, work: Callable, *, dtype: str, in_specs: tuple, out_specs: Any) -> Callable:
+    """(params, *arguments) -> work(params, *arguments), with every batch device on its own rows.
+
+    For programs without gradients: `work` sees whole weights in the type `dtype` that it computes
+    in, gathered once, and what `in_specs` leave of the other arguments. The `tensor` axis stays
+    automatic in it.
+    """
+
+    def program(params: Mapping[str, Array], *arguments: Any) -> Any:
+        specs = manual_specs(mesh, params)
+
+        def local(shards: Mapping[str, Array], *arguments: Any) -> Any:
+            # Rounded before they travel: half the bytes, and the products would round them anyway.
+            rounded = {name: shard.astype(dtype) for name, shard in shards.items()}
+            return work(gather(rounded, specs), *arguments)
+
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs, *in_specs),
+            out_specs=out_specs,
+            axis_names=set(BATCH_AXES),
+            check_vma=False,
+        )(params, *arguments)
+
+    return program
+
+
+def put(array: np.ndarray, mesh: Mesh, spec: P) -> Array:
+    """An array that every process knows whole, on the mesh as `spec` cuts it."""
+    return jax.make_array_from_callback(
+        array.shape, NamedSharding(mesh, spec), lambda index: array[index]
+    )
+
+
+def fill_rows(array: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """`array` [rows, …] with its last row repeated until every batch device has as many rows."""
+    missing = -len(array) % batch_devices(mesh)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How N whole matrices are shared out over a mesh whose axes cut them, or copy them.
+
+    copied: devices along each copying axis that divide matrices among themselves; the axis holds
+    size / copied such groups, which all do the same
+    devices: how many devices hold different matrices; padded: N, filled up to a multiple of them
+    """
+
+    copied: dict[str, int]
+    devices: int
+    padded: int
+
+    @classmethod
+    def of(cls, count: int, spec: P, mesh: Mesh) -> Shares:
+        """The least work per device that at most doubles what travels.
+
+        More matrices than there are would travel as zeros: on 512 devices with copies of twelve
+        matrices, 512 of them. So groups of sixteen work on the twelve, all groups alike. Along an
+        axis that cuts matrices, every device has to take part.
+        """
+        devices, copied = math.prod(mesh.shape[name] for name in spec if name), {}
+        for name in mesh.axis_names:
+            if name in spec or mesh.shape[name] == 1:
+                continue
+            fits = [
+                n
+                for n in range(1, mesh.shape[name] + 1)
+                if mesh.shape[name] % n == 0
+                and (n == 1 or -count % (devices * n) + count <= 2 * count)
+            ]
+            copied[name] = min(fits, key=lambda n: (-(-count // (devices * n)), n))
+            devices *= copied[name]
+        return cls(copied, devices, count + -count % devices)
+
+
+def in_shares(work: Callable[[Array], Array], batch: Array, *, spec: P, mesh: Mesh | None) -> Array:
+    """work(batch) for a batch [N, a, b] of matrices cut by `spec`, each device on a share of them.
+
+    `work` sees whole matrices [n, a, b] and treats each alone. Shards travel to the device that
+    works on their matrix, and back; see Shares for how many there are.
+    """
+    if mesh is None or mesh.size == 1:
+        return work(batch)
+    cut = [(name, axis + 1) for axis, name in enumerate(spec) if name is not None]
+    count, shares = len(batch), Shares.of(len(batch), spec, mesh)
+    batch = jnp.pad(batch, ((0, shares.padded - count), (0, 0), (0, 0)))
+
+    def local(shards: Array) -> Array:
+        for name, members in shares.copied.items():
+            share = len(shards) // members
+            place = jax.lax.axis_index(name) % members * share
+            shards = jax.lax.dynamic_slice_in_dim(shards, place, share)
+        for name, axis in cut:
+            shards = jax.lax.all_to_all(shards, name, 0, axis, tiled=True)
+        done = work(shards)
+        for name, axis in reversed(cut):
+            done = jax.lax.all_to_all(done, name, axis, 0, tiled=True)
+        for name, members in reversed(shares.copied.items()):
+            if members > 1:
+                groups = np.arange(mesh.shape[name]).reshape(-1, members).tolist()
+                done = jax.lax.all_gather(done, name, tiled=True, axis_index_groups=groups)
+        return done
+
+    where = P(None, *spec)
+    shared = jax.shard_map(local, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)
+    return shared(batch)[:count]
+
+
+def check_divisible(config: Config, mesh: Mesh, shapes: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the mesh cuts every parameter and the heads into equal parts."""
+    m, tensor = config.model, mesh.shape["tensor"]
+    for key, heads in (("heads", m.heads), ("kv_heads", m.kv_heads)):
+        if heads and heads % tensor:
+            raise ConfigError(
+                f"mesh.tensor={tensor} does not divide model.{key}={heads}; "
+                f"choose a mesh.tensor that does, or another model.{key}"
+            )
+    for name, leaf in shapes.items():
+        for size, axis in zip(leaf.shape, spec_of(name), strict=True):
+            if axis and size % mesh.shape[axis]:
+                raise ConfigError(
+                    f"mesh.{axis}={mesh.shape[axis]} does not divide {name} of shape "
+                    f"{tuple(leaf.shape)}; choose a divisor of {size}"
+                )

@@ -1,0 +1,216 @@
+"""Checkpoints of a run through orbax: asynchronous, atomic, and tied to the run's identity.
+
+Layout: <run_dir>/checkpoints/<step>/{params, training, meta}. `params` alone is what evaluation
+needs; `training` adds the optimizer and step; `meta` is JSON: data position, loop state of the
+metrics, config, identity. A step folder appears by one rename once everything in it is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from looped_jax.config import Config
+from looped_jax.errors import CheckpointError
+from looped_jax.files import check_writable
+
+State = dict[str, Any]
+
+
+SPEED = ("remat", "loss_chunk", "kernel")  # model settings that may change within a run
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_dir: str | Path, *, keep: int = 2, read_only: bool = False):
+        """Open <run_dir>/checkpoints, made if needed; half-written leftovers are removed.
+
+        With `read_only` nothing is made or removed: the run may be going on. Raises CheckpointError
+        when the folder cannot be written, or read_only finds none.
+        """
+        self.folder = Path(run_dir).resolve() / "checkpoints"
+        if not read_only:
+            check_writable(self.folder)
+            if jax.process_index() == 0:  # orbax would do it in a thread that it never joins
+                for leftover in self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        elif not self.folder.is_dir():
+            raise CheckpointError(f"train.run_dir={run_dir} holds no checkpoint yet; train first")
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only),
+            item_names=("params", "training", "meta"),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        """Start writing; returns once the arrays are copied. Raises CheckpointError.
+
+        An error of the previous, still running save is raised here too.
+        """
+        params, training = _split(state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    training=ocp.args.StandardSave(training),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Until what was saved is on disk under its final name. Raises CheckpointError."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Let what is being saved finish; threads of the manager must not outlive the program."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint. Raises CheckpointError when it is damaged."""
+        return self._read(step, meta=ocp.args.JsonRestore())["meta"]
+
+    def restore(self, step: int, abstract_state: State) -> State:
+        """The train state, laid out as `abstract_state` (shapes, types, shardings) asks.
+
+        Raises CheckpointError when it is damaged or of another layout.
+        """
+        params, training = _split(abstract_state)
+        restored = self._read(
+            step,
+            params=ocp.args.StandardRestore(params),
+            training=ocp.args.StandardRestore(training),
+        )
+        leaves = {**restored["training"], **restored["params"]}
+        paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+        return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{self.folder / str(step)} cannot be read ({reason}); "
+                "remove that folder to go on from the checkpoint before it"
+            ) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        reason = str(error).strip().splitlines()
+        kept = self._manager.latest_step()
+        return CheckpointError(
+            f"saving to {self.folder} failed ({reason[0] if reason else type(error).__name__}); "
+            + (f"the checkpoint of step {kept} is intact" if kept is not None else "none exists")
+            + "; free space or make the folder writable, then start the same command again"
+        )
+
+
+def load_params(
+    run_dir: str | Path, shapes: dict[str, jax.ShapeDtypeStruct], *, step: int | None = None
+) -> tuple[int, dict[str, jax.Array]]:
+    """Step and parameters of one checkpoint, the newest by default, without the optimizer.
+
+    Arrays lie where the shardings of `shapes` say, on one device without them: wherever they were
+    saved from. Raises CheckpointError that names what is missing or misshapen.
+    """
+    folder = Path(run_dir).resolve() / "checkpoints"
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(
+            f"{folder} holds no checkpoint of step {step}; choose one of {steps}"
+            if steps
+            else f"{folder} holds no checkpoint; give the folder of a run, as runs/FLT_K4_L2_END"
+        )
+    step = steps[-1] if step is None else step
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            # Without a sharding orbax would ask for the very devices that saved.
+            here = SingleDeviceSharding(jax.local_devices()[0])
+            named = {
+                f"params/{name}": shape.update(sharding=shape.sharding or here)
+                for name, shape in shapes.items()
+            }
+            found = reader.restore(folder / str(step) / "params", named)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{folder / str(step)} does not fit its config.json or is damaged ({reason})"
+        ) from error
+    return step, {name: found[f"params/{name}"] for name in shapes}
+
+
+def _split(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leaves by name, params apart: names on disk outlive the library that shaped the tree."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    params = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
+    return params, {name: leaf for name, leaf in leaves.items() if name not in params}
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def identity(config: Config, *, data: dict, tokenizer: dict, hosts: int) -> dict[str, Any]:
+    """What a run must share with the one it continues to end with the same weights.
+
+    `hosts` is the number of processes that read different text: it sets the order of documents.
+    """
+    settings = config.to_dict()
+    train = {k: settings["train"][k] for k in ("seed", "steps", "tokens_per_step")}
+    return {
+        "model": {k: v for k, v in settings["model"].items() if k not in SPEED},
+        "optim": settings["optim"],
+        "train": train,
+        "data": {"hosts": hosts, **data},
+        "tokenizer": tokenizer,
+    }
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any], *, run_dir: str) -> None:
+    """Raise CheckpointError that spells out every difference between two identities."""
+    before, now = _flat(saved), _flat(current)
+    differences = [
+        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if [line.split(":")[0] for line in differences] == ["data.hosts"]:
+        raise CheckpointError(
+            f"train.run_dir={run_dir}: {before['data.hosts']} hosts read its text, now "
+            f"{now['data.hosts']} would, in another order; start as many, or go on at the same "
+            "place in the text, in the new order, with --config.data.follow_hosts=True"
+        )
+    if differences:
+        raise CheckpointError(
+            f"train.run_dir={run_dir} holds another run: {'; '.join(differences)}. "
+            "Undo the difference, or give a new folder, as --config.train.run_dir=runs/mine"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        items = [_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]
+        return {key: value for item in items for key, value in item.items()}
+    return {prefix: list(tree) if isinstance(tree, tuple) else tree}

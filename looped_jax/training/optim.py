@@ -1,0 +1,162 @@
+"""The optimizer: Muon for matrices in the blocks, AdamW for embedding and head, as optax parts.
+
+Recipe of the Fully Looped Transformer (arXiv 2605.18797), which follows nanochat. Muon: Jordan et
+al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from looped_jax.config import OptimConfig
+from looped_jax.runtime import sharding
+
+Array = jax.Array
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # odd quintic that pushes singular values towards 1
+
+
+def learning_rate_multiplier(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, plateau, linear warm-down, as shares of `steps`; takes the 0-based step."""
+    up, down = round(config.warmup_ratio * steps), round(config.warmdown_ratio * steps)
+
+    def multiplier(step: Array) -> Array:
+        rising = (step + 1) / max(up, 1)
+        left = (steps - step) / max(down, 1)
+        falling = left + (1 - left) * config.final_lr_fraction
+        return jnp.where(step < up, rising, jnp.where(step <= steps - down, 1.0, falling))
+
+    return multiplier
+
+
+def muon_momentum(config: OptimConfig) -> optax.Schedule:
+    """Momentum, linear from momentum_start to momentum_end over the warm-up steps."""
+    return optax.linear_schedule(
+        config.momentum_start, config.momentum_end, config.momentum_warmup_steps
+    )
+
+
+def orthogonalize(matrices: Array, steps: int) -> Array:
+    """Nearest semi-orthogonal matrices, roughly, of [N, short, long]; Newton–Schulz in their type.
+
+    Singular values end in about 0.7 to 1.2, not at 1: enough for the update's direction.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrices / (jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+class MuonState(NamedTuple):
+    """step: [] steps taken; momentum: a running mean of gradients, shaped like the parameters."""
+
+    step: Array
+    momentum: optax.Updates
+
+
+def scale_by_muon(config: OptimConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised, scaled by √max(1, outputs / inputs).
+
+    For a flat dict of (inputs, outputs) matrices. Those of one shape, up to transposition, are
+    orthogonalised in one batch, of which every device of the mesh takes a share: six layers of
+    attention and MLP take two calls, not thirty-six, and no matrix is worked on twice.
+    """
+
+    def init(params: optax.Params) -> MuonState:
+        return MuonState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads, state: MuonState, params=None):
+        del params
+        mu = muon_momentum(config)(state.step)
+        momentum = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g, state.momentum, grads)
+        ahead = jax.tree.map(lambda m, g: mu * m + (1 - mu) * g, momentum, grads)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(ahead)
+        matrices = {path[-1].key: leaf for path, leaf in leaves}
+        with jax.named_scope("newton_schulz"):
+            updates = _orthogonalize_by_shape(matrices, config, mesh)
+        updates = jax.tree.unflatten(structure, [updates[name] for name in matrices])
+        return updates, MuonState(state.step + 1, momentum)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _orthogonalize_by_shape(
+    matrices: dict[str, Array], config: OptimConfig, mesh: Mesh | None
+) -> dict[str, Array]:
+    def turned(name: str) -> bool:
+        """Short side first; of a square matrix the side that `fsdp` cuts, so that batches grow."""
+        inputs, outputs = matrices[name].shape
+        return inputs > outputs or (inputs == outputs and sharding.spec_of(name)[0] != "fsdp")
+
+    alike: dict[tuple, list[str]] = defaultdict(list)
+    for name, matrix in matrices.items():
+        shape, spec = matrix.shape, tuple(sharding.spec_of(name))
+        alike[(shape[::-1], spec[::-1]) if turned(name) else (shape, spec)].append(name)
+    updates = {}
+    for (_, spec), names in alike.items():
+        batch = jnp.stack([matrices[n].T if turned(n) else matrices[n] for n in names])
+        results = sharding.in_shares(
+            functools.partial(orthogonalize, steps=config.newton_schulz_steps),
+            batch.astype(config.newton_schulz_dtype),  # what travels between devices is small too
+            spec=P(*spec),
+            mesh=mesh,
+        )
+        for name, result in zip(names, results.astype(batch.dtype), strict=True):
+            inputs, outputs = matrices[name].shape
+            scale = max(1, outputs / inputs) ** 0.5
+            updates[name] = scale * (result.T if turned(name) else result)
+    return updates
+
+
+def make_optimizer(
+    config: OptimConfig,
+    *,
+    steps: int,
+    width: int,
+    mesh: Mesh | None = None,
+    multiplier: optax.Schedule | None = None,
+) -> optax.GradientTransformation:
+    """Clip by the global norm, then Muon for `blocks.*` and AdamW for `embed` and `head`.
+
+    For the flat parameter dict of model/transformer.py, cut over `mesh` as sharding.RULES say;
+    `steps` is the length of the run, whose learning rates `multiplier` scales, if given, instead of
+    the config's schedule.
+    """
+    multiplier = multiplier or learning_rate_multiplier(config, steps)
+    adam_scale = (width / 768) ** -0.5
+
+    def scheduled(peak: float) -> optax.Schedule:
+        return lambda step: peak * multiplier(step)
+
+    def adamw(peak: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            scheduled(peak * adam_scale),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    groups = {
+        "blocks": optax.chain(
+            scale_by_muon(config, mesh),
+            optax.scale_by_learning_rate(scheduled(config.matrix_learning_rate)),
+        ),
+        "embed": adamw(config.embedding_learning_rate),
+        "head": adamw(config.head_learning_rate),
+    }
+    clip = optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)
+    return optax.chain(clip, optax.partition(groups, _group_of_each))
+
+
+def _group_of_each(params: optax.Params) -> dict[str, str]:
+    return {name: name.split(".")[0] for name in params}

@@ -1,0 +1,253 @@
+"""Evaluation: the same decisions whatever the batch, the devices and the company of loop counts."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looped_jax import evaluate
+from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.data.tokenizer import train_tokenizer
+from looped_jax.errors import DataError
+from looped_jax.evaluation import core, perplexity, scoring
+from looped_jax.evaluation.core import Row
+from looped_jax.model import loss, transformer
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
+from looped_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / ".." / "shared" / "data" / "core" / "eval_bundle"
+WIKITEXT = ROOT / ".." / "shared" / "data" / "wikitext-2-v1" / "valid.txt"
+needs_bundle = pytest.mark.skipif(
+    not BUNDLE.is_dir(), reason="needs shared/data beside the project"
+)
+LOOPS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights, then trained a little on this project's own words."""
+    settings = ModelConfig(layers=2, loops=2, width=32, heads=2, seq_len=64, dtype="float32")
+    config = resolve(Config(model=settings), vocab_size=320)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = optim.make_optimizer(config.optim, steps=30, width=32)
+    current = train_step.create(config, optimizer, mesh)
+    noise = functools.partial(jax.random.normal, jax.random.key(1))
+    current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
+    text = np.frombuffer((ROOT / "README.md").read_bytes(), np.uint8).astype(np.int32)
+    step, losses = train_step.make_train_step(config, optimizer, mesh), []
+    for number in range(30):
+        rows = np.stack([text[at : at + 65] for at in range(number * 7, number * 7 + 2400, 300)])
+        current, metrics = step(current, rows[None])
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 1
+    return config, current["params"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config, params = model
+    text = (ROOT / "README.md").read_text()
+    train_tokenizer(iter([text]), 320, path=folder / "tokenizer.json")
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(7, {"params": params, "step": jnp.array(7)}, {})
+    checkpoints.wait()
+    return folder
+
+
+def scorer(model, devices=1, batch_size=4, loops=LOOPS):
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    return scoring.SpanScorer(
+        model[0].model, model[1], mesh, loop_counts=loops, batch_size=batch_size
+    )
+
+
+def some_rows():
+    chance = np.random.default_rng(0)
+    rows = []
+    for length, start, end in ((10, 4, 9), (64, 63, 64), (30, 1, 30), (3, 2, 2), (20, 18, 20)):
+        rows.append(Row(chance.integers(0, 320, length).astype(np.int32), start, end))
+    return rows
+
+
+def test_spans_equal_a_plain_forward_pass_of_each_row(model):
+    config, params = model
+    nats, hits = scorer(model)(some_rows())
+    for index, row in enumerate(some_rows()):
+        for column, k in enumerate(LOOPS):
+            tokens = row.tokens[None]
+            hidden = transformer.forward(config.model, params, tokens, loops=k).hidden
+            logits = loss.logits(config.model, params["head"], hidden[0, 0])
+            places = np.arange(row.start, row.end)
+            expected = -jax.nn.log_softmax(logits)[places - 1, row.tokens[places]]
+            if len(places):
+                np.testing.assert_allclose(nats[index, column], expected.mean(), atol=1e-5)
+            best = np.asarray(logits.argmax(-1))[places - 1] == row.tokens[places]
+            assert hits[index, column] == best.all()
+
+
+def test_a_row_whose_targets_are_all_likeliest_is_a_hit(model):
+    config, params = model
+    tokens = [5, 9]
+    for _ in range(4):
+        hidden = transformer.forward(config.model, params, np.array([tokens]), loops=2).hidden
+        tokens.append(int(loss.logits(config.model, params["head"], hidden[0, 0, -1]).argmax()))
+    right, wrong = np.array(tokens, np.int32), np.array([*tokens[:-1], 0], np.int32)
+    _, hits = scorer(model, loops=(2,))([Row(right, 2, 6), Row(wrong, 2, 6), Row(wrong, 2, 5)])
+    assert hits[:, 0].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 64), (8, 4)])
+def test_scores_do_not_depend_on_batch_or_devices(model, devices, batch_size):
+    plain = scorer(model)(some_rows())
+    other = scorer(model, devices, batch_size)(some_rows())
+    np.testing.assert_allclose(plain[0], other[0], atol=1e-5)
+    np.testing.assert_array_equal(plain[1], other[1])
+
+
+def test_loop_counts_scored_together_equal_each_alone(model):
+    together = scorer(model)(some_rows())[0]
+    for column, k in enumerate(LOOPS):
+        alone = scorer(model, loops=(k,))(some_rows())[0][:, 0]
+        np.testing.assert_allclose(together[:, column], alone, atol=1e-5)
+
+
+def core_decisions(model, devices, batch_size):
+    bundle = core.load_bundle(BUNDLE)
+
+    def encode(text):  # bytes keep this test apart from any tokenizer
+        return list(text.encode())
+
+    results = core.evaluate_tasks(
+        bundle,
+        encode,
+        256,
+        scorer(model, devices, batch_size),
+        loop_counts=LOOPS,
+        max_len=64,
+        max_per_task=12,
+    )
+    return results
+
+
+@needs_bundle
+def test_all_22_tasks_decide_alike_on_any_batch_size_and_devices(model, capsys):
+    plain = core_decisions(model, 1, 64)
+    assert len(plain) == 22 and all(r.correct.shape == (12, 3) for r in plain)
+    print(core.format_table(plain, LOOPS))
+    assert capsys.readouterr().out.count("\n") >= 24
+    for devices, batch_size in ((1, 1), (8, 8)):
+        for ours, theirs in zip(plain, core_decisions(model, devices, batch_size), strict=True):
+            np.testing.assert_array_equal(ours.correct, theirs.correct, err_msg=ours.name)
+
+
+@needs_bundle
+def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
+    command = [
+        sys.executable, "-m", "looped_jax.evaluate", "--checkpoint", str(run_dir),
+        "--loops", "1,2,3", "--bundle", str(BUNDLE), "--max_per_task", "12",
+        "--wikitext", str(tmp_path / "text.txt"), "--eval_tokens", "2048",
+        "--out", str(tmp_path / "out"),
+        "--data", str(ROOT / ".." / "shared" / "data" / "fineweb_edu" / "base_data"),
+    ]  # fmt: skip
+    (tmp_path / "text.txt").write_text(
+        "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
+    )
+    environment = {**os.environ, "LOOPED_JAX_CACHE": str(tmp_path)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert run.returncode == 0, run.stderr
+    for text in (
+        "bpb validation",
+        "bpb train",
+        "ppl WikiText-2",
+        "ppl LAMBADA",
+        "CORE",
+        "3 loops:",
+    ):
+        assert text in run.stdout
+    out = tmp_path / "out"
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["loops"] == [1, 2, 3] and len(scores["scores"]["CORE"]) == 3
+    assert (out / "core_loops_2.csv").read_text().splitlines()[-1].startswith("CORE")
+    assert (out / "scores.png").stat().st_size > 10_000 and (out / "scores.svg").exists()
+    again = subprocess.run(
+        [*command, "--modes", "core"], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert again.returncode == 0 and "core: hellaswag" not in again.stdout  # all remembered
+    assert (
+        json.loads((out / "scores.json").read_text())["scores"]["CORE"] == scores["scores"]["CORE"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "core", "--bundle", "nowhere"], "no CORE bundle at nowhere"),
+        (["--modes", "ppl", "--wikitext", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--modes", "bpb", "--data", "nowhere"], "there is no folder nowhere"),
+        (["--step", "9"], "no checkpoint of step 9"),
+    ],
+)
+def test_bad_input_is_named(run_dir, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--checkpoint", str(run_dir), "--out", str(tmp_path / "out"), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_bad_flags_are_refused(run_dir, capsys):
+    for arguments in (["--modes", "bpb,cor"], ["--loops", "0,1"], ["--loops", "a"]):
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main(["--checkpoint", str(run_dir), *arguments])
+        assert stopped.value.code == 2
+    assert "choose from bpb, ppl, core, sample" in capsys.readouterr().err
+
+
+class Words:
+    """A tokenizer of whole words, to count by hand with."""
+
+    bos_id = 0
+
+    def encode(self, text):
+        return [len(word) for word in text.split()]
+
+    def encode_documents(self, texts):
+        return [np.array([0, *self.encode(text)], np.int32) for text in texts]
+
+
+def test_perplexities_count_the_right_tokens(tmp_path):
+    seen = []
+
+    def score(rows):
+        seen.extend(rows)
+        return np.array([[np.log(2.0) / (row.end - row.start)] for row in rows]), None
+
+    lines = ["a bb ccc", "dddd", "a a a"]  # 10 tokens with their starts: two rows of 4 targets
+    found = perplexity.text_perplexity(score, Words(), lines, seq_len=4)
+    assert [row.tokens.tolist() for row in seen] == [[0, 1, 2, 3, 0], [0, 4, 0, 1, 1]]
+    np.testing.assert_allclose(found, np.exp(np.log(2) / 4))
+    seen.clear()
+    path = tmp_path / "lambada.jsonl"
+    path.write_text('{"context": "a bb ccc", "continuation": "dddd eeeee"}\n')
+    found = perplexity.last_word_perplexity(score, Words(), path, max_len=4)
+    assert seen[0].tokens.tolist() == [2, 3, 4, 5] and (seen[0].start, seen[0].end) == (2, 4)
+    np.testing.assert_allclose(found, 2)  # the word's loss is the sum over its tokens
+    path.write_text('{"context": "a"}\n')
+    with pytest.raises(DataError, match="line 1: no context and continuation"):
+        perplexity.last_word_perplexity(score, Words(), path, max_len=4)
+
+
+@pytest.mark.skipif(not WIKITEXT.is_file(), reason="needs shared/data beside the project")
+def test_wikitext_is_the_same_as_text_and_as_parquet():
+    parquet = perplexity.read_lines(WIKITEXT.parent / "validation-00000-of-00001.parquet")
+    text = perplexity.read_lines(WIKITEXT)
+    assert [line.split() for line in text] == [line.split() for line in parquet]

@@ -1,0 +1,251 @@
+"""Several processes on one machine as a cluster: they train as one, die as one, and come back."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from looped_jax.config import Config, MeshConfig
+from looped_jax.data.packing import follow
+from looped_jax.errors import CheckpointError, ConfigError
+from looped_jax.runtime import distributed, sharding
+from looped_jax.training import checkpoint, train_step
+from looped_jax.training import optim as optimizers
+from looped_jax.training.checkpoint import Checkpoints
+from tests import QUICK
+from tests.test_train import ROOT
+from tests.test_train import start as start_one
+
+STEPS = 16
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(home, run_dir, *overrides, processes=2, mesh="data=-1", steps=STEPS):
+    """`processes` × 8 / `processes` fake devices; a list of running programs."""
+    port = free_port()
+    sizes = [f"--config.mesh.{part}" for part in mesh.split()]
+    settings = (
+        "--config.train.save_every=5", "--config.train.batch_size=1", "--config.train.eval_every=8",
+        "--config.model.heads=2",
+    )  # fmt: skip
+    return [
+        start_one(
+            home, run_dir, *settings, *sizes, *overrides, steps=steps,
+            environment={
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} {QUICK}",
+                "LOOPED_JAX_HEARTBEAT": "10",
+                **({
+                    "LOOPED_JAX_COORDINATOR": f"localhost:{port}",
+                    "LOOPED_JAX_PROCESSES": str(processes),
+                    "LOOPED_JAX_PROCESS": str(process),
+                } if processes > 1 else {}),
+            },
+        )
+        for process in range(processes)
+    ]  # fmt: skip
+
+
+def finish(programs):
+    answers = [program.communicate(timeout=240) for program in programs]
+    return [p.returncode for p in programs], [out for out, _ in answers], [e for _, e in answers]
+
+
+def wait_for(program, text):
+    for line in program.stdout:
+        if text in line:
+            return
+    raise AssertionError(program.stderr.read())
+
+
+def final(run_dir, step=STEPS):
+    """Every array of a checkpoint, optimizer included, on one device."""
+    config = Config.from_dict(json.loads((Path(run_dir) / "config.json").read_text()))
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = optimizers.make_optimizer(config.optim, steps=STEPS, width=config.model.width)
+    checkpoints = Checkpoints(run_dir)
+    assert checkpoints.latest() == step
+    return checkpoints.restore(step, train_step.abstract(config, optimizer, mesh))
+
+
+def assert_same_run(left, right):
+    for a, b in zip(jax.tree.leaves(final(left)), jax.tree.leaves(final(right)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def losses(run_dir):
+    lines = map(json.loads, (Path(run_dir) / "metrics.jsonl").read_text().splitlines())
+    return {entry["step"]: entry["train/loss"] for entry in lines if "train/loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(home, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    codes, out, err = finish(start(home, run_dir, mesh="data=4 fsdp=2"))
+    assert codes == [0, 0], err
+    return run_dir, out
+
+
+def test_two_processes_train_one_run(uninterrupted):
+    run_dir, (first, second) = uninterrupted
+    assert "2 processes, 2 of which read different text" in first
+    assert "validation bits per byte" in first and "sample: " in first
+    assert "step " not in second  # one process speaks
+    assert list(losses(run_dir)) == list(range(1, STEPS + 1))
+    meta = Checkpoints(run_dir).meta(STEPS)
+    assert len(meta["positions"]) == 2 and meta["positions"][0] != meta["positions"][1]
+    assert len(list((run_dir / "tensorboard").glob("events.*"))) == 1
+
+
+def test_after_a_death_the_others_end_soon_and_the_run_goes_on(home, uninterrupted, tmp_path):
+    programs = start(home, tmp_path, mesh="data=4 fsdp=2")
+    wait_for(programs[0], "step 7/")
+    programs[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    codes, _, err = finish(programs)
+    assert time.monotonic() - began < 60
+    assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL
+    assert "another task died" in err[0] or "tasks have crashed" in err[0], err[0]
+    codes, out, err = finish(start(home, tmp_path, mesh="data=4 fsdp=2"))
+    assert codes == [0, 0], err
+    assert "continuing" in out[0]
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_one_signal_stops_all_at_one_step_and_the_run_goes_on(home, uninterrupted, tmp_path):
+    programs = start(home, tmp_path, mesh="data=4 fsdp=2")
+    wait_for(programs[0], "step 3/")
+    for program in programs:  # a preempted job gets it everywhere, not at the same moment
+        program.send_signal(signal.SIGTERM)
+    codes, out, err = finish(programs)
+    assert codes == [0, 0], err
+    stopped_at = int(out[0].split("stopped by a signal after step ")[1].split(",")[0])
+    assert 3 <= stopped_at < STEPS and Checkpoints(tmp_path).latest() == stopped_at
+    codes, _, err = finish(start(home, tmp_path, mesh="data=4 fsdp=2"))
+    assert codes == [0, 0], err
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_tensor_axis_across_processes_reads_the_text_of_one(home, tmp_path):
+    """Eight devices of two processes share every row; a single device must see the same run."""
+    sizes = ("--config.model.width=64", "--config.model.heads=8", "--config.train.batch_size=16")
+    programs = start(home, tmp_path / "moved", *sizes, mesh="tensor=8")
+    wait_for(programs[0], "step 4/")
+    programs[1].send_signal(signal.SIGTERM)
+    codes, out, err = finish(programs)
+    assert codes == [0, 0], err
+    single = "--config.train.save_every=5"  # one device, first for all of it, then for the rest
+    alone = [
+        start_one(home, tmp_path / run, *sizes, single, steps=STEPS) for run in ("one", "moved")
+    ]
+    codes, out, err = finish(alone)
+    assert codes == [0, 0], err
+    assert "continuing" not in out[0] and "continuing" in out[1]
+    moved, one = losses(tmp_path / "moved"), losses(tmp_path / "one")
+    assert list(moved) == list(one) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(moved.values()), list(one.values()), atol=1e-4)
+
+
+def test_another_number_of_hosts_is_refused_or_followed(home, tmp_path):
+    mesh = "data=4 fsdp=2"
+    programs = start(home, tmp_path, mesh=mesh)
+    wait_for(programs[0], "step 4/")
+    programs[0].send_signal(signal.SIGTERM)  # one of them is enough
+    assert finish(programs)[0] == [0, 0]
+    codes, _, err = finish(start(home, tmp_path, mesh=mesh, processes=1))
+    assert codes == [1]
+    assert "2 hosts read its text, now 1 would" in err[0] and "data.follow_hosts" in err[0]
+    more = "--config.data.follow_hosts=True"
+    codes, out, err = finish(start(home, tmp_path, more, mesh=mesh, processes=1))
+    assert codes == [0], err
+    assert "text goes on where 2 hosts left it, now in the order of 1" in out[0]
+    assert sorted(losses(tmp_path)) == list(range(1, STEPS + 1))
+    assert len(Checkpoints(tmp_path).meta(STEPS)["positions"]) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_followers_begin_at_the_first_unfinished_row_group(count):
+    positions = [{"group": 4}, {"group": 5}, {"group": 4}]  # of 13: row groups 12, next 1, 14 → 14
+    began = [follow(positions, 13, index=i, count=count) for i in range(count)]
+    own = [[g for epoch in range(3) for g in range(epoch * 13 + i, epoch * 13 + 13, count)]
+           for i in range(count)]  # fmt: skip
+    first = [own[i][place["group"]] for i, place in enumerate(began)]
+    assert min(first) == 12 and max(first) < 12 + count + 1
+    assert len(set(first)) == count
+    assert all(place["cursor"] == 0 and place["head"] == [] for place in began)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"LOOPED_JAX_COORDINATOR": "a:1"}, "LOOPED_JAX_PROCESSES, LOOPED_JAX_PROCESS"),
+        ({"LOOPED_JAX_COORDINATOR": "a", "LOOPED_JAX_PROCESSES": "2", "LOOPED_JAX_PROCESS": "0"},
+         "has no port"),
+        ({"LOOPED_JAX_COORDINATOR": "a:1", "LOOPED_JAX_PROCESSES": "2", "LOOPED_JAX_PROCESS": "2"},
+         "LOOPED_JAX_PROCESS=2 is none of 0 to 1"),
+        ({"LOOPED_JAX_HEARTBEAT": "soon"}, "LOOPED_JAX_HEARTBEAT='soon' is no whole number"),
+    ],
+)  # fmt: skip
+def test_surroundings_that_make_no_sense_are_named(environment, message):
+    with pytest.raises(ConfigError, match=message):
+        distributed.initialize(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, None),  # a shell of salloc, not a step
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}, {}),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"},
+         {"local_device_ids": [0, 1, 2, 3]}),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "host-0"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, {}),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a notebook in a cluster
+        ({"LOOPED_JAX_CLUSTER": "auto"}, {}),
+        ({"LOOPED_JAX_COORDINATOR": "h:12", "LOOPED_JAX_PROCESSES": "3", "LOOPED_JAX_PROCESS": "1"},
+         {"coordinator_address": "h:12", "num_processes": 3, "process_id": 1,
+          "cluster_detection_method": "deactivate"}),
+    ],
+)  # fmt: skip
+def test_who_joins_and_how(environment, expected, monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: joined.append(settings))
+    distributed.initialize(environment)
+    if expected is None:
+        assert not joined
+    else:
+        timing = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60}
+        assert joined == [timing | expected]
+
+
+def test_an_unreachable_coordinator_is_named():
+    program = subprocess.run(
+        [sys.executable, "-c",
+         "import jax; from looped_jax import distributed\n"
+         "def fail(**_): raise RuntimeError('no route')\n"
+         "jax.distributed.initialize = fail\n"
+         "distributed.initialize({'LOOPED_JAX_CLUSTER': 'auto'})"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "did not meet (no route)" in program.stderr
+
+
+def test_hosts_are_part_of_the_identity():
+    config = Config()
+    made = [checkpoint.identity(config, data={}, tokenizer={}, hosts=n) for n in (1, 2)]
+    with pytest.raises(CheckpointError, match="2 hosts read its text, now 1 would"):
+        checkpoint.check_identity(made[1], made[0], run_dir="runs/a")

@@ -1,0 +1,170 @@
+"""Checkpoints: exact, atomic, and refused where they do not belong."""
+
+import jax
+import numpy as np
+import pytest
+
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, resolve
+from looped_jax.errors import CheckpointError
+from looped_jax.runtime import sharding
+from looped_jax.training import checkpoint, optim, train_step
+from looped_jax.training.checkpoint import Checkpoints
+
+CONFIG = resolve(
+    Config(model=ModelConfig(layers=2, loops=2, width=32, heads=2, seq_len=16, dtype="float32")),
+    vocab_size=97,
+)
+OPTIMIZER = optim.make_optimizer(OptimConfig(), steps=10, width=32)
+TOKENS = np.random.default_rng(0).integers(0, 97, (2, 4, 17)).astype(np.int32)
+
+
+def mesh_of(*sizes):
+    return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+def stepped(mesh, steps):
+    current = train_step.create(CONFIG, OPTIMIZER, mesh)
+    step = train_step.make_train_step(CONFIG, OPTIMIZER, mesh)
+    for _ in range(steps):
+        current, _ = step(current, TOKENS)
+    return current
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_restored_state_is_bit_equal_on_another_mesh(tmp_path, sizes):
+    saved = stepped(mesh_of(*sizes), 2)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, saved, {"step": 2, "positions": [{"row": 7}]})
+    checkpoints.wait()
+    other = mesh_of(1, 4, 2)
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 2 and again.meta(2) == {"step": 2, "positions": [{"row": 7}]}
+    restored = again.restore(2, train_step.abstract(CONFIG, OPTIMIZER, other))
+    assert_same(saved, restored)
+    assert restored["params"]["head"].sharding.spec == sharding.spec_of("head")
+
+
+def test_saving_copies_before_the_next_step_reuses_the_memory(tmp_path):
+    mesh = mesh_of(1, 1, 1)
+    current = stepped(mesh, 1)
+    expected = jax.tree.map(np.array, current)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, current, {})
+    step = train_step.make_train_step(CONFIG, OPTIMIZER, mesh)
+    for _ in range(5):  # the state is donated while the save is still writing
+        current, _ = step(current, TOKENS)
+    checkpoints.wait()
+    assert_same(expected, checkpoints.restore(1, train_step.abstract(CONFIG, OPTIMIZER, mesh)))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    current = stepped(mesh_of(1, 1, 1), 0)
+    for step in (1, 2, 3):
+        checkpoints.save(step, current, {})
+    checkpoints.wait()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["2", "3"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
+    mesh = mesh_of(1, 1, 1)
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, stepped(mesh, step), {"step": step})
+    checkpoints.wait()
+    for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\0" * 10)
+    again, shapes = Checkpoints(tmp_path), train_step.abstract(CONFIG, OPTIMIZER, mesh)
+    for read in (again.meta, lambda step: again.restore(step, shapes)):
+        with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be read .*remove that"):
+            read(2)
+    assert again.meta(1) == {"step": 1}
+    assert_same(stepped(mesh, 1), again.restore(1, shapes))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(CheckpointError, match=r"file/run.*cannot be written.*run_dir=runs/mine"):
+        Checkpoints(blocked / "run")
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path):
+    """A limit on file sizes fails writes as a full disk does, in a process of its own."""
+    import subprocess
+    import sys
+
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(checkpoint.__file__.rsplit("looped_jax", 1)[0])!r})
+from tests import conftest
+from tests.training.test_checkpoint import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints({str(tmp_path)!r})
+current = stepped(mesh_of(1, 1, 1), 1)
+checkpoints.save(1, current, {{}})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(2, current, {{}})
+    checkpoints.wait()
+except CheckpointError as error:
+    print("CAUGHT", error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "CAUGHT" in run.stdout, run.stdout + run.stderr
+    message = run.stdout.split("CAUGHT ")[1]
+    assert "the checkpoint of step 1 is intact" in message and str(tmp_path) in message
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 1
+    mesh = mesh_of(1, 1, 1)
+    assert_same(stepped(mesh, 1), again.restore(1, train_step.abstract(CONFIG, OPTIMIZER, mesh)))
+
+
+def test_identity_differences_are_spelled_out():
+    import dataclasses
+
+    ours = checkpoint.identity(CONFIG, data={"shards": ["a"]}, tokenizer={"sha": "x"}, hosts=1)
+    deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loops=3))
+    theirs = checkpoint.identity(deeper, data={"shards": ["b"]}, tokenizer={"sha": "x"}, hosts=2)
+    checkpoint.check_identity(ours, ours, run_dir="runs/a")
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.check_identity(theirs, ours, run_dir="runs/a")
+    for part in (
+        "runs/a holds another run",
+        "model.loops: 3 there, 2 here",
+        "data.shards: ['b'] there, ['a'] here",
+        "data.hosts: 2 there, 1 here",
+    ):
+        assert part in str(error.value)
+    assert "tokenizer" not in str(error.value)
+
+
+def test_speed_settings_are_not_part_of_the_identity():
+    import dataclasses
+
+    quick = dataclasses.replace(CONFIG.model, remat="none", loss_chunk=7, kernel="xla")
+    quicker = dataclasses.replace(CONFIG, model=quick)
+    made = [checkpoint.identity(c, data={}, tokenizer={}, hosts=1) for c in (CONFIG, quicker)]
+    assert made[0] == made[1]
+
+
+def test_leftovers_are_removed_by_who_writes_and_left_by_who_reads(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+        Checkpoints(tmp_path / "none", read_only=True)
+    assert not (tmp_path / "none").exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, stepped(mesh_of(1, 1, 1), 1), {})
+    leftover = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
+    leftover.mkdir()  # half written by a run that may be going on
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.latest() == 1 and leftover.exists()
+    with Checkpoints(tmp_path) as writer:
+        assert writer.latest() == 1 and not leftover.exists()
