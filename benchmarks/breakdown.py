@@ -248,9 +248,7 @@ class Step:
     ):
         assert config.model.width
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        optimizer = optimizer or optim.make_optimizer(
-            config.optim, steps=100, width=config.model.width, mesh=mesh
-        )
+        optimizer = optimizer or optim.make_optimizer(config, mesh, steps=100)
         self.tokens, self.seconds = tokens, []
         with contextlib.ExitStack() as patched:
             for patch in patches:

@@ -210,9 +210,7 @@ def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> d
     config = setting.config(run, text.vocab_size)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     assert config.model.width
-    optimizer = optim.make_optimizer(
-        config.optim, steps=run.steps, width=config.model.width, mesh=mesh
-    )
+    optimizer = optim.make_optimizer(config, mesh, steps=run.steps)
     key = dataclasses.replace(run, seed=0)
     if key not in programs:
         programs.clear()

@@ -55,7 +55,7 @@ def bare(steps: int) -> float:
     """Median seconds per step of the compiled step, its results waited for one step later."""
     config = resolve(config_of(steps, "unused"), vocab_size=512)
     mesh = sharding.make_mesh(dataclasses.replace(config.mesh, data=1), jax.devices()[:1])
-    optimizer = optim.make_optimizer(config.optim, steps=steps, width=16, mesh=mesh)
+    optimizer = optim.make_optimizer(config, mesh, steps=steps)
     current = train_step.create(config, optimizer, mesh)
     step = train_step.make_train_step(config, optimizer, mesh)
     tokens = np.random.default_rng(0).integers(0, 512, (1, 4, 17)).astype(np.int32)

@@ -77,7 +77,7 @@ class Case:
             vocab_size=args.vocab_size,
         )  # fmt: skip
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        optimizer = optim.make_optimizer(config.optim, steps=100, width=args.width)
+        optimizer = optim.make_optimizer(config, steps=100)
         shape = (1, args.batch_size, args.seq_len + 1)
         self.tokens = np.random.default_rng(0).integers(0, args.vocab_size, shape, np.int32)
         self.state = train_step.create(config, optimizer, mesh)

@@ -154,7 +154,7 @@ class LoopedJax(Contender):
         super().__init__(size, tokens)
         config = jax_config(size)
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        optimizer = optim.make_optimizer(config.optim, steps=1000, width=size.D)
+        optimizer = optim.make_optimizer(config, steps=1000)
         self.state = train_step.create(config, optimizer, mesh)
         self.step = train_step.make_train_step(config, optimizer, mesh)
         self.score = scoring.make_score_step(config.model, mesh, size.loop_counts)

@@ -82,9 +82,7 @@ def _train(
     assert settings.run_dir and settings.steps and model.width
     accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
     attention = attention_kernels.check(model, hardware.attention_support(mesh))
-    optimizer = optim.make_optimizer(
-        config.optim, steps=settings.steps, width=model.width, mesh=mesh
-    )
+    optimizer = optim.make_optimizer(config, mesh)
     abstract_state = train_step.abstract(config, optimizer, mesh)
     identity = json_round_trip(
         checkpoint.identity(config, data=texts.identity(), tokenizer=words.identity(), hosts=shares)

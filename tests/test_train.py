@@ -66,7 +66,7 @@ def final_state(run_dir):
     """Every array of the last checkpoint, optimizer included."""
     config = Config.from_dict(json.loads((Path(run_dir) / "config.json").read_text()))
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(config.optim, steps=STEPS, width=config.model.width)
+    optimizer = optim.make_optimizer(config, steps=STEPS)
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.latest() == STEPS
     return checkpoints.restore(STEPS, train_step.abstract(config, optimizer, mesh))

@@ -284,9 +284,7 @@ def nudged(weights: Weights) -> Weights:
 
 def train_jax(config: Config, text: Text, mesh: Mesh, say: Progress) -> Curve:
     assert config.train.steps and config.model.width
-    optimizer = optim.make_optimizer(
-        config.optim, steps=config.train.steps, width=config.model.width
-    )
+    optimizer = optim.make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
     start = to_torch(current["params"])
     step = train_step.make_train_step(config, optimizer, mesh)

@@ -88,7 +88,7 @@ def measure(
     """
     mesh = mesh or sharding.one_device()
     step, spec = make_measure_step(config, mesh, loops), P(sharding.BATCH_AXES)
-    params = jax.device_put(params, sharding.state_shardings(mesh, params))
+    params = jax.device_put(params, transformer.shardings(config, mesh))
     found: list[dict[str, np.ndarray]] = []
     for number, batch in enumerate(batches, start=1):
         rows = [sharding.fill_rows(batch[name], mesh) for name in ("inputs", "targets")]
@@ -111,8 +111,12 @@ def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages
     def step(params: Params, inputs: Array, targets: Array) -> dict[str, Array]:
         return _measured(config, params["head"], run(params, inputs), targets)
 
-    program = sharding.on_mesh(
-        mesh, step, dtype=config.dtype, in_specs=(rows, rows), out_specs=of_loops
+    program = transformer.on_mesh(
+        config,
+        mesh,
+        step,
+        in_specs=(rows, rows),
+        out_specs=of_loops,
     )
     return jax.jit(program, out_shardings=NamedSharding(mesh, P()))
 

@@ -42,7 +42,13 @@ def make_score_step(
 
     rows = P(sharding.BATCH_AXES)
     return jax.jit(
-        sharding.on_mesh(mesh, score, dtype=model.dtype, in_specs=(rows, rows, P()), out_specs=P())
+        transformer.on_mesh(
+            model,
+            mesh,
+            score,
+            in_specs=(rows, rows, P()),
+            out_specs=P(),
+        )
     )
 
 
@@ -69,7 +75,13 @@ def make_span_step(
         return (nats / jnp.maximum(ends - starts, 1)).T, hits.all(-1).T
 
     rows = P(sharding.BATCH_AXES)
-    program = sharding.on_mesh(mesh, score, dtype=model.dtype, in_specs=(rows,) * 3, out_specs=rows)
+    program = transformer.on_mesh(
+        model,
+        mesh,
+        score,
+        in_specs=(rows,) * 3,
+        out_specs=rows,
+    )
     return jax.jit(program, out_shardings=NamedSharding(mesh, P()))  # every process reads all
 
 
@@ -106,7 +118,7 @@ class SpanScorer:
         `progress` is told rows done and rows in all after every batch.
         """
         self._mesh = mesh
-        self._params = jax.device_put(params, sharding.state_shardings(mesh, params))
+        self._params = jax.device_put(params, transformer.shardings(model, mesh))
         self._rows = batch_size * sharding.batch_devices(mesh)
         self._step = functools.lru_cache(
             functools.partial(make_span_step, model, mesh, tuple(loop_counts))

@@ -135,10 +135,10 @@ class Steps:
 
         def program(step: Callable) -> jax.stages.Wrapped:
             return jax.jit(
-                sharding.on_mesh(
+                transformer.on_mesh(
+                    config,
                     mesh,
                     step,
-                    dtype=config.dtype,
                     in_specs=(cached, rows, rows, rows, P(), P(), P(), P()),
                     out_specs=(rows, rows, cached),
                 ),
@@ -152,7 +152,7 @@ class Steps:
             return made(batch=batch, length=length)
 
         def cast(params: Params) -> Params:
-            where = sharding.state_shardings(mesh, params)
+            where = transformer.shardings(config, mesh)
             placed = jax.device_put(params, where)
             to_type = functools.partial(transformer.cast, dtype=config.dtype)
             return jax.jit(to_type, out_shardings=where)(placed)

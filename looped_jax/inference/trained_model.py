@@ -82,8 +82,8 @@ class TrainedModel:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         mesh = mesh or sharding.one_device()
         shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
-        sharding.check_divisible(config, mesh, shapes)
-        where = sharding.state_shardings(mesh, shapes)
+        sharding.check_divisible(config, mesh, transformer.weights(config.model))
+        where = transformer.shardings(config.model, mesh)
         shapes = {name: leaf.update(sharding=where[name]) for name, leaf in shapes.items()}
         step, params = checkpoint.load_params(folder, shapes, step=step)
         return cls(config, params, words, step=step, folder=folder, mesh=mesh)
@@ -181,7 +181,11 @@ def _logits(config: ModelConfig, mesh: Mesh, counts: tuple[int, ...]) -> jax.sta
         return loss.logits(config, params["head"], run(params, tokens))
 
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
-    program = sharding.on_mesh(
-        mesh, logits, dtype=config.dtype, in_specs=(rows,), out_specs=of_loops
+    program = transformer.on_mesh(
+        config,
+        mesh,
+        logits,
+        in_specs=(rows,),
+        out_specs=of_loops,
     )
     return jax.jit(program, out_shardings=NamedSharding(mesh, P()))

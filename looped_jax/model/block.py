@@ -17,6 +17,7 @@ from looped_jax.config import ModelConfig
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.linear import linear
 from looped_jax.model.taps import tap
+from looped_jax.model.weights import weight
 
 Array = jax.Array
 Rope = tuple[Array, Array]
@@ -65,14 +66,10 @@ def without_past(attend: Attend) -> Mix:
 PLAIN = without_past(plain)
 
 
-def _uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> nnx.Param:
-    bound = (3 / fan_in) ** 0.5  # variance 1 / fan_in
-    shape = (fan_in, fan_out)
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-
-
-def _zeros(fan_in: int, fan_out: int) -> nnx.Param:
-    return nnx.Param(jnp.zeros((fan_in, fan_out)))
+def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> Array:
+    """[fan_in, fan_out] of variance 1 / fan_in."""
+    bound = (3 / fan_in) ** 0.5
+    return jax.random.uniform(rngs.params(), (fan_in, fan_out), minval=-bound, maxval=bound)
 
 
 class Attention(nnx.Module):
@@ -87,12 +84,15 @@ class Attention(nnx.Module):
         width, rank = config.width, config.latent_rank
         self.head_dim, self.window = config.head_dim, window
         kv_width = config.kv_heads * config.head_dim
-        self.query = _uniform(rngs, width, width)
-        self.latent = _uniform(rngs, width, rank) if config.attention == "mla" else None
-        source = width if self.latent is None else rank
-        self.key = _uniform(rngs, source, kv_width)
-        self.value = _uniform(rngs, source, kv_width)
-        self.out = _zeros(width, width)
+        self.query = weight(uniform(rngs, width, width), "embed", "heads")
+        self.latent = None
+        source, axis = width, "embed"
+        if config.attention == "mla":
+            self.latent = weight(uniform(rngs, width, rank), "embed", "latent")
+            source, axis = rank, "latent"
+        self.key = weight(uniform(rngs, source, kv_width), axis, "heads")
+        self.value = weight(uniform(rngs, source, kv_width), axis, "heads")
+        self.out = weight(jnp.zeros((width, width)), "heads", "embed")
 
     def __call__(
         self, query_source: Array, source: Array, rope: Rope, mix: Mix = PLAIN
@@ -118,8 +118,8 @@ class MLP(nnx.Module):
     """down(relu(up(x))²), hidden width F = 4 D."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.up = _uniform(rngs, width, 4 * width)
-        self.down = _zeros(4 * width, width)
+        self.up = weight(uniform(rngs, width, 4 * width), "embed", "mlp")
+        self.down = weight(jnp.zeros((4 * width, width)), "mlp", "embed")
 
     def __call__(self, x: Array) -> Array:
         return linear(jnp.square(jax.nn.relu(linear(x, self.up[...]))), self.down[...])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from looped_jax.config import ModelConfig
 from looped_jax.model import attention_kernels
@@ -25,6 +25,8 @@ from looped_jax.model.kv_cache import Cache, Past, Slots, remember
 from looped_jax.model.linear import PRODUCT
 from looped_jax.model.loop_rules import RULES
 from looped_jax.model.taps import Trace, attend_openly, mean_norm
+from looped_jax.model.weights import Weight, described, weight
+from looped_jax.runtime import sharding
 
 Array = jax.Array
 Params = dict[str, Array]
@@ -50,9 +52,11 @@ class LoopedTransformer(nnx.Module):
         assert config.width
         self.config = config
         table = (config.padded_vocab, config.width)
-        self.embed = nnx.Param(jax.random.normal(rngs.params(), table))
+        embed = jax.random.normal(rngs.params(), table)
+        self.embed = weight(embed, "vocab", "embed", group="table")
         self.blocks = nnx.List([Block(config, window, rngs=rngs) for window in config.windows()])
-        self.head = nnx.Param(0.001 * jax.random.normal(rngs.params(), table[::-1]))
+        head = 0.001 * jax.random.normal(rngs.params(), table[::-1])
+        self.head = weight(head, "embed", "vocab", group="head")
 
     def __call__(
         self,
@@ -126,6 +130,12 @@ def _rematerialised(loop, remat: str):
     return jax.checkpoint(loop, policy=policy, prevent_cse=False)  # a scan prevents it already
 
 
+@functools.lru_cache
+def weights(config: ModelConfig) -> dict[str, Weight]:
+    """Shape, axes and optimizer group of every parameter, by name; nothing is computed."""
+    return described(nnx.eval_shape(lambda: LoopedTransformer(config, rngs=nnx.Rngs(0))))
+
+
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Fresh float32 weights: unit-normal embedding, uniform inputs, zero outputs, tiny head."""
     state = nnx.state(LoopedTransformer(config, rngs=nnx.Rngs(key)), nnx.Param)
@@ -155,6 +165,36 @@ def forward(
         raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
     model = _bind(config, params)
     return model(tokens, loops, wanted, taps=taps, attend=attend)[0]
+
+
+def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each parameter lies on `mesh`, by name."""
+    specs = sharding.specs(weights(config))
+    return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+
+def on_mesh(
+    config: ModelConfig, mesh: Mesh, work: Callable, *, in_specs: tuple, out_specs: Any
+) -> Callable:
+    """(params, *arguments) -> work(params, *arguments), with every batch device on its own rows.
+
+    For programs without gradients: `work` sees whole weights in the compute type, gathered once,
+    and what `in_specs` leave of the other arguments. The `tensor` axis stays automatic in it.
+    """
+    cuts = sharding.manual_specs(mesh, weights(config))
+
+    def local(shards: Params, *arguments: Any) -> Any:
+        # Rounded before they travel: half the bytes, and the products would round them anyway.
+        return work(sharding.gather(cast(shards, config.dtype), cuts), *arguments)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(cuts, *in_specs),
+        out_specs=out_specs,
+        axis_names=set(sharding.BATCH_AXES),
+        check_vma=False,
+    )
 
 
 def make_states(

@@ -228,10 +228,7 @@ def count_memory(config: Config, hardware: Hardware, *, kernel: str | None = Non
 
 def abstract_state(config: Config, mesh: Mesh) -> tuple[Any, train_step.State]:
     """The optimizer of `config`, and shapes and shardings of its train state."""
-    assert config.train.steps and config.model.width
-    optimizer = optim.make_optimizer(
-        config.optim, steps=config.train.steps, width=config.model.width, mesh=mesh
-    )
+    optimizer = optim.make_optimizer(config, mesh)
     return optimizer, train_step.abstract(config, optimizer, mesh)
 
 

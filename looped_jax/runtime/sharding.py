@@ -1,4 +1,4 @@
-"""The device mesh, and one table that says how every parameter and optimizer leaf is cut.
+"""The device mesh, and how it cuts parameters, optimizer state and batches.
 
 Axes: `data` copies weights, `fsdp` cuts weights and optimizer state, `tensor` cuts heads, hidden
 units and vocabulary. The batch is cut over data × fsdp.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +25,18 @@ from looped_jax.errors import ConfigError
 Array = jax.Array
 BATCH_AXES = ("data", "fsdp")
 
-# Parameter name -> spec of its (inputs, outputs) axes. An optimizer leaf that belongs to a
-# parameter carries its name as the last key of its path and is cut the same way.
-RULES = (
-    (r"embed", P("tensor", "fsdp")),
-    (r"head", P("fsdp", "tensor")),
-    (r"blocks\.\d+\.attention\.(query|key|value)", P("fsdp", "tensor")),
-    (r"blocks\.\d+\.attention\.latent", P("fsdp", None)),
-    (r"blocks\.\d+\.attention\.out", P("tensor", "fsdp")),
-    (r"blocks\.\d+\.mlp\.up", P("fsdp", "tensor")),
-    (r"blocks\.\d+\.mlp\.down", P("tensor", "fsdp")),
-)
+# Logical axis of a weight -> mesh axis that cuts it. Of two axes that would be cut alike, the first
+# is. An axis that does not stand here is never cut.
+AXES = {"embed": "fsdp", "latent": "fsdp", "vocab": "tensor", "heads": "tensor", "mlp": "tensor"}
+
+
+class Weight(Protocol):
+    """What the cut of a weight follows from; see model/weights.py."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def axes(self) -> tuple[str | None, ...]: ...
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -135,26 +135,34 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     return shares.index(tuple(sorted(rows[process]))), len(shares)
 
 
-def spec_of(name: str) -> P:
-    """The spec of the parameter `name`; exactly one rule must match, else KeyError."""
-    matches = [spec for pattern, spec in RULES if re.fullmatch(pattern, name)]
-    if len(matches) != 1:
-        raise KeyError(f"{name!r} matches {len(matches)} sharding rules; it must match one")
-    return matches[0]
+def specs(weights: Mapping[str, Weight]) -> dict[str, P]:
+    """How the mesh cuts each weight, by name."""
+
+    def spec(axes: Sequence[str | None]) -> P:
+        found: list[str | None] = []
+        for axis in axes:
+            cut = AXES.get(axis) if axis else None
+            found.append(None if cut in found else cut)
+        return P(*found)
+
+    return {name: spec(weight.axes) for name, weight in weights.items()}
 
 
-def param_specs(params: Mapping[str, Any]) -> dict[str, P]:
-    """Spec of every parameter of the flat dict."""
-    return {name: spec_of(name) for name in params}
+def state_shardings(mesh: Mesh, state: Any, weights: Mapping[str, Weight]) -> Any:
+    """NamedSharding of every leaf of parameters or of a train state, abstract or real.
 
-
-def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """NamedSharding of every leaf of a train state (abstract or real); scalars are copied."""
+    A leaf whose path ends with a weight's name is cut as that weight along every dimension that
+    has the weight's size there, which holds for optimizer states of other shapes too. All other
+    leaves are copied.
+    """
+    cuts = specs(weights)
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        if leaf.ndim == 0:
+        name = getattr(path[-1], "key", None) if path else None
+        if name not in cuts or len(cuts[name]) != leaf.ndim:
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, spec_of(path[-1].key))
+        sizes = zip(cuts[name], weights[name].shape, leaf.shape, strict=True)
+        return NamedSharding(mesh, P(*(axis if own == size else None for axis, own, size in sizes)))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -169,12 +177,12 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
 
 
-def manual_specs(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, P]:
+def manual_specs(mesh: Mesh, weights: Mapping[str, Weight]) -> dict[str, P]:
     """Specs of the parameters as far as the batch axes cut them: what shard_map is told."""
     axes = batch_axes(mesh)
     return {
         name: P(*(axis if axis in axes else None for axis in spec))
-        for name, spec in param_specs(params).items()
+        for name, spec in specs(weights).items()
     }
 
 
@@ -188,34 +196,6 @@ def gather(shards: Mapping[str, Array], specs: Mapping[str, P]) -> dict[str, Arr
         return shard
 
     return {name: whole(shard, specs[name]) for name, shard in shards.items()}
-
-
-def on_mesh(mesh: Mesh, work: Callable, *, dtype: str, in_specs: tuple, out_specs: Any) -> Callable:
-    """(params, *arguments) -> work(params, *arguments), with every batch device on its own rows.
-
-    For programs without gradients: `work` sees whole weights in the type `dtype` that it computes
-    in, gathered once, and what `in_specs` leave of the other arguments. The `tensor` axis stays
-    automatic in it.
-    """
-
-    def program(params: Mapping[str, Array], *arguments: Any) -> Any:
-        specs = manual_specs(mesh, params)
-
-        def local(shards: Mapping[str, Array], *arguments: Any) -> Any:
-            # Rounded before they travel: half the bytes, and the products would round them anyway.
-            rounded = {name: shard.astype(dtype) for name, shard in shards.items()}
-            return work(gather(rounded, specs), *arguments)
-
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(specs, *in_specs),
-            out_specs=out_specs,
-            axis_names=set(BATCH_AXES),
-            check_vma=False,
-        )(params, *arguments)
-
-    return program
 
 
 def put(array: np.ndarray, mesh: Mesh, spec: P) -> Array:
@@ -300,7 +280,7 @@ def in_shares(work: Callable[[Array], Array], batch: Array, *, spec: P, mesh: Me
     return shared(batch)[:count]
 
 
-def check_divisible(config: Config, mesh: Mesh, shapes: Mapping[str, Any]) -> None:
+def check_divisible(config: Config, mesh: Mesh, weights: Mapping[str, Weight]) -> None:
     """Raise ConfigError unless the mesh cuts every parameter and the heads into equal parts."""
     m, tensor = config.model, mesh.shape["tensor"]
     for key, heads in (("heads", m.heads), ("kv_heads", m.kv_heads)):
@@ -309,10 +289,11 @@ def check_divisible(config: Config, mesh: Mesh, shapes: Mapping[str, Any]) -> No
                 f"mesh.tensor={tensor} does not divide model.{key}={heads}; "
                 f"choose a mesh.tensor that does, or another model.{key}"
             )
-    for name, leaf in shapes.items():
-        for size, axis in zip(leaf.shape, spec_of(name), strict=True):
+    for name, spec in specs(weights).items():
+        shape = weights[name].shape
+        for size, axis in zip(shape, spec, strict=True):
             if axis and size % mesh.shape[axis]:
                 raise ConfigError(
                     f"mesh.{axis}={mesh.shape[axis]} does not divide {name} of shape "
-                    f"{tuple(leaf.shape)}; choose a divisor of {size}"
+                    f"{tuple(shape)}; choose a divisor of {size}"
                 )

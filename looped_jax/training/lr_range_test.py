@@ -78,9 +78,7 @@ def sweep(
     """
     assert config.model.width
     schedule = ramp(low, high, steps, start=int(current["step"]))
-    optimizer = optim.make_optimizer(
-        config.optim, steps=steps, width=config.model.width, mesh=mesh, multiplier=schedule
-    )
+    optimizer = optim.make_optimizer(config, mesh, steps=steps, multiplier=schedule)
     step = train_step.make_train_step(config, optimizer, mesh)
     copy = jax.tree.map(jnp.copy, current)  # the step gives its input's memory away
     smooth, losses, smoothed = Smoothed(smoothing=SMOOTHING), [], []
@@ -153,7 +151,7 @@ def find(
     print(attention_kernels.check(config.model, hardware.attention_support(mesh)))
     accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
     batch_size = config.train.tokens_per_step // config.model.seq_len
-    optimizer = optim.make_optimizer(config.optim, steps=steps, width=config.model.width, mesh=mesh)
+    optimizer = optim.make_optimizer(config, mesh, steps=steps)
     if from_run:
         with Checkpoints(config.train.run_dir, read_only=True) as checkpoints:
             if (newest := checkpoints.latest()) is None:

@@ -16,7 +16,9 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import OptimConfig
+from looped_jax.config import Config, OptimConfig
+from looped_jax.model import transformer
+from looped_jax.model.weights import Weights
 from looped_jax.runtime import sharding
 
 Array = jax.Array
@@ -63,13 +65,17 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def scale_by_muon(config: OptimConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
+def scale_by_muon(
+    config: OptimConfig, weights: Weights, mesh: Mesh | None = None
+) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised, scaled by √max(1, outputs / inputs).
 
-    For a flat dict of (inputs, outputs) matrices. Those of one shape, up to transposition, are
-    orthogonalised in one batch, of which every device of the mesh takes a share: six layers of
-    attention and MLP take two calls, not thirty-six, and no matrix is worked on twice.
+    For a flat dict of (inputs, outputs) matrices that `weights` describe. Those of one shape, up to
+    transposition, are orthogonalised in one batch, of which the devices of the mesh take shares:
+    six layers of attention and MLP take two calls, not thirty-six.
     """
+
+    specs = sharding.specs(weights)
 
     def init(params: optax.Params) -> MuonState:
         return MuonState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
@@ -82,7 +88,7 @@ def scale_by_muon(config: OptimConfig, mesh: Mesh | None = None) -> optax.Gradie
         leaves, structure = jax.tree_util.tree_flatten_with_path(ahead)
         matrices = {path[-1].key: leaf for path, leaf in leaves}
         with jax.named_scope("newton_schulz"):
-            updates = _orthogonalize_by_shape(matrices, config, mesh)
+            updates = _orthogonalize_by_shape(matrices, config, specs, mesh)
         updates = jax.tree.unflatten(structure, [updates[name] for name in matrices])
         return updates, MuonState(state.step + 1, momentum)
 
@@ -90,16 +96,16 @@ def scale_by_muon(config: OptimConfig, mesh: Mesh | None = None) -> optax.Gradie
 
 
 def _orthogonalize_by_shape(
-    matrices: dict[str, Array], config: OptimConfig, mesh: Mesh | None
+    matrices: dict[str, Array], config: OptimConfig, specs: dict[str, P], mesh: Mesh | None
 ) -> dict[str, Array]:
     def turned(name: str) -> bool:
         """Short side first; of a square matrix the side that `fsdp` cuts, so that batches grow."""
         inputs, outputs = matrices[name].shape
-        return inputs > outputs or (inputs == outputs and sharding.spec_of(name)[0] != "fsdp")
+        return inputs > outputs or (inputs == outputs and specs[name][0] != "fsdp")
 
     alike: dict[tuple, list[str]] = defaultdict(list)
     for name, matrix in matrices.items():
-        shape, spec = matrix.shape, tuple(sharding.spec_of(name))
+        shape, spec = matrix.shape, tuple(specs[name])
         alike[(shape[::-1], spec[::-1]) if turned(name) else (shape, spec)].append(name)
     updates = {}
     for (_, spec), names in alike.items():
@@ -118,20 +124,38 @@ def _orthogonalize_by_shape(
 
 
 def make_optimizer(
-    config: OptimConfig,
-    *,
-    steps: int,
-    width: int,
+    config: Config,
     mesh: Mesh | None = None,
+    *,
+    steps: int | None = None,
     multiplier: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, then Muon for `blocks.*` and AdamW for `embed` and `head`.
+    """The optimizer of a resolved config's model, whose states lie on `mesh` as its weights do.
 
-    For the flat parameter dict of model/transformer.py, cut over `mesh` as sharding.RULES say;
-    `steps` is the length of the run, whose learning rates `multiplier` scales, if given, instead of
-    the config's schedule.
+    `steps` is the length of the run, by default train.steps; `multiplier` scales all learning rates
+    instead of the config's schedule.
     """
-    multiplier = multiplier or learning_rate_multiplier(config, steps)
+    model, steps = config.model, steps or config.train.steps
+    assert model.width and steps
+    multiplier = multiplier or learning_rate_multiplier(config.optim, steps)
+    return of_weights(
+        config.optim, transformer.weights(model), width=model.width, multiplier=multiplier,
+        mesh=mesh,
+    )  # fmt: skip
+
+
+def of_weights(
+    config: OptimConfig,
+    weights: Weights,
+    *,
+    width: int,
+    multiplier: optax.Schedule,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformation:
+    """Clip by the global norm, then Muon for the group "matrix" and AdamW for the others.
+
+    For a flat dict of parameters that `weights` describe.
+    """
     adam_scale = (width / 768) ** -0.5
 
     def scheduled(peak: float) -> optax.Schedule:
@@ -146,17 +170,16 @@ def make_optimizer(
             weight_decay=config.weight_decay,
         )
 
+    # Named as in the first checkpoints: the names of the optimizer's states on disk hold these.
     groups = {
         "blocks": optax.chain(
-            scale_by_muon(config, mesh),
+            scale_by_muon(config, weights, mesh),
             optax.scale_by_learning_rate(scheduled(config.matrix_learning_rate)),
         ),
         "embed": adamw(config.embedding_learning_rate),
         "head": adamw(config.head_learning_rate),
     }
     clip = optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)
-    return optax.chain(clip, optax.partition(groups, _group_of_each))
-
-
-def _group_of_each(params: optax.Params) -> dict[str, str]:
-    return {name: name.split(".")[0] for name in params}
+    labels = {"matrix": "blocks", "table": "embed", "head": "head"}
+    of_each = {name: labels[weight.group] for name, weight in weights.items()}
+    return optax.chain(clip, optax.partition(groups, of_each))

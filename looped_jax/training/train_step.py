@@ -28,7 +28,9 @@ Metrics = dict[str, Any]
 
 def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
     """A fresh train state, each leaf born on its devices; the numbers do not depend on the mesh."""
-    shardings = sharding.state_shardings(mesh, abstract(config, optimizer, mesh))
+    shardings = sharding.state_shardings(
+        mesh, abstract(config, optimizer, mesh), transformer.weights(config.model)
+    )
     fresh = jax.jit(lambda: _fresh(config, optimizer), out_shardings=shardings)
     return fresh()
 
@@ -36,11 +38,12 @@ def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) 
 def abstract(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
     """Shapes, types and shardings of the train state, without any array. Raises ConfigError."""
     shapes = jax.eval_shape(lambda: _fresh(config, optimizer))
-    sharding.check_divisible(config, mesh, shapes["params"])
+    weights = transformer.weights(config.model)
+    sharding.check_divisible(config, mesh, weights)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        sharding.state_shardings(mesh, shapes),
+        sharding.state_shardings(mesh, shapes, weights),
     )
 
 
@@ -85,7 +88,9 @@ def make_train_step(
         state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
         return state, metrics
 
-    shardings = sharding.state_shardings(mesh, abstract(config, optimizer, mesh))
+    shardings = sharding.state_shardings(
+        mesh, abstract(config, optimizer, mesh), transformer.weights(config.model)
+    )
     copied = NamedSharding(mesh, P())
     return jax.jit(
         step,
@@ -100,7 +105,7 @@ def gradients(
 ) -> tuple[Params, Metrics]:
     """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
     model, axes = config.model, sharding.batch_axes(mesh)
-    specs = sharding.manual_specs(mesh, params)
+    specs = sharding.manual_specs(mesh, transformer.weights(model))
     taps, attend = (
         closed_taps(model) if inside else None,
         attention_kernels.for_mesh(model, mesh),

@@ -38,7 +38,7 @@ def model():
     settings = ModelConfig(layers=2, loops=2, width=32, heads=2, seq_len=64, dtype="float32")
     config = resolve(Config(model=settings), vocab_size=320)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(config.optim, steps=30, width=32)
+    optimizer = optim.make_optimizer(config, steps=30)
     current = train_step.create(config, optimizer, mesh)
     noise = functools.partial(jax.random.normal, jax.random.key(1))
     current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])

@@ -20,7 +20,8 @@ TOKENS = np.random.default_rng(0).integers(0, 61, (2, 8, 9)).astype(np.int32)
 def make_config(**model):
     sizes = {"layers": 2, "loops": 3, "width": 32, "heads": 4, "kv_heads": 2, "seq_len": 8}
     model = ModelConfig(dtype="float32", window_pattern="SL", **sizes | model)
-    return resolve(Config(model=model, train=TrainConfig(steps=5)), vocab_size=61)
+    optimizer = OptimConfig(newton_schulz_dtype="float32")
+    return resolve(Config(model=model, optim=optimizer, train=TrainConfig(steps=5)), vocab_size=61)
 
 
 def loud_params(config):
@@ -96,15 +97,14 @@ def test_taps_equal_finite_differences():
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)])
 def test_signals_do_not_depend_on_mesh_or_micro_batches(sizes):
     config = make_config()
-    optim_config = OptimConfig(newton_schulz_dtype="float32")
 
     def look(sizes, tokens):
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        optimizer = optim.make_optimizer(optim_config, steps=5, width=32, mesh=mesh)
+        optimizer = optim.make_optimizer(config, mesh, steps=5)
         step = train_step.make_train_step(config, optimizer, mesh, inside=True)
         fresh = train_step.create(config, optimizer, mesh)
         fresh["params"] = jax.device_put(
-            loud_params(config), sharding.state_shardings(mesh, fresh["params"])
+            loud_params(config), transformer.shardings(config.model, mesh)
         )
         return jax.device_get(step(fresh, tokens)[1]["inside"])
 

@@ -73,7 +73,7 @@ def final(run_dir, step=STEPS):
     """Every array of a checkpoint, optimizer included, on one device."""
     config = Config.from_dict(json.loads((Path(run_dir) / "config.json").read_text()))
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optimizers.make_optimizer(config.optim, steps=STEPS, width=config.model.width)
+    optimizer = optimizers.make_optimizer(config, steps=STEPS)
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.latest() == step
     return checkpoints.restore(step, train_step.abstract(config, optimizer, mesh))

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import MeshConfig, OptimConfig
 from looped_jax.errors import ConfigError
+from looped_jax.model.weights import Weight
 from looped_jax.planning import collectives
 from looped_jax.runtime import sharding
 from looped_jax.training import optim
@@ -114,7 +115,11 @@ def test_interleaved_rows_of_two_processes_arrive_where_they_belong():
     assert sorted(out.split("fed ")[1].strip() for out, _ in answers) == ["0", "1"]
 
 
-SHAPES = {"attention.query": (384, 384), "mlp.up": (384, 1536), "mlp.down": (1536, 384)}
+MATRICES = {
+    "attention.query": Weight((384, 384), ("embed", "heads"), "matrix"),
+    "mlp.up": Weight((384, 1536), ("embed", "mlp"), "matrix"),
+    "mlp.down": Weight((1536, 384), ("mlp", "embed"), "matrix"),
+}
 MUON = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from tests.runtime.test_sharding import print_traffic
@@ -125,13 +130,10 @@ print_traffic(tuple(map(int, sys.argv[1:])))
 def print_traffic(sizes):
     """Bytes that one device sends for Muon in one step, and those of all matrices together."""
     mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices())
-    shapes = {
-        f"blocks.{layer}.{name}": jax.ShapeDtypeStruct(shape, "float32")
-        for layer in range(6)
-        for name, shape in SHAPES.items()
-    }
-    muon = optim.scale_by_muon(OptimConfig(), mesh)
-    where = sharding.state_shardings(mesh, shapes)
+    weights = {f"blocks.{n}.{name}": m for n in range(6) for name, m in MATRICES.items()}
+    shapes = {name: jax.ShapeDtypeStruct(w.shape, "float32") for name, w in weights.items()}
+    muon = optim.scale_by_muon(OptimConfig(), weights, mesh)
+    where = sharding.state_shardings(mesh, shapes, weights)
 
     def update(grads):
         with jax.named_scope("optimizer"):
@@ -139,7 +141,7 @@ def print_traffic(sizes):
 
     program = jax.jit(update, in_shardings=(where,), out_shardings=where).lower(shapes).compile()
     sent = collectives.read(program, mesh, widths={"optimizer": 2})
-    whole = sum(2 * int(np.prod(shape.shape)) for shape in shapes.values())
+    whole = sum(2 * matrix.size for matrix in weights.values())
     print(sum(c.sent for c in sent), whole)
 
 

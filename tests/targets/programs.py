@@ -37,9 +37,7 @@ def lowered(program, config, mesh, time):
     model, rows = config.model, ROWS * sharding.batch_devices(mesh)
     if program in ("train", "inside", "lr_find"):
         ramp = lr_range_test.ramp(0.1, 10, 10) if program == "lr_find" else None
-        optimizer = optim.make_optimizer(
-            config.optim, steps=10, width=model.width, mesh=mesh, multiplier=ramp
-        )
+        optimizer = optim.make_optimizer(config, mesh, multiplier=ramp)
         place = sharding.batch_sharding(mesh)
         tokens = jax.ShapeDtypeStruct((2, rows, time + 1), np.int32, sharding=place)
         step = train_step.make_train_step(config, optimizer, mesh, inside=program == "inside")
@@ -74,10 +72,11 @@ def lowered(program, config, mesh, time):
 
 
 def weights(config, mesh, dtype):
-    shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
-    sharding.check_divisible(config, mesh, shapes)
-    where = sharding.state_shardings(mesh, shapes)
-    return {n: jax.ShapeDtypeStruct(s.shape, dtype, sharding=where[n]) for n, s in shapes.items()}
+    described, where = transformer.weights(config.model), transformer.shardings(config.model, mesh)
+    sharding.check_divisible(config, mesh, described)
+    return {
+        n: jax.ShapeDtypeStruct(w.shape, dtype, sharding=where[n]) for n, w in described.items()
+    }
 
 
 def ints(mesh, *shape):

@@ -37,7 +37,7 @@ def test_the_ramp_is_geometric_and_counts_from_its_start():
 
 def test_a_sweep_learns_then_breaks_and_leaves_the_state_alone():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(CONFIG.optim, steps=20, width=32, mesh=mesh)
+    optimizer = optim.make_optimizer(CONFIG, mesh, steps=20)
     current = train_step.create(CONFIG, optimizer, mesh)
     before = jax.device_get(current)
     found = lr_range_test.sweep(CONFIG, current, batches(), mesh, low=1e-3, high=3e2, steps=120)
@@ -103,7 +103,7 @@ def test_the_program_draws_prints_overrides_and_refuses_nonsense(home, tmp_path)
 
 def test_loop_counts_start_from_the_same_weights():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(CONFIG.optim, steps=20, width=32, mesh=mesh)
+    optimizer = optim.make_optimizer(CONFIG, mesh, steps=20)
     current = train_step.create(CONFIG, optimizer, mesh)
     deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loops=5))
     both = [

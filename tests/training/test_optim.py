@@ -8,6 +8,7 @@ import pytest
 
 from looped_jax.config import Config, MeshConfig, OptimConfig
 from looped_jax.model import loss, transformer
+from looped_jax.model.weights import Weight
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 from tests import golden_cases
@@ -23,12 +24,10 @@ def run_golden(case, sizes=(1, 1, 1)):
     hyper = OptimConfig(newton_schulz_dtype=case.hyper["newton_schulz_dtype"])
     config = Config(model=case.model, optim=hyper)
     mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    optimizer = optim.make_optimizer(
-        hyper, steps=case.hyper["steps"], width=case.model.width, mesh=mesh
-    )
+    optimizer = optim.make_optimizer(config, mesh, steps=case.hyper["steps"])
     current = train_step.create(config, optimizer, mesh)
-    where = sharding.state_shardings(mesh, current)
-    current["params"] = jax.device_put(case.weights("param0"), where["params"])
+    where = transformer.shardings(case.model, mesh)
+    current["params"] = jax.device_put(case.weights("param0"), where)
     step = train_step.make_train_step(config, optimizer, mesh)
     losses, norms = [], []
     for tokens in case.arrays["tokens"]:
@@ -94,7 +93,10 @@ def test_orthogonalised_singular_values_are_near_one():
 
 def test_same_shaped_matrices_share_one_batched_call():
     params = {f"blocks.{i}.{n}": jnp.ones(s) for i in range(3) for n, s in SHAPES.items()}
-    muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"))
+    weights = {
+        name: Weight(leaf.shape, ("embed", "mlp"), "matrix") for name, leaf in params.items()
+    }
+    muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
     program = jax.make_jaxpr(lambda g: muon.update(g, muon.init(params))[0])(params)
     products = str(program).count("dot_general")
     assert products == 2 * 3 * 5  # shapes (up to transposition) × products per step × steps
@@ -111,10 +113,18 @@ SHAPES = {
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (16, 16)])
 def test_muon_scales_by_outputs_over_inputs(shape):
     grads = {"blocks.0.mlp.up": jax.random.normal(jax.random.key(0), shape)}
-    muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"))
+    weights = {"blocks.0.mlp.up": Weight(shape, ("embed", "mlp"), "matrix")}
+    muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
     update = muon.update(grads, muon.init(grads))[0]["blocks.0.mlp.up"]
     top = jnp.linalg.svd(update, compute_uv=False)[0]
     assert top / max(1, shape[1] / shape[0]) ** 0.5 == pytest.approx(1, abs=0.3)
+
+
+THREE = {
+    "embed": Weight((4, 2), ("vocab", "embed"), "table"),
+    "head": Weight((2, 4), ("embed", "vocab"), "head"),
+    "blocks.0.mlp.up": Weight((2, 2), ("embed", "mlp"), "matrix"),
+}
 
 
 def test_clipping_is_by_the_global_norm_and_can_be_off():
@@ -123,7 +133,9 @@ def test_clipping_is_by_the_global_norm_and_can_be_off():
     norm = optax.tree.norm(grads)
 
     def first_moment(clip):
-        optimizer = optim.make_optimizer(OptimConfig(grad_clip_norm=clip), steps=10, width=768)
+        optimizer = optim.of_weights(
+            OptimConfig(grad_clip_norm=clip), THREE, width=768, multiplier=lambda step: 1.0
+        )
         after = optimizer.update(grads, optimizer.init(params), params)[1]
         found = jax.tree_util.tree_leaves_with_path(after)
         return next(v for p, v in found if ".mu" in jax.tree_util.keystr(p) and "embed" in str(p))
@@ -135,7 +147,7 @@ def test_clipping_is_by_the_global_norm_and_can_be_off():
 def test_adamw_learning_rates_scale_with_width():
     params = {"embed": jnp.zeros((4, 2)), "head": jnp.zeros((2, 4)), "blocks.0.mlp.up": jnp.eye(2)}
     grads = jax.tree.map(jnp.ones_like, params)
-    optimizer = optim.make_optimizer(OptimConfig(), steps=10, width=192)
+    optimizer = optim.of_weights(OptimConfig(), THREE, width=192, multiplier=lambda step: 1.0)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embed"], -0.2 * 2, rtol=1e-5)
     np.testing.assert_allclose(updates["head"], -0.004 * 2, rtol=1e-5)
@@ -146,11 +158,13 @@ def test_devices_share_the_orthogonalisation(sizes):
     """No matrix is worked on twice: FLOPs per device fall with the number of devices."""
     names = [f"blocks.{i}.attention.{part}" for i in range(8) for part in ("query", "out")]
     shapes = {name: jax.ShapeDtypeStruct((32, 32), jnp.float32) for name in names}
+    axes = {"query": ("embed", "heads"), "out": ("heads", "embed")}
+    weights = {n: Weight((32, 32), axes[n.split(".")[-1]], "matrix") for n in names}
 
     def program(*sizes):
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), mesh)
-        where = sharding.state_shardings(mesh, shapes)
+        muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights, mesh)
+        where = sharding.state_shardings(mesh, shapes, weights)
         run = jax.jit(lambda g: muon.update(g, muon.init(g))[0], in_shardings=(where,))
         return run.lower(shapes).compile()
 

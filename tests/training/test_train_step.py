@@ -7,12 +7,14 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
 from looped_jax.errors import ConfigError
 from looped_jax.evaluation import bits_per_byte, scoring
-from looped_jax.model import attention_kernels
+from looped_jax.model import attention_kernels, transformer
 from looped_jax.model.loop_rules import RULES
+from looped_jax.model.weights import Weight
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import AttentionSupport
 from looped_jax.training import optim, train_step
@@ -22,12 +24,14 @@ TOKENS = np.random.default_rng(0).integers(0, 97, (2, 8, 17)).astype(np.int32)
 
 def make_config(**model):
     settings = {"layers": 2, "loops": 3, "width": 64, "heads": 8, "seq_len": 16} | model
-    return resolve(Config(model=ModelConfig(dtype="float32", **settings)), vocab_size=97)
-
-
-def make_optimizer(mesh=None):
-    config = OptimConfig(newton_schulz_dtype="float32")
-    return optim.make_optimizer(config, steps=20, width=64, mesh=mesh)
+    return resolve(
+        Config(
+            model=ModelConfig(dtype="float32", **settings),
+            optim=OptimConfig(newton_schulz_dtype="float32"),
+            train=TrainConfig(steps=20),
+        ),
+        vocab_size=97,
+    )
 
 
 def mesh_of(*sizes):
@@ -38,7 +42,7 @@ def mesh_of(*sizes):
 def run(config, sizes, steps=20):
     """Losses of `steps` steps on a mesh, then bits per byte of other tokens at 1 and 3 loops."""
     mesh = mesh_of(*sizes)
-    optimizer = make_optimizer(mesh)
+    optimizer = optim.make_optimizer(config, mesh)
     current = train_step.create(config, optimizer, mesh)
     step = train_step.make_train_step(config, optimizer, mesh)
     found = []
@@ -84,7 +88,7 @@ def test_a_step_transfers_nothing_behind_ones_back(sizes):
     """Nothing goes between host and devices, or between devices, but what was placed there."""
     small = {"layers": 1, "loops": 2, "width": 32, "heads": 4}
     config, mesh = make_config(**small), mesh_of(*sizes)
-    optimizer = make_optimizer(mesh)
+    optimizer = optim.make_optimizer(config, mesh)
     current = train_step.create(config, optimizer, mesh)
     step = train_step.make_train_step(config, optimizer, mesh)
     placed = jax.device_put(TOKENS, sharding.batch_sharding(mesh))
@@ -96,19 +100,41 @@ def test_a_step_transfers_nothing_behind_ones_back(sizes):
         assert np.isfinite(jax.device_get(metrics["loss"]))
 
 
-def test_every_leaf_matches_one_rule_and_is_cut():
+def test_every_leaf_is_cut_as_its_weight_says():
     config, mesh = make_config(attention="mla", latent_rank=16), mesh_of(1, 4, 2)
-    optimizer = make_optimizer()
+    optimizer = optim.make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
     for leaf in jax.tree.leaves(current):
         if leaf.ndim:
             assert leaf.addressable_shards[0].data.size * 4 <= leaf.size
-    with pytest.raises(KeyError, match="matches 0 sharding rules"):
-        sharding.spec_of("blocks.0.unknown")
+    weights = transformer.weights(config.model)
+    assert weights.keys() == current["params"].keys()
+    for name, weight in weights.items():
+        assert weight.shape == current["params"][name].shape
+
+
+def test_states_of_other_shapes_are_cut_where_they_have_the_weights_size():
+    weights = {"w": Weight((8, 12), ("embed", "mlp"), "matrix")}
+    state = {
+        "row": {"w": np.zeros((8, 1))}, "square": {"w": np.zeros((12, 12))},
+        "like": {"w": np.zeros((8, 12))}, "count": np.zeros([]), "w_of_none": np.zeros((8, 12)),
+    }  # fmt: skip
+    where = sharding.state_shardings(mesh_of(1, 4, 2), state, weights)
+    found = {name: jax.tree.leaves(leaf)[0].spec for name, leaf in where.items()}
+    assert found == {
+        "row": P("fsdp", None), "square": P(None, "tensor"), "like": P("fsdp", "tensor"),
+        "count": P(), "w_of_none": P(),
+    }  # fmt: skip
+
+
+def test_an_axis_is_cut_once():
+    weights = {"latent": Weight((8, 4), ("embed", "latent"), "matrix")}
+    assert sharding.specs(weights) == {"latent": P("fsdp", None)}
 
 
 def test_fresh_weights_do_not_depend_on_the_mesh():
-    config, optimizer = make_config(), make_optimizer()
+    config = make_config()
+    optimizer = optim.make_optimizer(config)
     one, eight = (train_step.create(config, optimizer, mesh_of(*s)) for s in ((1, 1, 1), (2, 2, 2)))
     for name, weight in one["params"].items():
         np.testing.assert_array_equal(weight, eight["params"][name])
@@ -116,7 +142,7 @@ def test_fresh_weights_do_not_depend_on_the_mesh():
 
 def collectives(config, sizes, micro_batches=2):
     mesh = mesh_of(*sizes)
-    optimizer = make_optimizer(mesh)
+    optimizer = optim.make_optimizer(config, mesh)
     shapes = train_step.abstract(config, optimizer, mesh)
     place = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((micro_batches, 8, 17), np.int32, sharding=place)
@@ -145,7 +171,7 @@ def test_the_step_lowers_for_tpus_with_their_kernel(monkeypatch, sizes):
     )
     config = make_config(width=512, heads=4, kv_heads=2, seq_len=128, window_pattern="SL")
     mesh = mesh_of(*sizes)
-    optimizer = optim.make_optimizer(config.optim, steps=20, width=512, mesh=mesh)
+    optimizer = optim.make_optimizer(config, mesh)
     place = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((1, 8, 129), np.int32, sharding=place)
     step = train_step.make_train_step(config, optimizer, mesh)
@@ -154,7 +180,8 @@ def test_the_step_lowers_for_tpus_with_their_kernel(monkeypatch, sizes):
 
 
 def test_metrics_are_those_of_all_micro_batches():
-    config, optimizer, mesh = make_config(loss="STEP"), make_optimizer(), mesh_of(1, 1, 1)
+    config, mesh = make_config(loss="STEP"), mesh_of(1, 1, 1)
+    optimizer = optim.make_optimizer(config)
     params = train_step.create(config, optimizer, mesh)["params"]
     gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
     whole, together = gradients(params, TOKENS.reshape(1, 16, 17))
@@ -168,7 +195,8 @@ def test_metrics_are_those_of_all_micro_batches():
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
 def test_scores_of_several_loop_counts_equal_single_runs(sizes):
-    config, optimizer, mesh = make_config(), make_optimizer(), mesh_of(*sizes)
+    config, mesh = make_config(), mesh_of(*sizes)
+    optimizer = optim.make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
     noise = functools.partial(jax.random.normal, jax.random.key(1))  # fresh loops change nothing
     current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
@@ -189,14 +217,15 @@ def test_scores_of_several_loop_counts_equal_single_runs(sizes):
 def test_meshes_that_cannot_cut_the_model_are_refused():
     config = make_config(heads=2)
     with pytest.raises(ConfigError, match="mesh.tensor=4 does not divide model.heads=2"):
-        train_step.abstract(config, make_optimizer(), mesh_of(1, 1, 4))
+        train_step.abstract(config, optim.make_optimizer(config), mesh_of(1, 1, 4))
     config = make_config(width=36, heads=2)
     with pytest.raises(ConfigError, match="mesh.fsdp=8 does not divide .*choose a divisor of 36"):
-        train_step.abstract(config, make_optimizer(), mesh_of(1, 8, 1))
+        train_step.abstract(config, optim.make_optimizer(config), mesh_of(1, 8, 1))
 
 
 def test_the_step_compiles_once_whatever_happens_between_steps():
-    config, optimizer, mesh = make_config(), make_optimizer(), mesh_of(1, 1, 1)
+    config, mesh = make_config(), mesh_of(1, 1, 1)
+    optimizer = optim.make_optimizer(config)
     step = train_step.make_train_step(config, optimizer, mesh)
     current = train_step.create(config, optimizer, mesh)
     for seed in range(3):
@@ -211,5 +240,5 @@ def test_bfloat16_keeps_float32_masters_and_stays_close():
     rounded = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     exact, close = (losses(c, (1, 1, 1), steps=4) for c in (config, rounded))
     np.testing.assert_allclose(exact, close, rtol=0.01)
-    current = train_step.create(rounded, make_optimizer(), mesh_of(1, 1, 1))
+    current = train_step.create(rounded, optim.make_optimizer(rounded), mesh_of(1, 1, 1))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(current)} == {"float32", "int32"}
