@@ -85,11 +85,9 @@ class Attention(nnx.Module):
         self.head_dim, self.window = config.head_dim, window
         kv_width = config.kv_heads * config.head_dim
         self.query = weight(uniform(rngs, width, width), "embed", "heads")
-        self.latent = None
-        source, axis = width, "embed"
-        if config.attention == "mla":
-            self.latent = weight(uniform(rngs, width, rank), "embed", "latent")
-            source, axis = rank, "latent"
+        latent = config.attention == "mla"
+        self.latent = weight(uniform(rngs, width, rank), "embed", "latent") if latent else None
+        source, axis = (rank, "latent") if latent else (width, "embed")
         self.key = weight(uniform(rngs, source, kv_width), axis, "heads")
         self.value = weight(uniform(rngs, source, kv_width), axis, "heads")
         self.out = weight(jnp.zeros((width, width)), "heads", "embed")
