@@ -203,7 +203,9 @@ def on_mesh(mesh: Mesh, work: Callable, *, dtype: str, in_specs: tuple, out_spec
         def local(shards: Mapping[str, Array], *arguments: Any) -> Any:
             # Rounded before they travel: half the bytes, and the products would round them anyway.
             rounded = {name: shard.astype(dtype) for name, shard in shards.items()}
-            return work(gather(rounded, specs), *arguments)
+            # The TPU's compiler would move both gathers into the loop: K times the messages.
+            whole = jax.lax.optimization_barrier(gather(rounded, specs))
+            return jax.lax.optimization_barrier(work(whole, *arguments))
 
         return jax.shard_map(
             local,
