@@ -56,10 +56,14 @@ def read(
     parsed = hlo.Program.read(program.as_text() or "")
     found: dict[tuple[str, tuple[str, ...], int, str, int], list[tuple[int, float]]]
     found = defaultdict(list)
+    chains: set[str] = set()
     for computation, instruction in parsed:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
+        if instruction.chain in chains:
+            continue
+        chains |= {instruction.chain} if instruction.chain else set()
         axes = _axes(instruction.groups(mesh.size), mesh)
         if not axes:  # a group of one device sends nothing
             continue

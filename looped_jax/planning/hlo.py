@@ -27,6 +27,7 @@ _CALLED = re.compile(
 )
 _LOOPED = re.compile(r"(body|condition)=%?([\w.\-$]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
@@ -63,6 +64,12 @@ class Instruction:
         """What a custom call calls."""
         found = _TARGET.search(self.attributes)
         return found[1] if found else ""
+
+    @property
+    def chain(self) -> str | None:
+        """A TPU spreads one message over several fusions; what they share, else None."""
+        found = _CHAIN.search(self.attributes)
+        return found[1] if found else None
 
     def groups(self, devices: int) -> np.ndarray:
         """Devices that a collective joins, int [groups, size], as places in the mesh's order."""

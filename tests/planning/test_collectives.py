@@ -105,6 +105,10 @@ ENTRY %main.1_spmd (x: f32[2,8]) -> f32[4,8] {
   %g = ((f32[2,8]{1,0}, f32[2,4]{1,0}), (f32[4,8]{1,0}, /*index=3*/f32[4,4]{1,0})) \
 all-gather-start(%x, %y), channel_id=1, replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}, \
 metadata={op_name="jit(step)/shard_map/all_gather"}
+  %c = bf16[4,8]{1,0} all-to-all(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, \
+frontend_attributes={chain_id="0"}
+  %c.1 = bf16[4,8]{1,0} all-to-all(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, \
+frontend_attributes={chain_id="0"}
   %k = f32[4,8]{1,0:T(8,128)} custom-call(%x), custom_call_target="tpu_custom_call", \
 backend_config={"custom_call_config":{"body":"TUzvUg==",
 "metadata":"of several lines"
@@ -120,6 +124,7 @@ def test_what_other_compilers_print_is_read_too(mesh):
     found = {c.kind: c for c in collectives.read(Program(OTHERS), mesh)}
     gathered = (4 * 8 + 4 * 4) * 4
     assert found == {
+        "all-to-all": collectives.Collective("all-to-all", ("data",), 2, "other", 1, 4 * 8),
         "all-gather": collectives.Collective(
             "all-gather", ("fsdp",), 2, "weights", 1, gathered // 2
         ),

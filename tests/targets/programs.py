@@ -5,7 +5,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, resolve
+from looped_jax.config import (
+    Config,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    resolve,
+)
 from looped_jax.diagnostics.measure import make_measure_step
 from looped_jax.evaluation import scoring
 from looped_jax.inference import decoding
@@ -22,24 +29,28 @@ def make_mesh(sizes, devices):
 
 
 def make_config(*, vocab_size=4096, **model):
-    settings = {"layers": 1, "loops": 3, "width": 512, "heads": 4, "seq_len": 256} | model
-    return resolve(
-        Config(model=ModelConfig(**settings), train=TrainConfig(steps=10)), vocab_size=vocab_size
+    settings = {"layers": 1, "loops": 3, "width": 256, "heads": 2, "seq_len": 256} | model
+    config = Config(
+        model=ModelConfig(**settings),
+        optim=OptimConfig(newton_schulz_steps=1),  # five are half of what a compiler works on here
+        train=TrainConfig(steps=10),
     )
+    return resolve(config, vocab_size=vocab_size)
 
 
-def compiled(program, config, mesh, *, time=None):
+def compiled(program, config, mesh, *, time=None, rows=ROWS, micro_batches=2):
     """One of PROGRAMS for rows of `time` tokens, by default those of training."""
-    return lowered(program, config, mesh, time or config.model.seq_len).compile()
+    time, rows = time or config.model.seq_len, rows * sharding.batch_devices(mesh)
+    return lowered(program, config, mesh, time, rows, micro_batches).compile()
 
 
-def lowered(program, config, mesh, time):
-    model, rows = config.model, ROWS * sharding.batch_devices(mesh)
+def lowered(program, config, mesh, time, rows, micro_batches):
+    model = config.model
     if program in ("train", "inside", "lr_find"):
         ramp = lr_range_test.ramp(0.1, 10, 10) if program == "lr_find" else None
         optimizer = optim.make_optimizer(config, mesh, multiplier=ramp)
         place = sharding.batch_sharding(mesh)
-        tokens = jax.ShapeDtypeStruct((2, rows, time + 1), np.int32, sharding=place)
+        tokens = jax.ShapeDtypeStruct((micro_batches, rows, time + 1), np.int32, sharding=place)
         step = train_step.make_train_step(config, optimizer, mesh, inside=program == "inside")
         return step.lower(train_step.abstract(config, optimizer, mesh), tokens)
 
