@@ -198,39 +198,6 @@ def gather(shards: Mapping[str, Array], specs: Mapping[str, P]) -> dict[str, Arr
     return {name: whole(shard, specs[name]) for name, shard in shards.items()}
 
 
-<<<<<<< HEAD:looped_jax/runtime/sharding.py
-=======
-def on_mesh(mesh: Mesh, work: Callable, *, dtype: str, in_specs: tuple, out_specs: Any) -> Callable:
-    """(params, *arguments) -> work(params, *arguments), with every batch device on its own rows.
-
-    For programs without gradients: `work` sees whole weights in the type `dtype` that it computes
-    in, gathered once, and what `in_specs` leave of the other arguments. The `tensor` axis stays
-    automatic in it.
-    """
-
-    def program(params: Mapping[str, Array], *arguments: Any) -> Any:
-        specs = manual_specs(mesh, params)
-
-        def local(shards: Mapping[str, Array], *arguments: Any) -> Any:
-            # Rounded before they travel: half the bytes, and the products would round them anyway.
-            rounded = {name: shard.astype(dtype) for name, shard in shards.items()}
-            # The TPU's compiler would move both gathers into the loop: K times the messages.
-            whole = jax.lax.optimization_barrier(gather(rounded, specs))
-            return jax.lax.optimization_barrier(work(whole, *arguments))
-
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(specs, *in_specs),
-            out_specs=out_specs,
-            axis_names=set(BATCH_AXES),
-            check_vma=False,
-        )(params, *arguments)
-
-    return program
-
-
->>>>>>> main:looped_jax/sharding.py
 def put(array: np.ndarray, mesh: Mesh, spec: P) -> Array:
     """An array that every process knows whole, on the mesh as `spec` cuts it."""
     return jax.make_array_from_callback(
