@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from looped_jax import files
 from looped_jax.config import (
@@ -49,7 +50,7 @@ from looped_jax.config import (
 )
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.files import default_cache_dir
-from looped_jax.model import block, loss, transformer
+from looped_jax.model import attention_kernels, block, loss, transformer
 from looped_jax.plotting import figures
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
@@ -277,16 +278,15 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
     def step(*patches: Any, optimizer: Any = None) -> Callable[[], Step]:
         return lambda: Step(config, tokens, patches, optimizer)
 
-    def not_mixed(kernel: str) -> block.Mix:
-        def mix(query, key, value, window):
-            groups = query.shape[2] // key.shape[2]
-            return query + jnp.repeat(key + value, groups, axis=2), None
+    def not_mixed(model: ModelConfig, mesh: Mesh) -> attention_kernels.Attend:
+        def attend(query, key, value, window):
+            return query + jnp.repeat(key + value, query.shape[2] // key.shape[2], axis=2)
 
-        return mix
+        return attend
 
-    def no_attention(self, query_source, source, rope, mix=None):
-        mixed = mix(self._heads(query_source), *[self._heads(source)] * 2, self.window)
-        return mixed[0].reshape(query_source.shape), None
+    def no_attention(self, query_source, source, rope, here, view, parts):
+        heads = self._heads(query_source), *[self._heads(source)] * 2
+        return here.history.attend(*heads, self.window).reshape(query_source.shape)
 
     def summed(config, head, hidden, targets):
         return hidden.astype(jnp.float32).sum(-1)
@@ -294,7 +294,7 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
     def unchanged(x, *_, **__):
         return x
 
-    mixing = mock.patch.object(transformer, "plainly", not_mixed)
+    mixing = mock.patch.object(attention_kernels, "for_mesh", not_mixed)
     return {
         "attention mixing": step(mixing),
         "attention projections": step(mock.patch.object(block.Attention, "__call__", no_attention)),

@@ -41,7 +41,7 @@ from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, Trai
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.files import default_cache_dir
 from looped_jax.model import flops, loss, transformer
-from looped_jax.model.loop_rules import RULES
+from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.training import optim, train_step
@@ -141,11 +141,11 @@ def plan(setting: Setting, vocab_size: int) -> list[Run]:
     for rule, k, rate in setting.rates:
         found += runs(rule, k, rate)
     if setting.equal_flops and max(setting.loops) > 1:
-        flops = [
+        of_each = [
             flops.count(setting.config(Run("FLT", k, 0, steps=1), vocab_size).model).flops
             for k in (1, max(setting.loops))
         ]
-        found += runs("FLT", 1, steps=round(setting.steps * flops[1] / flops[0]))
+        found += runs("FLT", 1, steps=round(setting.steps * of_each[1] / of_each[0]))
     return found
 
 
@@ -392,8 +392,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         flags.error(f"--{name}={given[name]}: {error}")
     setting = dataclasses.replace(PRESETS[given.pop("preset")], **given)
-    if unknown := set(setting.rules) - set(RULES):
-        flags.error(f"--rules: {', '.join(sorted(unknown))}: choose from {', '.join(RULES)}")
+    if unknown := set(setting.rules) - set(LOOP_RULES):
+        flags.error(f"--rules: {', '.join(sorted(unknown))}: choose from {', '.join(LOOP_RULES)}")
     if min(setting.loops) < 1 or setting.steps < 2 * LAST:
         flags.error(f"--loops start at 1, --steps at {2 * LAST}")
     keep_compiled()

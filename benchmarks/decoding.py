@@ -64,7 +64,7 @@ def main() -> None:
                 seconds[kind].append(way()[0])
         for kind in ways:
             rate = args.batch_size * args.tokens / statistics.median(seconds[kind])
-            size = caches.bytes_per_token(model, loops, kind) if kind != "none" else 0
+            size = transformer.cache_bytes_per_token(model, loops, kind) if kind != "none" else 0
             drift = np.abs(logits[kind] - logits["none"]).max()
             print(f"| {loops} | {kind} | {rate:,.0f} | {size:,} | {drift:.1e} |", flush=True)
 
@@ -95,7 +95,7 @@ def _forward(model, loops, params, tokens, last):
 def cached(model, params, tokens, prompt, loops, kind):
     """Seconds for the tokens after the prompt, and their logits [B, tokens, V]."""
     batch, length = tokens.shape
-    memory = caches.empty(model, batch=batch, length=length, loops=loops, kind=kind)
+    memory = transformer.empty_cache(model, batch=batch, length=length, loops=loops, kind=kind)
     places = np.broadcast_to(np.arange(length), tokens.shape)
     _, memory = _extend(model, loops, kind, params, tokens[:, :prompt], places[:, :prompt], memory)
     jax.block_until_ready(memory)

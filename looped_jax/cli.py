@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from looped_jax.config import Config, plain_type, unknown_key
+from looped_jax.config import plain_type, setting_types, unknown_key
 from looped_jax.errors import ConfigError
 
 
@@ -56,21 +56,22 @@ def _flag_message(argv: Sequence[str], error: Exception) -> str:
         return str(error).strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, ConfigError):
         return str(error)
-    hints = {
-        name: typing.get_type_hints(group) for name, group in typing.get_type_hints(Config).items()
-    }
+    known = setting_types()
+    groups = {key.rpartition(".")[0] for key in known}
     for arg in argv:
         key, _, value = arg.lstrip("-").partition("=")
         if not key.startswith("config."):
             continue
-        group, _, name = key.removeprefix("config.").partition(".")
-        if group not in hints:
-            return unknown_key(group, hints, prefix="")
-        if name not in hints[group]:
-            return unknown_key(name, hints[group], prefix=f"{group}.")
-        if not _parses(value, hints[group][name]):
-            kind = plain_type(hints[group][name]).__name__
-            return f"{group}.{name}={value!r} is not of type {kind}; give a value that is"
+        key = key.removeprefix("config.")
+        group, _, name = key.rpartition(".")
+        if group not in groups:
+            return unknown_key(group or name, groups, prefix="")
+        if key not in known:
+            of_group = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
+            return unknown_key(name, of_group, prefix=f"{group}.")
+        if not _parses(value, known[key]):
+            kind = plain_type(known[key]).__name__
+            return f"{key}={value!r} is not of type {kind}; give a value that is"
     return str(error).strip().splitlines()[0]
 
 

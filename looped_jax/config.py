@@ -13,16 +13,43 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ml_collections import config_dict
 
 from looped_jax.errors import ConfigError
+from looped_jax.registry import LOOP_RULES, PARTS
 
 DTYPES = ("float32", "bfloat16")
 REMATS = ("loop", "offload", "dots", "none")
+
+
+class Parts(Mapping[str, Any]):
+    """Settings of every registered part by name; hashable. See model/part.py."""
+
+    def __init__(self, settings: Mapping[str, Any] | None = None):
+        self._settings = dict(settings or {})
+
+    def __getitem__(self, name: str) -> Any:
+        return self._settings.get(name) or PARTS[name].Settings()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PARTS)
+
+    def __len__(self) -> int:
+        return len(PARTS)
+
+    def on(self) -> tuple[str, ...]:
+        """Names of the parts that are on."""
+        return tuple(name for name in self if self[name].on)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __repr__(self) -> str:
+        return f"Parts({dict(self)})"
 
 
 def _at_least(low: float, default: Any, high: float = math.inf) -> Any:
@@ -33,7 +60,7 @@ def _share(default: float) -> Any:
     return _at_least(0.0, default, 1.0)
 
 
-def _one_of(choices: Sequence[str], default: str) -> Any:
+def _one_of(choices: Collection[str], default: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
@@ -41,7 +68,7 @@ def _one_of(choices: Sequence[str], default: str) -> Any:
 class ModelConfig:
     """The looped transformer: `layers` blocks run `loops` times. Symbols: model/transformer.py."""
 
-    variant: str = _one_of(("FLT", "FLT_res", "LT_ia", "LT_i", "LT"), "FLT")  # the loop rule
+    variant: str = _one_of(LOOP_RULES, "FLT")  # the loop rule
     layers: int = _at_least(1, 6)  # L, blocks in the loop
     loops: int = _at_least(1, 12)  # K, times the blocks are run
     width: int | None = _at_least(2, None)  # D; 64 · layers
@@ -57,6 +84,7 @@ class ModelConfig:
     remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/transformer.py
     kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # attention: model/kernels.py
     loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
+    parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
 
     @property
     def head_dim(self) -> int:
@@ -90,6 +118,7 @@ class OptimConfig:
     matrix_learning_rate: float = _at_least(0.0, 0.02)  # Muon
     embedding_learning_rate: float = _at_least(0.0, 0.2)  # AdamW, times (D / 768) ** -0.5
     head_learning_rate: float = _at_least(0.0, 0.004)  # AdamW, times (D / 768) ** -0.5
+    vector_learning_rate: float = _at_least(0.0, 0.02)  # AdamW, scalars and vectors, likewise
     beta1: float = _share(0.8)  # AdamW
     beta2: float = _share(0.95)
     eps: float = _at_least(0.0, 1e-10)
@@ -162,41 +191,103 @@ class Config:
     @classmethod
     def from_dict(cls, values: Any) -> Config:
         """Checked Config from a ConfigDict or plain nested dict. Raises ConfigError."""
-        groups = {}
-        hints = typing.get_type_hints(cls)
-        _known_keys("", values, hints)
-        for name, group in hints.items():
-            given = dict(values.get(name, {}))
-            _known_keys(f"{name}.", given, typing.get_type_hints(group))
-            for key, kind in typing.get_type_hints(group).items():
-                if key in given:
-                    given[key] = _typed(f"{name}.{key}", given[key], kind)
-            groups[name] = group(**given)
-        config = cls(**groups)
+        config = _built(cls, values, "")
         _validate(config)
         return config
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain nested dict, ready for JSON; `from_dict` is its inverse."""
-        return dataclasses.asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, ready for JSON; `from_dict` is its inverse.
+
+        Parts as they are by default are left out: who does not have them needs not know of them.
+        """
+        return _plain(self)
+
+    def leaves(self) -> dict[str, Any]:
+        """Every setting by its dotted name."""
+        return {key: value for key, value, _ in _leaves(self, "")}
 
     def describe(self) -> str:
-        """One `group.field = value` line per setting."""
-        groups = self.to_dict().items()
-        return "\n".join(f"{g}.{k} = {v!r}" for g, fields in groups for k, v in fields.items())
+        """One `group.field = value` line per setting; parts that are off are left out."""
+        off = tuple(f"model.parts.{n}." for n in self.model.parts if n not in self.model.parts.on())
+        lines = self.leaves().items()
+        return "\n".join(f"{key} = {value!r}" for key, value in lines if not key.startswith(off))
+
+
+def fields(kind: Any) -> dict[str, tuple[Any, Any, Mapping[str, Any]]]:
+    """Type, default and metadata of every field of a group of settings, by name."""
+    if kind is Parts:
+        return {name: (part.Settings, part.Settings(), {}) for name, part in PARTS.items()}
+    hints, default = typing.get_type_hints(kind), kind()
+    return {
+        f.name: (hints[f.name], getattr(default, f.name), f.metadata)
+        for f in dataclasses.fields(kind)
+    }
+
+
+def is_group(kind: Any) -> bool:
+    """Whether a type is a group of settings, not a setting."""
+    return kind is Parts or dataclasses.is_dataclass(kind)
+
+
+def setting_types(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, (inner, _, _) in fields(kind).items():
+        key = f"{prefix}{name}"
+        found |= setting_types(inner, f"{key}.") if is_group(inner) else {key: inner}
+    return found
 
 
 def default_config() -> config_dict.ConfigDict:
-    """The defaults above as a type-checked ConfigDict, for files under configs/ to edit."""
+    """The defaults as a type-checked ConfigDict, for files under configs/ to edit."""
+    return _default(Config)
+
+
+def _default(kind: Any) -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
-    for name, group in typing.get_type_hints(Config).items():
-        config[name] = config_dict.ConfigDict()
-        for key, kind in typing.get_type_hints(group).items():
-            default = getattr(group(), key)
-            config[name][key] = (
-                config_dict.placeholder(plain_type(kind)) if default is None else default
-            )
+    for name, (inner, default, _) in fields(kind).items():
+        if is_group(inner):
+            config[name] = _default(inner)
+        elif default is None:
+            config[name] = config_dict.placeholder(plain_type(inner))
+        else:
+            config[name] = default
     return config
+
+
+def _built(kind: Any, values: Any, prefix: str) -> Any:
+    """A group of settings from nested values. Raises ConfigError for what is not one."""
+    known, given = fields(kind), dict(values)
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown_key(name, known, prefix=prefix))
+    built = {}
+    for name, (inner, _, _) in known.items():
+        if is_group(inner):
+            built[name] = _built(inner, given.get(name, {}), f"{prefix}{name}.")
+        elif name in given:
+            built[name] = _typed(f"{prefix}{name}", given[name], inner)
+    return Parts(built) if kind is Parts else kind(**built)
+
+
+def _plain(settings: Any) -> Any:
+    if isinstance(settings, Parts):
+        return {n: _plain(s) for n, s in settings.items() if s != PARTS[n].Settings()}
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    found = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+    return {name: value for name, value in found.items() if name != "parts" or value}
+
+
+def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(dotted name, value, metadata) of every setting."""
+    for name, (inner, _, metadata) in fields(type(settings)).items():
+        is_part = isinstance(settings, Parts)
+        value = settings[name] if is_part else getattr(settings, name)
+        if is_group(inner):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, metadata
 
 
 def resolve(config: Config, *, vocab_size: int) -> Config:
@@ -246,6 +337,7 @@ def run_name(config: Config) -> str:
     parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
     parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
     parts += [f"win{m.window_pattern}"] if "S" in m.window_pattern else []
+    parts += m.parts.on()
     return "_".join(parts)
 
 
@@ -292,12 +384,6 @@ def unknown_key(key: str, known: typing.Iterable[str], *, prefix: str) -> str:
     return f"{prefix}{key} is no setting; nearest: {', '.join(prefix + n for n in near)}"
 
 
-def _known_keys(prefix: str, values: Any, known: typing.Mapping[str, Any]) -> None:
-    for key in values:
-        if key not in known:
-            raise ConfigError(unknown_key(key, known, prefix=prefix))
-
-
 def plain_type(kind: Any) -> type:
     """int from `int | None`, tuple from `tuple[int, ...]`, and so on."""
     if isinstance(kind, types.UnionType):
@@ -325,21 +411,16 @@ def _either(options: Sequence[Any]) -> str:
 
 
 def _validate(config: Config) -> None:
-    for group, values in config.to_dict().items():
-        rules = {f.name: f.metadata for f in dataclasses.fields(getattr(config, group))}
-        for name, value in values.items():
-            rule = rules[name]
-            if value is None:
-                continue
-            if "choices" in rule and value not in rule["choices"]:
-                raise ConfigError(
-                    f"{group}.{name}={value!r} is unknown; choose {_either(rule['choices'])}"
-                )
-            if "low" in rule and not rule["low"] <= value <= rule["high"]:
-                high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"
-                raise ConfigError(
-                    f"{group}.{name}={value} is out of range; give {rule['low']} {high}"
-                )
+    for key, value, rule in _leaves(config, ""):
+        if value is None:
+            continue
+        if "choices" in rule and value not in rule["choices"]:
+            raise ConfigError(
+                f"{key}={value!r} is unknown; choose {_either(list(rule['choices']))}"
+            )
+        if "low" in rule and not rule["low"] <= value <= rule["high"]:
+            high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"
+            raise ConfigError(f"{key}={value} is out of range; give {rule['low']} {high}")
     m, o, t = config.model, config.optim, config.train
     if not m.window_pattern or set(m.window_pattern) - set("LS"):
         raise ConfigError(

@@ -27,8 +27,6 @@ from looped_jax.diagnostics.measure import Tokens, measure
 from looped_jax.diagnostics.sections import make_sections, numbers, summary
 from looped_jax.files import check_writable, default_cache_dir
 from looped_jax.inference.trained_model import TrainedModel
-from looped_jax.model import transformer
-from looped_jax.model.taps import Trace
 from looped_jax.plotting import html_report
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
@@ -51,7 +49,8 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
     )
     ids = traced_tokens(model, tokens, args.text)
     say(f"attention and streams on {len(ids)} tokens ...")
-    trace = jax.device_get(_trace(model, ids, loops))
+    record = ("block", "weights")
+    trace = jax.device_get(model.run(ids[None], loops=(loops,), record=record).seen)
     say("weights ...")
     matrices = weights.inspect(model.params)
     entries = read_log(Path(args.checkpoint))
@@ -92,11 +91,6 @@ def traced_tokens(model: TrainedModel, tokens: Tokens, text: str | None) -> np.n
         return tokens.inputs[0, :TRACED]
     ids = [model.tokenizer.bos_id, *model.tokenizer.encode(text)][:TRACED]
     return np.array(ids, np.int32)
-
-
-def _trace(model: TrainedModel, ids: np.ndarray, loops: int) -> Trace:
-    look = jax.jit(transformer.trace, static_argnums=0, static_argnames="loops")
-    return look(model.config.model, model.params, ids[None], loops=loops)
 
 
 def say(line: str, last: bool = True) -> None:

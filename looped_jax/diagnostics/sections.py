@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,9 @@ import numpy as np
 from looped_jax.diagnostics import drawings, weights
 from looped_jax.diagnostics.measure import Tokens
 from looped_jax.inference.trained_model import TrainedModel
-from looped_jax.model.loop_rules import RULES
-from looped_jax.model.taps import Trace
 from looped_jax.plotting import figures
 from looped_jax.plotting.html_report import Section
+from looped_jax.registry import LOOP_RULES
 
 INSIDE = {  # what training records with train.inside_every, and how to read it
     "gradient_block": "gradient arriving at the output of each layer",
@@ -46,7 +46,7 @@ def summary(model: TrainedModel, tokens: Tokens) -> list[str]:
         )
         settled = tokens.settled()[tokens.targets >= 0]
         lines.append(f"{100 * (settled == 1).mean():.1f}% of predictions stay what loop 1 says.")
-    if RULES[model.config.model.variant].same_start:
+    if LOOP_RULES[model.config.model.variant].same_start:
         lines.append(
             f"{model.config.model.variant} passes the previous loop on through queries alone: the "
             "first token of a row has one key, so its output cannot depend on the number of loops."
@@ -57,7 +57,7 @@ def summary(model: TrainedModel, tokens: Tokens) -> list[str]:
 def make_sections(
     model: TrainedModel,
     tokens: Tokens,
-    trace: Trace,
+    trace: Mapping[str, np.ndarray],
     ids: np.ndarray,
     matrices: dict[str, weights.Matrix],
     entries: list[dict[str, Any]],
@@ -152,7 +152,7 @@ def make_sections(
             "embedding. A norm that climbs from loop to loop is a warning, though no collapse by "
             "itself.",
             figures.heatmap(
-                np.linalg.norm(np.asarray(trace.streams, np.float32), axis=-1)
+                np.linalg.norm(np.asarray(trace["block"], np.float32), axis=-1)
                 .mean((2, 3))
                 .tolist(),
                 title="norm of the stream",
@@ -164,7 +164,7 @@ def make_sections(
             "Attention of up to six loops and six heads on "
             f"{''.join(words)!r}: queries down, keys across, brighter is more. Rows of one column "
             "differ only by the loop.",
-            drawings.attention(np.asarray(trace.attention)[:, :, 0], words),
+            drawings.attention(np.asarray(trace["weights"])[:, :, 0], words),
             "attention",
         ),
         Section(
@@ -235,7 +235,9 @@ def _code(text: str) -> str:
     return f"<code>{html.escape(shown)}</code>"
 
 
-def numbers(tokens: Tokens, trace: Trace, matrices: dict[str, weights.Matrix]) -> dict[str, Any]:
+def numbers(
+    tokens: Tokens, trace: Mapping[str, np.ndarray], matrices: dict[str, weights.Matrix]
+) -> dict[str, Any]:
     """Every number that is drawn, ready for JSON."""
     settled = tokens.settled()[tokens.targets >= 0]
     by_loop = {
@@ -249,7 +251,7 @@ def numbers(tokens: Tokens, trace: Trace, matrices: dict[str, weights.Matrix]) -
         **{name: tokens.mean(values).tolist() for name, values in by_loop.items()},
         "loss_by_position": tokens.by_position(tokens.nats).tolist(),
         "settled_in_loop": [float((settled == k).mean()) for k in range(1, tokens.loops + 1)],
-        "stream_norm": np.linalg.norm(np.asarray(trace.streams, np.float32), axis=-1)
+        "stream_norm": np.linalg.norm(np.asarray(trace["block"], np.float32), axis=-1)
         .mean((2, 3))
         .tolist(),
         "weights": {

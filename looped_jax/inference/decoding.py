@@ -109,9 +109,11 @@ class Steps:
         """Rows over the batch axes, heads over `tensor`. Raises ValueError for unknown kinds."""
         attend = attention_kernels.for_mesh(config, mesh)
         rows, cached = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
-        of_cache = NamedSharding(mesh, P(None, sharding.BATCH_AXES, None, "tensor"))
-        made = functools.partial(caches.empty, config, loops=loops, kind=kind)
-        made(batch=1, length=1)  # raises for an unknown kind
+        made = functools.partial(transformer.empty_cache, config, loops=loops, kind=kind)
+        of_cache = {
+            name: NamedSharding(mesh, caches.spec(name))
+            for name in jax.eval_shape(lambda: made(batch=1, length=1))
+        }
 
         def extend(params, memory, tokens, positions, index, draws, seed, *sampling, first):
             hidden, memory = transformer.extend(

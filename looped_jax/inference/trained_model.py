@@ -17,6 +17,7 @@ from looped_jax.config import Config, ModelConfig
 from looped_jax.data.tokenizer import Tokenizer, read_tokenizer
 from looped_jax.errors import CheckpointError, ConfigError, DataError
 from looped_jax.inference.decoding import GREEDY, Sampling, stream
+from looped_jax.inference.run import Edit, Run, loop_counts, study, token_ids
 from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
@@ -88,19 +89,39 @@ class TrainedModel:
         step, params = checkpoint.load_params(folder, shapes, step=step)
         return cls(config, params, words, step=step, folder=folder, mesh=mesh)
 
-    def logits(self, tokens: np.ndarray, *, loops: Sequence[int] | None = None) -> tuple:
-        """Float32 logits [B, T, V] of tokens [B, T], one array per loop count, from one pass.
+    def logits(
+        self,
+        tokens: str | Sequence[str] | np.ndarray,
+        *,
+        loops: int | Sequence[int] | None = None,
+    ) -> tuple:
+        """Float32 logits [B, T, V] of tokens, one array per loop count, from one pass.
 
-        By default at the trained loop count alone. Any positive counts, in any order.
+        By default at the trained loop count alone. Any positive counts, in any order. Tokens as in
+        `run`. Raises ArgumentError.
         """
-        counts = tuple(loops or (self.config.model.loops,))
-        if min(counts) < 1:
-            raise ValueError(f"loops={counts} must be whole numbers from 1")
-        tokens = np.asarray(tokens)
+        counts, tokens = loop_counts(self, loops), token_ids(self, tokens)
         run = _logits(self.config.model, self.mesh, counts)
         spec = P(sharding.BATCH_AXES)
         rows = sharding.put(sharding.fill_rows(tokens, self.mesh), self.mesh, spec)
         return tuple(logits[: len(tokens)] for logits in run(self.params, rows))
+
+    def run(
+        self,
+        tokens: str | Sequence[str] | np.ndarray,
+        *,
+        loops: int | Sequence[int] | None = None,
+        record: Sequence[str] = (),
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        edit: Edit | Sequence[Edit] = (),
+        start: tuple[int, np.ndarray] | None = None,
+    ) -> Run:
+        """One pass over tokens [B, T], [T] or texts, with a view inside; see inference/run.py."""
+        return study(
+            self, tokens, loops=loops, record=record, layers=layers, positions=positions,
+            edits=(edit,) if isinstance(edit, Edit) else tuple(edit), start=start,
+        )  # fmt: skip
 
     def generate(
         self,

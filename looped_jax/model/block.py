@@ -6,30 +6,22 @@ All matrices are stored (in, out) in float32, have no bias, and act on rows: y =
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config import ModelConfig
-from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.linear import linear
-from looped_jax.model.taps import tap
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.part import Here, Part, make_parts, through
+from looped_jax.model.probe import BLIND, View
 from looped_jax.model.weights import weight
 
 Array = jax.Array
 Rope = tuple[Array, Array]
-Mix = Callable[[Array, Array, Array, int | None], tuple[Array, Any]]
-
-
-def rms_norm(x: Array) -> Array:
-    """x / rms(x) over the last axis, in float32 at least, without a learned scale; keeps dtype."""
-    with jax.named_scope("norm"):
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + jnp.finfo(wide.dtype).eps)).astype(x.dtype)
+Parts = Iterable[Part]
 
 
 def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
@@ -52,18 +44,6 @@ def rotate(x: Array, rope: Rope) -> Array:
     with jax.named_scope("rope"):
         x1, x2 = jnp.split(x, 2, axis=-1)
         return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
-
-
-def without_past(attend: Attend) -> Mix:
-    """Attention among the tokens of this call alone."""
-
-    def mix(query: Array, key: Array, value: Array, window: int | None) -> tuple[Array, None]:
-        return attend(query, key, value, window), None
-
-    return mix
-
-
-PLAIN = without_past(plain)
 
 
 def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> Array:
@@ -93,20 +73,22 @@ class Attention(nnx.Module):
         self.out = weight(jnp.zeros((width, width)), "heads", "embed")
 
     def __call__(
-        self, query_source: Array, source: Array, rope: Rope, mix: Mix = PLAIN
-    ) -> tuple[Array, Any]:
-        """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D].
-
-        `mix` is how queries meet keys; what it returns beside the mixed values is passed on.
-        """
+        self, query_source: Array, source: Array, rope: Rope, here: Here, view: View, parts: Parts
+    ) -> Array:
+        """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
         query = self._heads(linear(query_source, self.query[...]))
         if self.latent is not None:
             source = rms_norm(linear(source, self.latent[...]))
         key, value = (self._heads(linear(source, w[...])) for w in (self.key, self.value))
+        query = through(parts, "query", query, here)
+        key, value = through(parts, "key", key, here), through(parts, "value", value, here)
         query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
+        query, key = view("query", here.layer, query), view("key", here.layer, key)
+        value = view("value", here.layer, value)
         with jax.named_scope("mix"):
-            mixed, memory = mix(query, key, value, self.window)
-        return linear(mixed.reshape(query_source.shape), self.out[...]), memory
+            mixed = here.history.attend(query, key, value, self.window)
+        mixed = through(parts, "mixed", mixed, here)
+        return linear(mixed.reshape(query_source.shape), self.out[...])
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -124,25 +106,26 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block: x += attention, x += MLP."""
+    """Pre-norm residual block: x += attention, x += MLP; parts act at their sites."""
 
-    def __init__(self, config: ModelConfig, window: int | None, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         assert config.width
-        self.attention = Attention(config, window, rngs=rngs)
+        self.attention = Attention(config, config.windows()[layer], rngs=rngs)
         self.mlp = MLP(config.width, rngs=rngs)
+        self.parts = make_parts(config, layer, rngs=rngs)
 
     def __call__(
-        self,
-        x: Array,
-        query_source: Array,
-        rope: Rope,
-        mix: Mix = PLAIN,
-        taps: Array | None = None,
-    ) -> tuple[Array, Any]:
+        self, x: Array, query_source: Array, rope: Rope, here: Here, view: View = BLIND
+    ) -> Array:
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
+        parts, layer = tuple(self.parts.values()), here.layer
         with jax.named_scope("attention"):
-            out, memory = self.attention(rms_norm(query_source), rms_norm(x), rope, mix)
-            x = x + tap(out, taps, "attention")
+            query_source, source = rms_norm(query_source), rms_norm(x)
+            source = through(parts, "attention_input", source, here)
+            out = self.attention(query_source, source, rope, here, view, parts)
+            x = x + view("attention", layer, through(parts, "attention_output", out, here))
+        x = through(parts, "stream", x, here)
         with jax.named_scope("mlp"):
-            x = x + tap(self.mlp(rms_norm(x)), taps, "mlp")
-        return tap(x, taps, "block"), memory
+            out = self.mlp(through(parts, "mlp_input", rms_norm(x), here))
+            x = x + view("mlp", layer, through(parts, "mlp_output", out, here))
+        return view("block", layer, through(parts, "block_output", x, here))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from looped_jax.config import ModelConfig
+from looped_jax.model import transformer
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,14 @@ def count(config: ModelConfig) -> Cost:
     6 FLOPs per weight use, 12 · H · Dh per visible key and layer for attention (not halved for
     causality, the field's convention); recomputation for rematerialisation is not counted.
     """
-    assert config.width and config.kv_heads
+    assert config.width
     width, table = config.width, config.padded_vocab * config.width
-    kv_width = config.kv_heads * config.head_dim
-    kv = 2 * width * kv_width
-    if config.attention == "mla":
-        kv = width * config.latent_rank + 2 * config.latent_rank * kv_width
-    looped = config.layers * (2 * width * width + kv + 8 * width * width)
+    weights = transformer.weights(config)
+    looped = sum(w.size for name, w in weights.items() if name.startswith("blocks."))
     keys = sum(min(w or config.seq_len, config.seq_len) for w in config.windows())
     loop = 6 * looped + 12 * width * keys
     return Cost(
-        parameters=looped + 2 * table,
+        parameters=sum(w.size for w in weights.values()),
         looped=looped,
         flops=6 * table * len(config.scored_loops()) + config.loops * loop,
         reference_flops=6 * table + 6 * looped + 12 * width * config.seq_len * config.layers,

@@ -1,76 +1,95 @@
 """The loop rules: what the state of the previous loop does to the next one.
 
-A rule is two functions, called inside the scan over loops. `h` is the state after the previous
-loop, zero in the first one; `first` is a traced bool, true in the first loop, where every rule is
-a plain transformer. `e` is the embedding before normalisation. All are [B, T, D].
+A rule says how a loop starts and what its layers take from the previous loop. `here`, see
+model/part.py, holds h, the state after the previous loop, zero in the first one; e, the embedding
+before normalisation; and the indices of loop and layer. In the first loop every rule is a plain
+transformer. All are [B, T, D].
 
 Source: "Simply Stabilizing the Loop via Fully Looped Transformer", arXiv 2605.18797.
 
-To try an idea, add a rule to RULES: it appears in `model.variant` and in every test that runs
-over all rules.
+To try an idea, register a rule, here or in a file of your own: it is then a choice of
+`model.variant` and in every test that runs over all rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from looped_jax.model.block import rms_norm
+from looped_jax.config import ModelConfig
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.part import Here
+from looped_jax.registry import LOOP_RULES
 
 Array = jax.Array
 
 
-class LoopRule(NamedTuple):
-    """How a loop begins and what each of its layers sees of the previous loop.
+class LoopRule(nnx.Module):
+    """Each loop starts anew from the embedding and learns nothing of the loop before.
 
-    start: (e, h, first) -> stream x at the start of the loop
-    inject: (x, h, layer, first) -> (stream x, what the layer's queries are taken from)
     same_start: the first layer's stream, and so its keys and values, are the same in every loop
     """
 
-    start: Callable[[Array, Array, Array], Array]
-    inject: Callable[[Array, Array, int, Array], tuple[Array, Array]]
-    same_start: bool = False
+    same_start: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """A rule may make weights of its own; see model/weights.py."""
+
+    def start(self, here: Here) -> Array:
+        """The stream at the start of a loop."""
+        return rms_norm(here.e)
+
+    def inject(self, x: Array, here: Here) -> tuple[Array, Array]:
+        """Before each layer: the stream, and what the layer's queries are taken from."""
+        return x, x
 
 
-def _restart(e: Array, h: Array, first: Array) -> Array:
-    return rms_norm(e)
+@LOOP_RULES.register("FLT")
+class FullyLooped(LoopRule):
+    """Every layer asks with the previous loop's output; keys and values come from x alone.
+
+    So a loop can change where a token looks, but cannot add content directly.
+    """
+
+    same_start = True
+
+    def inject(self, x: Array, here: Here) -> tuple[Array, Array]:
+        return x, jnp.where(here.first, x, here.h)
 
 
-def _restart_with_state(e: Array, h: Array, first: Array) -> Array:
-    return rms_norm(e + h)  # h is zero in the first loop
+@LOOP_RULES.register("FLT_res")
+class FullyLoopedResidual(LoopRule):
+    """Every layer first adds the previous loop's output to its stream."""
+
+    def inject(self, x: Array, here: Here) -> tuple[Array, Array]:
+        x = jnp.where(here.first, x, rms_norm(x + here.h))
+        return x, x
 
 
-def _continue(e: Array, h: Array, first: Array) -> Array:
-    return jnp.where(first, rms_norm(e), h)
+@LOOP_RULES.register("LT_ia")
+class InjectedAttention(LoopRule):
+    """The first layer asks with the previous loop's output."""
+
+    same_start = True
+
+    def inject(self, x: Array, here: Here) -> tuple[Array, Array]:
+        return x, jnp.where(here.first, x, here.h) if here.layer == 0 else x
 
 
-def _nothing(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Array]:
-    return x, x
+@LOOP_RULES.register("LT_i")
+class Injected(LoopRule):
+    """A loop starts from embedding and state together."""
+
+    def start(self, here: Here) -> Array:
+        return rms_norm(here.e + here.h)  # h is zero in the first loop
 
 
-def _queries(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Array]:
-    return x, jnp.where(first, x, h)
+@LOOP_RULES.register("LT")
+class Plain(LoopRule):
+    """A loop goes on with the state."""
 
-
-def _queries_of_first_layer(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Array]:
-    return _queries(x, h, layer, first) if layer == 0 else (x, x)
-
-
-def _residual(x: Array, h: Array, layer: int, first: Array) -> tuple[Array, Array]:
-    x = jnp.where(first, x, rms_norm(x + h))
-    return x, x
-
-
-RULES = {
-    # fully looped: every layer asks with the previous loop's output, and answers come from x only,
-    # so a loop can change where a token looks but cannot add content directly
-    "FLT": LoopRule(start=_restart, inject=_queries, same_start=True),
-    "FLT_res": LoopRule(start=_restart, inject=_residual),
-    "LT_ia": LoopRule(start=_restart, inject=_queries_of_first_layer, same_start=True),
-    "LT_i": LoopRule(start=_restart_with_state, inject=_nothing),
-    "LT": LoopRule(start=_continue, inject=_nothing),
-}
+    def start(self, here: Here) -> Array:
+        return jnp.where(here.first, rms_norm(here.e), here.h)

@@ -20,12 +20,15 @@ from jax.sharding import Mesh, NamedSharding
 from looped_jax.config import ModelConfig
 from looped_jax.model import attention_kernels
 from looped_jax.model.attention_kernels import Attend, plain
-from looped_jax.model.block import Block, Mix, rms_norm, rope_tables, without_past
-from looped_jax.model.kv_cache import Cache, Past, Slots, remember
+from looped_jax.model.block import Block, Rope, rope_tables
+from looped_jax.model.history import FullPass, WithWeights
+from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty
 from looped_jax.model.linear import PRODUCT
-from looped_jax.model.loop_rules import RULES
-from looped_jax.model.taps import Trace, attend_openly, mean_norm
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.part import Here, make_parts, through
+from looped_jax.model.probe import BLIND, Probe, View, mean_norm
 from looped_jax.model.weights import Weight, described, weight
+from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 
 Array = jax.Array
@@ -37,16 +40,16 @@ class LoopStates(NamedTuple):
 
     hidden: [N, B, T, D] normalised state after each of the N wanted loops, what the head reads
     norms: [K] mean over tokens of the stream's L2 norm at the end of each loop, before closing norm
-    layer_norms: [K, L] the same after every layer; None unless taps are given
+    seen: what a probe kept, stacked over loops; see model/probe.py
     """
 
     hidden: Array
     norms: Array
-    layer_norms: Array | None = None
+    seen: Any = None
 
 
 class LoopedTransformer(nnx.Module):
-    """L blocks, looped. Embedding and head are separate matrices."""
+    """L blocks, looped by a rule. Embedding and head are separate matrices."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         assert config.width
@@ -54,9 +57,33 @@ class LoopedTransformer(nnx.Module):
         table = (config.padded_vocab, config.width)
         embed = jax.random.normal(rngs.params(), table)
         self.embed = weight(embed, "vocab", "embed", group="table")
-        self.blocks = nnx.List([Block(config, window, rngs=rngs) for window in config.windows()])
+        self.blocks = nnx.List([Block(config, n, rngs=rngs) for n in range(config.layers)])
         head = 0.001 * jax.random.normal(rngs.params(), table[::-1])
         self.head = weight(head, "embed", "vocab", group="head")
+        self.rule = LOOP_RULES[config.variant](config, rngs=rngs)
+        self.parts = make_parts(config, None, rngs=rngs)
+
+    def enter(self, tokens: Array, history: Any) -> Here:
+        """Embedded tokens, and what parts look up once, before the loops."""
+        with jax.named_scope("embed"):
+            e = self.embed[...][tokens].astype(self.config.dtype)
+        here = Here(tokens, e, history=history, entry={})
+        e = through(self.parts.values(), "entry", e, here)
+        for layer, block in enumerate(self.blocks):
+            e = through(block.parts.values(), "entry", e, here._replace(e=e, layer=layer))
+        return here._replace(e=e)
+
+    def loop(self, here: Here, rope: Rope, history: Callable[[int], Any], view: View) -> Array:
+        """One loop: the stream [B, T, D] after its last layer."""
+        x = through(self.parts.values(), "loop_start", self.rule.start(here), here)
+        x = view("start", None, x)
+        for layer, block in enumerate(self.blocks):  # the same L blocks every time
+            with jax.named_scope(f"layer_{layer}"):
+                here = here._replace(layer=layer, history=history(layer))
+                x = through(block.parts.values(), "stream", x, here)
+                x, query_source = self.rule.inject(x, here)
+                x = block(x, query_source, rope, here, view)
+        return x
 
     def __call__(
         self,
@@ -64,48 +91,53 @@ class LoopedTransformer(nnx.Module):
         loops: int,
         wanted: tuple[int, ...],
         past: Past | None = None,
-        taps: Array | None = None,
-        openly: bool = False,
+        probe: Probe = BLIND,
         attend: Attend = plain,
-    ) -> tuple[LoopStates, Any]:
-        """States after the `wanted` loops, and the cache as `past` now is or, openly, a Trace."""
-        rule = RULES[self.config.variant]
-        with jax.named_scope("embed"):
-            e = self.embed[...][tokens].astype(self.config.dtype)
-        places = past.positions if past else jnp.arange(tokens.shape[1])
-        rope = rope_tables(places, self.config.head_dim, e.dtype)
+        start: Array | None = None,
+        done: int = 0,
+    ) -> tuple[LoopStates, Cache | None]:
+        """States after the `wanted` loops, and the cache as `past` now is.
 
-        def mix(cache: Cache | None, index: Array, layer: int) -> Mix:
-            if past and cache:
-                return remember(past, cache, index, layer, attend)
-            return attend_openly if openly else without_past(attend)
+        With a state `start` [B, T, D] that `done` loops have left, they are not run again.
+        """
+        pages = Pages(past, past.cache) if past else None
+        here = self.enter(tokens, pages.at_entry(attend) if pages else FullPass(attend))
+        positions = jnp.arange(tokens.shape[1]) if past is None else past.positions
+        rope = rope_tables(positions, self.config.head_dim, here.e.dtype)
 
-        def loop(carry: tuple[Array, Cache | None], xs: tuple[Array, Array | None]):
-            (h, cache), (index, taps) = carry, xs
-            first, streams, weights = index == 0, [], []
-            x = rule.start(e, h, first)
-            for layer, block in enumerate(self.blocks):
-                with jax.named_scope(f"layer_{layer}"):
-                    x, query_source = rule.inject(x, h, layer, first)
-                    tapped = None if taps is None else taps[layer]
-                    x, memory = block(x, query_source, rope, mix(cache, index, layer), tapped)
-                cache = memory if past else None
-                streams.append(x)
-                weights.append(memory)
-            h = rms_norm(x)
-            layer_norms = None if taps is None else jnp.stack([mean_norm(x) for x in streams])
-            trace = Trace(h, jnp.stack(streams), jnp.stack(weights)) if openly else None
-            return (h, cache), (h if collect else None, mean_norm(x), layer_norms, trace)
+        def one_loop(carry: tuple[Array, Cache | None], xs: tuple[Array, Any]):
+            (h, cache), (index, inputs) = carry, xs
+            view = probe.view(index, inputs)
+            now = here._replace(h=h, loop=index, first=index == 0)
+            pages = Pages(past, cache) if past and cache else None
+
+            def history(layer: int) -> Any:
+                if pages:
+                    return pages.at(index, layer, attend)
+                if view.wants("weights"):
+                    return WithWeights(functools.partial(view, "weights", layer))
+                return FullPass(attend)
+
+            x = self.loop(now, rope, history, view)
+            h = view("state", None, rms_norm(x))
+            return (h, pages.cache if pages else None), (
+                h if collect else None,
+                mean_norm(x),
+                view.seen(),
+            )
 
         # The last state is the scan's carry; only other states have to be collected.
         collect = wanted != (loops - 1,)
-        (last, extended), (states, norms, layer_norms, trace) = jax.lax.scan(
-            _rematerialised(loop, self.config.remat),
-            (jnp.zeros_like(e), past.cache if past else None),
-            (jnp.arange(loops), taps),
+        (last, cache), (states, norms, seen) = jax.lax.scan(
+            _rematerialised(one_loop, self.config.remat),
+            (jnp.zeros_like(here.e) if start is None else start, pages.cache if pages else None),
+            (jnp.arange(done, loops) if done else jnp.arange(loops), probe.inputs),
         )
-        hidden = states[jnp.array(wanted)] if collect else last[None]
-        return LoopStates(hidden, norms, layer_norms), trace if openly else extended
+        hidden = states[jnp.array([k - done for k in wanted])] if collect else last[None]
+        if any(hasattr(part, "exit") for part in self.parts.values()):
+            read = [through(self.parts.values(), "exit", h, here._replace(h=h)) for h in hidden]
+            hidden = jnp.stack(read)
+        return LoopStates(hidden, norms, seen), cache
 
 
 def _rematerialised(loop, remat: str):
@@ -133,12 +165,22 @@ def _rematerialised(loop, remat: str):
 @functools.lru_cache
 def weights(config: ModelConfig) -> dict[str, Weight]:
     """Shape, axes and optimizer group of every parameter, by name; nothing is computed."""
-    return described(nnx.eval_shape(lambda: LoopedTransformer(config, rngs=nnx.Rngs(0))))
+    return described(nnx.eval_shape(lambda: _make(config, jax.random.key(0))))
+
+
+def _make(config: ModelConfig, key: Array) -> LoopedTransformer:
+    rngs = nnx.Rngs(key, parts=jax.random.fold_in(key, 1)) if config.parts.on() else nnx.Rngs(key)
+    return LoopedTransformer(config, rngs=rngs)
+
+
+def init_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of the parameters."""
+    return {n: jax.ShapeDtypeStruct(w.shape, jnp.float32) for n, w in weights(config).items()}
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Fresh float32 weights: unit-normal embedding, uniform inputs, zero outputs, tiny head."""
-    state = nnx.state(LoopedTransformer(config, rngs=nnx.Rngs(key)), nnx.Param)
+    state = nnx.state(_make(config, key), nnx.Param)
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
@@ -149,22 +191,24 @@ def forward(
     *,
     loops: int | None = None,
     wanted: tuple[int, ...] | None = None,
-    taps: Array | None = None,
+    probe: Probe = BLIND,
     attend: Attend = plain,
+    start: Array | None = None,
+    done: int = 0,
 ) -> LoopStates:
     """Run `loops` loops over tokens [B, T] and keep the states after the `wanted` (0-based) ones.
 
     By default the config's own K, and the last. The state after loop k is what a model of k + 1
     loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
-    `taps` [loops, L, 3]: see model/probe.py. `attend`: see model/kernels.py; plain attention runs
-    anywhere.
+    `probe`: see model/probe.py. `attend`: see model/kernels.py; plain attention runs
+    anywhere. `start` [B, T, D]: go on from this state, which `done` loops have left.
     """
     loops = config.loops if loops is None else loops
     wanted = (loops - 1,) if wanted is None else wanted
-    if not wanted or not all(0 <= k < loops for k in wanted):
-        raise ValueError(f"wanted={wanted} must name loops 0 to {loops - 1}")
+    if not wanted or not all(done <= k < loops for k in wanted):
+        raise ValueError(f"wanted={wanted} must name loops {done} to {loops - 1}")
     model = _bind(config, params)
-    return model(tokens, loops, wanted, taps=taps, attend=attend)[0]
+    return model(tokens, loops, wanted, probe=probe, attend=attend, start=start, done=done)[0]
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -216,11 +260,35 @@ def make_states(
     return states
 
 
-def trace(config: ModelConfig, params: Params, tokens: Array, *, loops: int | None = None) -> Trace:
-    """Every state and attention weight of one pass over tokens [B, T]; for few, short rows."""
-    loops = config.loops if loops is None else loops
-    model = _bind(config, params)
-    return model(tokens, loops, (loops - 1,), openly=True)[1]
+@functools.lru_cache
+def streams(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What parts look back at, by name: [1, 1, …] of one token; found by one abstract pass."""
+    found: dict[str, jax.ShapeDtypeStruct] = {}
+
+    def look(params: Params) -> None:
+        model, tokens = _bind(config, params), jnp.zeros((1, 1), jnp.int32)
+        here = model.enter(tokens, Finder(found, "entry"))
+        rope = rope_tables(jnp.zeros((1,)), config.head_dim, here.e.dtype)
+        loop = jnp.zeros([], jnp.int32)
+        here = here._replace(h=here.e, loop=loop, first=loop == 0)
+        model.loop(here, rope, lambda layer: Finder(found, "layer"), BLIND)
+
+    if config.parts.on():
+        jax.eval_shape(look, init_shapes(config))
+    return found
+
+
+def empty_cache(
+    config: ModelConfig, *, batch: int, length: int, loops: int, kind: str = "exact"
+) -> Cache:
+    """A cache for `batch` sequences of up to `length` tokens; see model/kv_cache.py."""
+    return empty(config, streams(config), batch=batch, length=length, loops=loops, kind=kind)
+
+
+def cache_bytes_per_token(config: ModelConfig, loops: int, kind: str = "exact") -> int:
+    """Cache bytes that one more token of one sequence takes."""
+    cache = jax.eval_shape(lambda: empty_cache(config, batch=1, length=1, loops=loops, kind=kind))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
 def extend(
@@ -264,6 +332,6 @@ def _bind(config: ModelConfig, params: Params) -> LoopedTransformer:
 
 @functools.lru_cache
 def _skeleton(config: ModelConfig):
-    model = nnx.eval_shape(lambda: LoopedTransformer(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: _make(config, jax.random.key(0)))
     skeleton, state = nnx.split(model, nnx.Param)
     return skeleton, tuple(nnx.to_flat_state(state))

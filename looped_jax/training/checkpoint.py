@@ -22,6 +22,7 @@ from looped_jax.files import check_writable
 State = dict[str, Any]
 
 
+TOLD = 5  # differences that are spelt out
 SPEED = ("remat", "loss_chunk", "kernel")  # model settings that may change within a run
 
 
@@ -189,24 +190,42 @@ def identity(config: Config, *, data: dict, tokenizer: dict, hosts: int) -> dict
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], *, run_dir: str) -> None:
-    """Raise CheckpointError that spells out every difference between two identities."""
-    before, now = _flat(saved), _flat(current)
-    differences = [
-        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if [line.split(":")[0] for line in differences] == ["data.hosts"]:
+    """Raise CheckpointError that spells out the differences between two identities.
+
+    A setting that one of them does not have stands at its default: settings that came later refuse
+    no older run.
+    """
+    defaults = _flat(_defaults())
+    before, now = (defaults | _flat(each) for each in (saved, current))
+    different = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    if different == ["data.hosts"]:
         raise CheckpointError(
             f"train.run_dir={run_dir}: {before['data.hosts']} hosts read its text, now "
             f"{now['data.hosts']} would, in another order; start as many, or go on at the same "
             "place in the text, in the new order, with --config.data.follow_hosts=True"
         )
-    if differences:
+    if different:
+        told = [
+            f"{key}: {_short(before.get(key, 'absent'))} there, "
+            f"{_short(now.get(key, 'absent'))} here"
+            for key in different[:TOLD]
+        ]
+        more = len(different) - len(told)
         raise CheckpointError(
-            f"train.run_dir={run_dir} holds another run: {'; '.join(differences)}. "
-            "Undo the difference, or give a new folder, as --config.train.run_dir=runs/mine"
+            f"train.run_dir={run_dir} holds another run: {'; '.join(told)}"
+            + (f"; and {more} more" if more else "")
+            + ". Undo the difference, or give a new folder, as --config.train.run_dir=runs/mine"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    leaves = {k: v for k, v in Config().leaves().items() if k.startswith(("model.", "optim."))}
+    return {k: v for k, v in leaves.items() if k.removeprefix("model.") not in SPEED}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -180,6 +180,8 @@ def of_weights(
         "head": adamw(config.head_learning_rate),
     }
     clip = optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)
-    labels = {"matrix": "blocks", "table": "embed", "head": "head"}
+    labels = {"matrix": "blocks", "table": "embed", "head": "head", "vector": "vector"}
     of_each = {name: labels[weight.group] for name, weight in weights.items()}
+    if "vector" in of_each.values():
+        groups["vector"] = adamw(config.vector_learning_rate)
     return optax.chain(clip, optax.partition(groups, of_each))

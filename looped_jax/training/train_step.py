@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import Config
 from looped_jax.model import attention_kernels, loss, transformer
-from looped_jax.model.taps import TAPS, closed_taps
+from looped_jax.model.probe import BLIND, TAPS, Taps, closed_taps
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
 from looped_jax.training import optim
@@ -106,15 +106,14 @@ def gradients(
     """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
-    taps, attend = (
-        closed_taps(model) if inside else None,
-        attention_kernels.for_mesh(model, mesh),
-    )
+    attend = attention_kernels.for_mesh(model, mesh)
+    taps = closed_taps(model) if inside else None
 
     def objective(full: Params, taps: Array | None, rows: Array) -> tuple[Array, Metrics]:
         inputs, targets = rows[:, :-1], rows[:, 1:]
+        probe = BLIND if taps is None else Taps(taps)
         states = transformer.forward(
-            model, full, inputs, wanted=model.scored_loops(), taps=taps, attend=attend
+            model, full, inputs, wanted=model.scored_loops(), probe=probe, attend=attend
         )
         nats = loss.token_losses(model, full["head"], states.hidden, targets).sum((1, 2))
         tokens = jnp.sum(targets >= 0)
@@ -122,7 +121,7 @@ def gradients(
             "loop_losses": nats,
             "tokens": tokens.astype(jnp.float32),
             "norms": states.norms,
-            "layer_norms": states.layer_norms,
+            "layer_norms": states.seen,
         }
 
     differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)

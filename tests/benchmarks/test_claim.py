@@ -59,10 +59,10 @@ def test_one_loop_is_run_once_and_equal_flops_are_equal():
     runs = claim.plan(setting, 256)
     assert len(runs) == len(set(runs)) == 2 + 2 * 2 * 2 + 2
     assert sum(run.loops == 1 and run.steps == 20 for run in runs) == 2
-    longer = claim.cost.count(setting.config(runs[-1], 256).model).flops * runs[-1].steps
+    longer = claim.flops.count(setting.config(runs[-1], 256).model).flops * runs[-1].steps
     twelve = next(run for run in runs if run.loops == 12)
     assert longer == pytest.approx(
-        20 * claim.cost.count(setting.config(twelve, 256).model).flops, rel=0.05
+        20 * claim.flops.count(setting.config(twelve, 256).model).flops, rel=0.05
     )
     assert setting.config(runs[0], 256).optim.warmdown_ratio == 0
 

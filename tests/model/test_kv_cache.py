@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from looped_jax.config import Config, ModelConfig, resolve
-from looped_jax.model import kv_cache as caches
 from looped_jax.model import loss, transformer
-from looped_jax.model.loop_rules import RULES
+from looped_jax.registry import LOOP_RULES
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 12)).astype(np.int32)
 PREFILL = 5
@@ -48,7 +47,7 @@ def cached_logits(config, params, tokens, loops, kind="exact"):
     extend = jax.jit(
         functools.partial(transformer.extend, config, loops=loops, kind=kind), donate_argnums=3
     )
-    memory = caches.empty(config, batch=batch, length=length + 3, loops=loops, kind=kind)
+    memory = transformer.empty_cache(config, batch=batch, length=length + 3, loops=loops, kind=kind)
     places = np.broadcast_to(np.arange(length), tokens.shape)
     found = []
     for start, end in [(0, PREFILL), *((t, t + 1) for t in range(PREFILL, length))]:
@@ -66,7 +65,7 @@ ATTENTION = {
 
 
 @pytest.mark.parametrize(
-    ("variant", "attention", "pattern"), list(itertools.product(RULES, ATTENTION, ("L", "SL")))
+    ("variant", "attention", "pattern"), list(itertools.product(LOOP_RULES, ATTENTION, ("L", "SL")))
 )
 def test_decoding_equals_the_full_forward(variant, attention, pattern):
     config = small(variant, window_pattern=pattern, **ATTENTION[attention])
@@ -88,15 +87,15 @@ def test_keeping_only_the_last_loop_drifts_and_is_exact_for_one_loop():
     np.testing.assert_allclose(alone, one, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", RULES)
+@pytest.mark.parametrize("variant", LOOP_RULES)
 def test_first_layer_is_stored_once_where_all_loops_share_it(variant):
     config = small(variant)
-    slots = caches.empty(config, batch=1, length=8, loops=12).key.shape[0]
+    slots = transformer.empty_cache(config, batch=1, length=8, loops=12)["key"].shape[0]
     assert slots == (24 - 11 if variant in ("FLT", "LT_ia") else 24)
-    assert caches.bytes_per_token(config, 12) == slots * 2 * 32 * 4
-    assert caches.bytes_per_token(config, 12, "last") == 2 * 2 * 32 * 4
+    assert transformer.cache_bytes_per_token(config, 12) == slots * 2 * 32 * 4
+    assert transformer.cache_bytes_per_token(config, 12, "last") == 2 * 2 * 32 * 4
 
 
 def test_unknown_kind_is_named():
     with pytest.raises(ValueError, match="cache='first' is unknown; choose exact or last"):
-        caches.empty(small(), batch=1, length=8, loops=2, kind="first")
+        transformer.empty_cache(small(), batch=1, length=8, loops=2, kind="first")

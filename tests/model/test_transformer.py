@@ -11,8 +11,9 @@ import pytest
 
 from looped_jax.config import Config, ModelConfig, resolve
 from looped_jax.model import loss, transformer
-from looped_jax.model.block import rms_norm, rope_tables, rotate
-from looped_jax.model.loop_rules import RULES
+from looped_jax.model.block import rope_tables, rotate
+from looped_jax.model.norm import rms_norm
+from looped_jax.registry import LOOP_RULES
 from tests import golden_cases
 
 
@@ -114,13 +115,13 @@ TARGETS = np.random.default_rng(1).integers(0, 97, (2, 20)).astype(np.int32)
 def test_one_loop_makes_all_rules_the_same():
     found = [
         logits_at(config, random_weights(config), TOKENS, (1,))
-        for config in (small(variant) for variant in RULES)
+        for config in (small(variant) for variant in LOOP_RULES)
     ]
     for other in found[1:]:  # the programs differ, and so the rounding
         np.testing.assert_allclose(found[0], other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", RULES)
+@pytest.mark.parametrize("variant", LOOP_RULES)
 def test_fresh_logits_do_not_depend_on_the_number_of_loops(variant):
     config = small(variant)
     params = transformer.init_params(config, jax.random.key(0))
@@ -173,7 +174,7 @@ def test_residual_injection_agrees_with_the_measured_reference():
         assert ratio == pytest.approx(measured, rel=1e-3)
 
 
-@pytest.mark.parametrize("variant", RULES)
+@pytest.mark.parametrize("variant", LOOP_RULES)
 def test_first_position_sees_loops_only_where_content_is_injected(variant):
     config = small(variant)
     found = logits_at(config, random_weights(config), TOKENS, (1, 2, 5))
@@ -187,7 +188,7 @@ def test_first_position_sees_loops_only_where_content_is_injected(variant):
 
 @pytest.mark.parametrize(
     ("variant", "attention", "pattern"),
-    list(itertools.product(RULES, ("full", "grouped", "mla"), ("L", "SSL"))),
+    list(itertools.product(LOOP_RULES, ("full", "grouped", "mla"), ("L", "SSL"))),
 )
 def test_causal_and_windowed_for_every_rule_and_attention(variant, attention, pattern):
     config = small(

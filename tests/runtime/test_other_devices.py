@@ -80,7 +80,7 @@ def trained(home, tmp_path_factory, request):
     code, _, err = finish(
         start(
             home, run_dir, "--config.model.heads=2", *(mesh if request.param == 8 else ()),
-            "--config.train.batch_size=4", steps=8,
+            "--config.train.batch_size=2", steps=8,
             environment=environment(home, request.param),
         )
     )  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_run_goes_on_elsewhere(home, trained, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run_dir, moved)
     shutil.rmtree(moved / "checkpoints" / "8")
-    settings = ("--config.model.heads=2", "--config.train.batch_size=4")
+    settings = ("--config.model.heads=2", "--config.train.batch_size=2")
     elsewhere = environment(home, {8: 1, 1: 8}[here])
     code, out, err = finish(start(home, moved, *settings, steps=8, environment=elsewhere))
     assert code == 0 and "from step 4" in out, err

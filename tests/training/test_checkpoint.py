@@ -1,12 +1,16 @@
 """Checkpoints: exact, atomic, and refused where they do not belong."""
 
+import copy
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, Parts, resolve
 from looped_jax.errors import CheckpointError
+from looped_jax.registry import PARTS
 from looped_jax.runtime import sharding
 from looped_jax.training import checkpoint, optim, train_step
 from looped_jax.training.checkpoint import Checkpoints
@@ -130,8 +134,6 @@ except CheckpointError as error:
 
 
 def test_identity_differences_are_spelled_out():
-    import dataclasses
-
     ours = checkpoint.identity(CONFIG, data={"shards": ["a"]}, tokenizer={"sha": "x"}, hosts=1)
     deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loops=3))
     theirs = checkpoint.identity(deeper, data={"shards": ["b"]}, tokenizer={"sha": "x"}, hosts=2)
@@ -148,9 +150,27 @@ def test_identity_differences_are_spelled_out():
     assert "tokenizer" not in str(error.value)
 
 
-def test_speed_settings_are_not_part_of_the_identity():
-    import dataclasses
+def test_settings_that_came_later_refuse_no_older_run():
+    now = checkpoint.identity(CONFIG, data={}, tokenizer={}, hosts=1)
+    before = copy.deepcopy(now)
+    del before["optim"]["vector_learning_rate"], before["model"]["loss"]  # as if not invented yet
+    checkpoint.check_identity(before, now, run_dir="runs/a")
+    changed = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loss="STEP"))
+    other = checkpoint.identity(changed, data={}, tokenizer={}, hosts=1)
+    with pytest.raises(CheckpointError, match="model.loss: 'END' there, 'STEP' here"):
+        checkpoint.check_identity(before, other, run_dir="runs/a")
 
+
+def test_long_differences_are_cut_and_counted():
+    now = checkpoint.identity(CONFIG, data={"shards": ["x" * 99]}, tokenizer={}, hosts=1)
+    many = {f"k{n}": n for n in range(7)} | {"shards": ["y" * 99]}
+    other = checkpoint.identity(CONFIG, data=many, tokenizer={}, hosts=1)
+    with pytest.raises(CheckpointError, match="; and 3 more") as error:
+        checkpoint.check_identity(now, other, run_dir="runs/a")
+    assert len(str(error.value)) < 500
+
+
+def test_speed_settings_are_not_part_of_the_identity():
     quick = dataclasses.replace(CONFIG.model, remat="none", loss_chunk=7, kernel="xla")
     quicker = dataclasses.replace(CONFIG, model=quick)
     made = [checkpoint.identity(c, data={}, tokenizer={}, hosts=1) for c in (CONFIG, quicker)]

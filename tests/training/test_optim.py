@@ -93,8 +93,10 @@ def test_orthogonalised_singular_values_are_near_one():
 
 def test_same_shaped_matrices_share_one_batched_call():
     params = {f"blocks.{i}.{n}": jnp.ones(s) for i in range(3) for n, s in SHAPES.items()}
+    axes = {"out": ("heads", "embed"), "down": ("mlp", "embed")}
     weights = {
-        name: Weight(leaf.shape, ("embed", "mlp"), "matrix") for name, leaf in params.items()
+        name: Weight(leaf.shape, axes.get(name.split(".")[-1], ("embed", "mlp")), "matrix")
+        for name, leaf in params.items()
     }
     muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
     program = jax.make_jaxpr(lambda g: muon.update(g, muon.init(params))[0])(params)

@@ -13,8 +13,8 @@ from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, Trai
 from looped_jax.errors import ConfigError
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.model import attention_kernels, transformer
-from looped_jax.model.loop_rules import RULES
 from looped_jax.model.weights import Weight
+from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import AttentionSupport
 from looped_jax.training import optim, train_step
@@ -34,6 +34,15 @@ def make_config(**model):
     )
 
 
+def make_optimizer(config, mesh=None):
+    """With the rates of width 64 for all of them: narrower ones would learn faster than a test of
+    equal numbers on other meshes can bear."""
+    return optim.of_weights(
+        config.optim, transformer.weights(config.model), width=64, mesh=mesh,
+        multiplier=optim.learning_rate_multiplier(config.optim, 20),
+    )  # fmt: skip
+
+
 def mesh_of(*sizes):
     return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
@@ -42,7 +51,7 @@ def mesh_of(*sizes):
 def run(config, sizes, steps=20):
     """Losses of `steps` steps on a mesh, then bits per byte of other tokens at 1 and 3 loops."""
     mesh = mesh_of(*sizes)
-    optimizer = optim.make_optimizer(config, mesh)
+    optimizer = make_optimizer(config, mesh)
     current = train_step.create(config, optimizer, mesh)
     step = train_step.make_train_step(config, optimizer, mesh)
     found = []
@@ -69,7 +78,7 @@ def test_every_mesh_gives_the_single_device_losses_and_bits_per_byte(sizes):
         np.testing.assert_allclose(ours, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", RULES)
+@pytest.mark.parametrize("variant", LOOP_RULES)
 @pytest.mark.parametrize("attention", ["full", "mla"])
 def test_every_rule_and_attention_on_a_mesh(variant, attention):
     small = {"layers": 1, "loops": 2, "width": 32, "heads": 4, "latent_rank": 8}
@@ -88,7 +97,7 @@ def test_a_step_transfers_nothing_behind_ones_back(sizes):
     """Nothing goes between host and devices, or between devices, but what was placed there."""
     small = {"layers": 1, "loops": 2, "width": 32, "heads": 4}
     config, mesh = make_config(**small), mesh_of(*sizes)
-    optimizer = optim.make_optimizer(config, mesh)
+    optimizer = make_optimizer(config, mesh)
     current = train_step.create(config, optimizer, mesh)
     step = train_step.make_train_step(config, optimizer, mesh)
     placed = jax.device_put(TOKENS, sharding.batch_sharding(mesh))
@@ -102,7 +111,7 @@ def test_a_step_transfers_nothing_behind_ones_back(sizes):
 
 def test_every_leaf_is_cut_as_its_weight_says():
     config, mesh = make_config(attention="mla", latent_rank=16), mesh_of(1, 4, 2)
-    optimizer = optim.make_optimizer(config)
+    optimizer = make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
     for leaf in jax.tree.leaves(current):
         if leaf.ndim:
@@ -134,7 +143,7 @@ def test_an_axis_is_cut_once():
 
 def test_fresh_weights_do_not_depend_on_the_mesh():
     config = make_config()
-    optimizer = optim.make_optimizer(config)
+    optimizer = make_optimizer(config)
     one, eight = (train_step.create(config, optimizer, mesh_of(*s)) for s in ((1, 1, 1), (2, 2, 2)))
     for name, weight in one["params"].items():
         np.testing.assert_array_equal(weight, eight["params"][name])
@@ -142,7 +151,7 @@ def test_fresh_weights_do_not_depend_on_the_mesh():
 
 def collectives(config, sizes, micro_batches=2):
     mesh = mesh_of(*sizes)
-    optimizer = optim.make_optimizer(config, mesh)
+    optimizer = make_optimizer(config, mesh)
     shapes = train_step.abstract(config, optimizer, mesh)
     place = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((micro_batches, 8, 17), np.int32, sharding=place)
@@ -171,7 +180,7 @@ def test_the_step_lowers_for_tpus_with_their_kernel(monkeypatch, sizes):
     )
     config = make_config(width=512, heads=4, kv_heads=2, seq_len=128, window_pattern="SL")
     mesh = mesh_of(*sizes)
-    optimizer = optim.make_optimizer(config, mesh)
+    optimizer = make_optimizer(config, mesh)
     place = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((1, 8, 129), np.int32, sharding=place)
     step = train_step.make_train_step(config, optimizer, mesh)
@@ -181,7 +190,7 @@ def test_the_step_lowers_for_tpus_with_their_kernel(monkeypatch, sizes):
 
 def test_metrics_are_those_of_all_micro_batches():
     config, mesh = make_config(loss="STEP"), mesh_of(1, 1, 1)
-    optimizer = optim.make_optimizer(config)
+    optimizer = make_optimizer(config)
     params = train_step.create(config, optimizer, mesh)["params"]
     gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
     whole, together = gradients(params, TOKENS.reshape(1, 16, 17))
@@ -196,7 +205,7 @@ def test_metrics_are_those_of_all_micro_batches():
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
 def test_scores_of_several_loop_counts_equal_single_runs(sizes):
     config, mesh = make_config(), mesh_of(*sizes)
-    optimizer = optim.make_optimizer(config)
+    optimizer = make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
     noise = functools.partial(jax.random.normal, jax.random.key(1))  # fresh loops change nothing
     current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
@@ -217,15 +226,15 @@ def test_scores_of_several_loop_counts_equal_single_runs(sizes):
 def test_meshes_that_cannot_cut_the_model_are_refused():
     config = make_config(heads=2)
     with pytest.raises(ConfigError, match="mesh.tensor=4 does not divide model.heads=2"):
-        train_step.abstract(config, optim.make_optimizer(config), mesh_of(1, 1, 4))
+        train_step.abstract(config, make_optimizer(config), mesh_of(1, 1, 4))
     config = make_config(width=36, heads=2)
     with pytest.raises(ConfigError, match="mesh.fsdp=8 does not divide .*choose a divisor of 36"):
-        train_step.abstract(config, optim.make_optimizer(config), mesh_of(1, 8, 1))
+        train_step.abstract(config, make_optimizer(config), mesh_of(1, 8, 1))
 
 
 def test_the_step_compiles_once_whatever_happens_between_steps():
     config, mesh = make_config(), mesh_of(1, 1, 1)
-    optimizer = optim.make_optimizer(config)
+    optimizer = make_optimizer(config)
     step = train_step.make_train_step(config, optimizer, mesh)
     current = train_step.create(config, optimizer, mesh)
     for seed in range(3):
@@ -240,5 +249,5 @@ def test_bfloat16_keeps_float32_masters_and_stays_close():
     rounded = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     exact, close = (losses(c, (1, 1, 1), steps=4) for c in (config, rounded))
     np.testing.assert_allclose(exact, close, rtol=0.01)
-    current = train_step.create(rounded, optim.make_optimizer(rounded), mesh_of(1, 1, 1))
+    current = train_step.create(rounded, make_optimizer(rounded), mesh_of(1, 1, 1))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(current)} == {"float32", "int32"}

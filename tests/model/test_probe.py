@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
-from looped_jax.model import taps, transformer
-from looped_jax.model.block import rms_norm, rope_tables
-from looped_jax.model.loop_rules import RULES
+from looped_jax.model import probe, transformer
+from looped_jax.model.attention_kernels import plain
+from looped_jax.model.block import rope_tables
+from looped_jax.model.history import FullPass
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.part import Here
+from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 
@@ -34,15 +38,18 @@ def loud_params(config):
 def unrolled(config, params, tokens, added):
     """Mean token loss with `added` [K, L, 3, B, T, D] put onto every output, and the streams."""
     model = transformer._bind(config.model, params)
-    rule, inputs = RULES[config.model.variant], tokens[:, :-1]
+    rule, inputs = model.rule, tokens[:, :-1]
     e = params["embed"][inputs]
     rope = rope_tables(jnp.arange(inputs.shape[1]), config.model.head_dim, jnp.float32)
     h, streams = jnp.zeros_like(e), []
     for k in range(config.model.loops):
-        x = rule.start(e, h, jnp.asarray(k == 0))
+        here = Here(inputs, e, h, jnp.asarray(k), jnp.asarray(k == 0), None, FullPass(plain))
+        x = rule.start(here)
         for layer, block in enumerate(model.blocks):
-            x, query_source = rule.inject(x, h, layer, jnp.asarray(k == 0))
-            mixed, _ = block.attention(rms_norm(query_source), rms_norm(x), rope)
+            here = here._replace(layer=layer)
+            x, query_source = rule.inject(x, here)
+            sources = rms_norm(query_source), rms_norm(x)
+            mixed = block.attention(*sources, rope, here, probe.BLIND, ())
             x = x + mixed + added[k, layer, 0]
             x = x + block.mlp(rms_norm(x)) + added[k, layer, 1] + added[k, layer, 2]
             streams.append(x)
@@ -52,7 +59,7 @@ def unrolled(config, params, tokens, added):
     return (jax.nn.logsumexp(logits, axis=-1) - picked).mean(), jnp.stack(streams)
 
 
-@pytest.mark.parametrize("variant", RULES)
+@pytest.mark.parametrize("variant", LOOP_RULES)
 def test_taps_and_stream_norms_equal_an_unrolled_loop(variant):
     config = make_config(variant=variant)
     params, mesh = loud_params(config), sharding.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -65,7 +72,7 @@ def test_taps_and_stream_norms_equal_an_unrolled_loop(variant):
     written_out = functools.partial(unrolled, config, params, TOKENS[0])
     gradient, streams = jax.jit(jax.grad(written_out, has_aux=True))(added)
     wanted = jnp.sqrt(jnp.sum(gradient**2, axis=(3, 4, 5)))
-    for index, name in enumerate(taps.TAPS):
+    for index, name in enumerate(probe.TAPS):
         found = metrics["inside"][f"gradient_{name}"]
         assert found.min() > 0
         np.testing.assert_allclose(found, wanted[..., index], rtol=1e-4)
@@ -121,12 +128,16 @@ def test_a_trace_holds_the_states_of_the_forward_pass(attention):
     kv_heads = 4 if attention == "mla" else 2
     config = make_config(attention=attention, kv_heads=kv_heads, latent_rank=8)
     params, inputs = loud_params(config), TOKENS[0, :, :-1]
-    seen = jax.jit(functools.partial(transformer.trace, config.model))(params, inputs)
+    recorder = probe.Recorder(probe.NAMES)
+    run = functools.partial(transformer.forward, config.model, probe=recorder)
+    seen = jax.jit(run)(params, inputs).seen
     states = transformer.forward(config.model, params, inputs, wanted=(0, 1, 2))
-    np.testing.assert_allclose(seen.hidden, states.hidden, atol=1e-5)
-    norms = jnp.linalg.norm(seen.streams[:, -1], axis=-1).mean((1, 2))
+    np.testing.assert_allclose(seen["state"], states.hidden, atol=1e-5)
+    norms = jnp.linalg.norm(seen["block"][:, -1], axis=-1).mean((1, 2))
     np.testing.assert_allclose(norms, states.norms, rtol=1e-5)
-    assert seen.attention.shape == (3, 2, 8, 4, 8, 8)
-    np.testing.assert_allclose(seen.attention.sum(-1), 1, rtol=1e-5)
-    assert not np.triu(seen.attention, 1).any()
-    assert not np.tril(seen.attention[:, 0], -2).any()  # a window of 2 in the first layer
+    weights = seen["weights"]
+    assert weights.shape == (3, 2, 8, 4, 8, 8)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    assert not np.triu(weights, 1).any()
+    assert not np.tril(weights[:, 0], -2).any()  # a window of 2 in the first layer
+    assert seen.keys() == set(probe.NAMES) and seen["query"].shape == (3, 2, 8, 8, 4, 8)

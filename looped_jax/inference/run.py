@@ -1,0 +1,218 @@
+"""One pass with a view inside: logits, whatever the model computes on its way, and edits of it.
+
+    run = m.run("the cat sat", loops=(1, 4), record=("state", "weights"), layers=(0,))
+    run.logits[4], run.seen["weights"]                   # [B, T, V]; [K, layers, B, H, T, T]
+    m.run(ids, edit=Edit("state", h, loop=2))            # go on from another state after loop 2
+    m.run(ids, loops=8, start=(3, h))                    # or leave the first three loops out
+
+Loops are counted from 1 here, as loop counts are everywhere; layers from 0, as in the names of
+weights. What can be recorded and edited, and its shapes, stands in model/probe.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from looped_jax.config import ModelConfig
+from looped_jax.errors import ArgumentError
+from looped_jax.model import loss, probe, transformer
+from looped_jax.model.transformer import Params
+
+if TYPE_CHECKING:
+    from looped_jax.inference.trained_model import TrainedModel
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Something to put in place of what the model computes, before it is used.
+
+    name: one of probe.NAMES; value: a function x -> x, or an array that is broadcast to x, or to
+    x at `position`
+    loop: from 1, every loop if None; layer: from 0, every layer if None; position: of the row, of
+    the query for "weights", all if None
+    """
+
+    name: str
+    value: Callable[[Array], Array] | np.ndarray | Array
+    loop: int | None = None
+    layer: int | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one pass gave. B rows, T tokens, V vocabulary, K loops run, L layers recorded.
+
+    tokens: int32 [B, T]; logits: float32 [B, T, V] by loop count; states: [B, T, D] that they were
+    read from, by loop count
+    seen: what was recorded by name, [K, …] of a loop and [K, L, …] of a layer
+    """
+
+    tokens: np.ndarray
+    logits: dict[int, Array]
+    states: dict[int, Array]
+    seen: dict[str, Array]
+
+
+def study(
+    model: TrainedModel,
+    tokens: str | Sequence[str] | np.ndarray,
+    *,
+    loops: int | Sequence[int] | None,
+    record: Sequence[str],
+    layers: Sequence[int] | None,
+    positions: Sequence[int] | None,
+    edits: tuple[Edit, ...],
+    start: tuple[int, np.ndarray] | None,
+) -> Run:
+    """See TrainedModel.run. Attention is computed plainly, in float32 at its softmax.
+
+    Raises ArgumentError that names the argument.
+    """
+    config = model.config.model
+    ids, counts = token_ids(model, tokens), loop_counts(model, loops)
+    record = (record,) if isinstance(record, str) else tuple(record)
+    done, state = (0, None) if start is None else (start[0], jnp.asarray(start[1], config.dtype))
+    if not 0 <= done < min(counts):
+        raise ArgumentError(f"start={done} loops leave none to run up to loops={counts}")
+    shape = (*ids.shape, config.width)
+    if state is not None and state.shape != shape:
+        raise ArgumentError(f"start holds a state of shape {state.shape}; give {shape}")
+    _check(config, ids.shape[1], max(counts), record, layers, positions, edits)
+    values = tuple(None if callable(e.value) else jnp.asarray(e.value) for e in edits)
+    run = _program(config, counts, done, record, _tuple(layers), _tuple(positions), edits)
+    hidden, logits, seen = run(model.params, ids, state, values)
+    return Run(
+        ids,
+        dict(zip(counts, logits, strict=True)),
+        dict(zip(counts, hidden, strict=True)),
+        seen or {},
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _program(
+    config: ModelConfig,
+    counts: tuple[int, ...],
+    done: int,
+    record: tuple[str, ...],
+    layers: tuple[int, ...] | None,
+    positions: tuple[int, ...] | None,
+    edits: tuple[Edit, ...],
+) -> jax.stages.Wrapped:
+    def run(params: Params, tokens: Array, state: Array | None, values: tuple) -> tuple:
+        def edit(name: str, loop: Array, layer: int | None, x: Array) -> Array:
+            for one, value in zip(edits, values, strict=True):
+                if one.name == name and one.layer in (None, layer):
+                    x = _edited(x, one, value, loop)
+            return x
+
+        recorder = probe.Recorder(
+            record, edit if edits else None, [e.name for e in edits], layers, positions
+        )
+        states = transformer.forward(
+            config,
+            transformer.cast(params, config.dtype),
+            tokens,
+            loops=max(counts),
+            wanted=tuple(k - 1 for k in counts),
+            probe=recorder if record or edits else probe.BLIND,
+            start=state,
+            done=done,
+        )
+        head = params["head"].astype(config.dtype)
+        return states.hidden, loss.logits(config, head, states.hidden), states.seen
+
+    return jax.jit(run)
+
+
+def _edited(x: Array, edit: Edit, value: Array | None, loop: Array) -> Array:
+    axis = 2 if edit.name == "weights" else 1
+    at = (slice(None),) * axis + (slice(None) if edit.position is None else edit.position,)
+    old = x[at]
+    new = edit.value(old) if value is None else jnp.broadcast_to(value, old.shape)  # type: ignore[operator]
+    changed = x.at[at].set(new.astype(x.dtype))
+    return changed if edit.loop is None else jnp.where(loop == edit.loop - 1, changed, x)
+
+
+def token_ids(model: TrainedModel, tokens: Any) -> np.ndarray:
+    """int32 [B, T] of ids [B, T] or [T], a text, or texts of equal length in tokens.
+
+    Raises ArgumentError for ids that the vocabulary does not hold, and for anything else.
+    """
+    if isinstance(tokens, str):
+        tokens = [tokens]
+    if isinstance(tokens, Sequence) and tokens and all(isinstance(t, str) for t in tokens):
+        words = model.tokenizer
+        rows = [[words.bos_id, *words.encode(text)] for text in tokens]
+        if len({len(row) for row in rows}) > 1:
+            raise ArgumentError(
+                f"texts of {sorted({len(row) for row in rows})} tokens make no rows of one length; "
+                "give them one by one, or ids that you have padded"
+            )
+        return np.array(rows, np.int32)
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:
+        ids = np.zeros(0)
+    if ids.ndim not in (1, 2) or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ArgumentError(
+            f"tokens of type {type(tokens).__name__}, shape {ids.shape} and {ids.dtype} are no "
+            "tokens; give a text, texts, or whole-number ids [B, T] or [T]"
+        )
+    size = model.config.model.vocab_size or 0
+    if ids.min() < 0 or ids.max() >= size:
+        wrong = ids[(ids < 0) | (ids >= size)].flat[0]
+        raise ArgumentError(f"token {wrong} is none of the vocabulary's 0 to {size - 1}")
+    return np.atleast_2d(ids).astype(np.int32)
+
+
+def loop_counts(model: TrainedModel, loops: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Loop counts as given, one or several; the trained one for None. Raises ArgumentError."""
+    if loops is None:
+        return (model.config.model.loops,)
+    counts = (loops,) if isinstance(loops, int | np.integer) else tuple(loops)
+    if not counts or not all(isinstance(k, int | np.integer) and k >= 1 for k in counts):
+        raise ArgumentError(f"loops={loops!r} must be whole numbers from 1, as 4 or (1, 4, 8)")
+    return tuple(int(k) for k in counts)
+
+
+def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(int(v) for v in values)
+
+
+def _check(
+    config: ModelConfig,
+    time: int,
+    loops: int,
+    record: tuple[str, ...],
+    layers: Sequence[int] | None,
+    positions: Sequence[int] | None,
+    edits: tuple[Edit, ...],
+) -> None:
+    for name in (*record, *(edit.name for edit in edits)):
+        if name not in probe.NAMES:
+            raise ArgumentError(
+                f"{name!r} is nothing that can be seen; choose from {', '.join(probe.NAMES)}"
+            )
+    chosen = [("layers", layer, config.layers) for layer in layers or ()]
+    chosen += [("positions", place, time) for place in positions or ()]
+    for edit in edits:
+        if edit.loop is not None and not 1 <= edit.loop <= loops:
+            raise ArgumentError(f"edit of loop {edit.loop}: loops are 1 to {loops}")
+        if edit.layer is not None:
+            chosen.append(("edit of layer", edit.layer, config.layers))
+        if edit.position is not None:
+            chosen.append(("edit of position", edit.position, time))
+    for what, index, size in chosen:
+        if not -size <= index < size or (index < 0 and "layer" in what):
+            raise ArgumentError(f"{what}: {index} is none of 0 to {size - 1}")

@@ -1,0 +1,59 @@
+"""What a layer knows of other tokens in a full pass: attention, and streams shifted in time.
+
+model/kv_cache.py has the same two verbs for decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from looped_jax.model.attention_kernels import Attend
+
+Array = jax.Array
+
+
+class FullPass:
+    """The history of whole rows that begin at position 0."""
+
+    def __init__(self, attend: Attend):
+        self._attend = attend
+
+    def attend(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
+        return self._attend(query, key, value, window)
+
+    def previous(self, name: str, x: Array, offset: int) -> Array:
+        return shifted(x, offset)
+
+
+class WithWeights(FullPass):
+    """A full pass that also hands the attention weights [B, H, T, T] to `see`."""
+
+    def __init__(self, see: Callable[[Array], Array]):
+        super().__init__(self._attend_openly)
+        self._see = see
+
+    def _attend_openly(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
+        heads = query.shape[2]
+        key, value = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key, value))
+        weights = self._see(attention_weights(query, key, window))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+def shifted(x: Array, offset: int) -> Array:
+    """x [B, T, …] as it was `offset` positions earlier, zero before the first."""
+    if offset == 0:
+        return x
+    padding = [(0, 0), (offset, 0), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, padding)[:, : x.shape[1]]
+
+
+def attention_weights(query: Array, key: Array, window: int | None) -> Array:
+    """Float32 [B, H, T, T] of queries and keys [B, T, H, Dh]: causal, sums to 1 over the last."""
+    time, head_dim = query.shape[1], query.shape[3]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    behind = jnp.arange(time)[:, None] - jnp.arange(time)
+    visible = (behind >= 0) & (behind < (window or time))
+    return jax.nn.softmax(jnp.where(visible, scores / head_dim**0.5, -jnp.inf), axis=-1)

@@ -1,0 +1,111 @@
+"""A part: one technique, at named sites of the model, in one file.
+
+A part is a small module with its settings, its weights (which say their axes and optimizer group,
+see model/weights.py) and a method for each site where it acts. A model without it is the same
+program as before the part existed. model/parts/ holds those that come with this package;
+CONTRIBUTING.md shows how to add one.
+
+Sites, in the order in which a token meets them (B batch, T time, D width):
+
+entry             e [B, T, D]      once, after the embedding and before the loops
+loop_start        x [B, T, D]      at the start of every loop, after the loop rule
+stream            x [B, T, D]      before each branch of a layer
+attention_input   x [B, T, D]      normalised input of keys and values
+query, key, value [B, T, heads, Dh] before position and norm
+mixed             [B, T, H, Dh]    what attention has gathered, before it is projected
+attention_output, mlp_output  [B, T, D] what a branch adds to the stream
+mlp_input         x [B, T, D]      normalised input of the MLP
+block_output      x [B, T, D]      the stream after a layer
+exit              h [B, T, D]      once for each loop count that is read, before the head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import nnx
+
+from looped_jax.config import ModelConfig
+from looped_jax.registry import PARTS
+
+Array = jax.Array
+SITES = (
+    "entry", "loop_start", "stream", "attention_input", "query", "key", "value", "mixed",
+    "attention_output", "mlp_input", "mlp_output", "block_output", "exit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """What every part can be told; a part adds its own."""
+
+    on: bool = False
+
+
+class History(Protocol):
+    """Everything that looks at other tokens goes through here, in a full pass and in decoding."""
+
+    def attend(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
+        """Causal attention, [B, T, H, Dh] over [B, T, G, Dh]; see model/attention_kernels.py."""
+        ...
+
+    def previous(self, name: str, x: Array, offset: int) -> Array:
+        """x [B, T, …] as it was `offset` positions earlier, zero before the first.
+
+        `name` tells the streams of one place apart.
+        """
+        ...
+
+
+class Here(NamedTuple):
+    """What a part or a loop rule sees of the place it stands in.
+
+    tokens: [B, T]; e: [B, T, D] embedded tokens, after the entry; h: [B, T, D] state after the
+    previous loop, zero in the first; loop: traced index from 0; first: whether it is the first
+    layer: index from 0, or None outside of layers; history: see above
+    entry: what parts left at the entry for later, by name
+    """
+
+    tokens: Array
+    e: Array
+    h: Any = None
+    loop: Any = None
+    first: Any = None
+    layer: int | None = None
+    history: Any = None
+    entry: Any = None
+
+
+class Part(nnx.Module):
+    """Base of all parts. Subclasses have a method `site(x, here) -> x` for each of their sites."""
+
+    Settings = PartSettings
+    each_layer = True  # one in every layer, else one for the model
+
+    def __init__(self, settings: Any, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs):
+        """`layer` is None for a part of the model. Random numbers come from rngs.parts()."""
+
+
+def make_parts(config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs) -> nnx.Dict:
+    """The parts that are on, by name: those of a layer, or with None those of the model.
+
+    Their random numbers are a stream of their own, so that other weights start as without them.
+    """
+    found = {}
+    for name, settings in config.parts.items():
+        kind = PARTS[name]
+        if settings.on and kind.each_layer == (layer is not None):
+            found[name] = kind(settings, config, layer, rngs=rngs)
+    return nnx.Dict(found)
+
+
+def through(parts: Iterable[Part], site: str, x: Array, here: Here) -> Array:
+    """x after every part that acts at `site`, in the order of their registration."""
+    for part in parts:
+        act = getattr(part, site, None)
+        if act is not None:
+            x = act(x, here)
+    return x

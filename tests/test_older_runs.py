@@ -1,0 +1,48 @@
+"""A run folder of an earlier version opens, continues to the same losses, and scores.
+
+golden/run_at_1adf9ed.tar.gz: eight steps of a tiny model with the text it read, its checkpoint of
+step 4, and the losses of all steps, written by the version of that commit.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import looped_jax
+from tests.test_train import finish, start
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def old(tmp_path):
+    with tarfile.open(ROOT / "tests" / "golden" / "run_at_1adf9ed.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def test_it_opens(old):
+    model = looped_jax.load(old / "run")
+    assert model.step == 4 and model.config.model.parts.on() == ()
+    assert model.logits("a loop", loops=(1, 2))[0].shape[-1] == 265
+    assert len(model.generate(["a loop"], tokens=3)) == 1
+
+
+def test_it_goes_on_to_the_same_losses(old):
+    sizes = {
+        "data.path": old / "text", "data.tokenizer_vocab_size": 265, "model.width": 16,
+        "model.seq_len": 16, "train.tokens_per_step": 128, "train.batch_size": 4,
+        "train.eval_every": 4, "train.eval_tokens": 64, "train.sample_tokens": 0,
+    }  # fmt: skip
+    overrides = [f"--config.{key}={value}" for key, value in sizes.items()]
+    code, out, err = finish(start(old, old / "run", *overrides, steps=8))
+    assert code == 0 and "from step 4" in out, err
+    entries = map(json.loads, (old / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = {str(e["step"]): e["train/loss"] for e in entries if "train/loss" in e}
+    expected = json.loads((old / "expected.json").read_text())
+    assert losses.keys() == expected.keys()
+    for step, loss in expected.items():
+        np.testing.assert_allclose(losses[step], loss, atol=1e-5)
