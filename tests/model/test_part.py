@@ -1,0 +1,164 @@
+"""What has to hold for every part, those of this package and those that users register.
+
+A part is off: the same program. It is on: the model starts as without it, decoding equals the full
+pass, meshes change nothing, gradients reach its weights, and it has a place on every mesh.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looped_jax.config import (
+    Config,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    Parts,
+    TrainConfig,
+    resolve,
+)
+from looped_jax.errors import ConfigError
+from looped_jax.model import flops, loss, transformer
+from looped_jax.model.part import SITES, Part
+from looped_jax.registry import LOOP_RULES, PARTS
+from looped_jax.runtime import sharding
+from looped_jax.training import optim, train_step
+from tests.model.test_kv_cache import PREFILL, full_logits
+
+TOKENS = np.random.default_rng(0).integers(0, 97, (2, 12)).astype(np.int32)
+ROWS = np.random.default_rng(1).integers(0, 97, (1, 8, 13)).astype(np.int32)
+EACH = [(name,) for name in PARTS]
+ALL = tuple(PARTS)
+
+
+def with_parts(names, **model):
+    sizes = {"layers": 2, "loops": 3, "width": 32, "heads": 4, "kv_heads": 2, "seq_len": 12} | model
+    parts = Parts({name: dataclasses.replace(PARTS[name].Settings(), on=True) for name in names})
+    return resolve(
+        Config(
+            model=ModelConfig(dtype="float32", parts=parts, **sizes),
+            optim=OptimConfig(newton_schulz_dtype="float32"),
+            train=TrainConfig(steps=4),
+        ),
+        vocab_size=97,
+    )
+
+
+def loud(config, scale=0.25):
+    """Random weights, so that nothing is hidden by zeros."""
+    params = transformer.init_params(config, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), len(params))
+    return {
+        name: scale * jax.random.normal(key, weight.shape)
+        for key, (name, weight) in zip(keys, sorted(params.items()), strict=True)
+    }
+
+
+def gradients(config, params):
+    mesh = sharding.one_device()
+    return functools.partial(train_step.gradients, config, mesh)(params, ROWS)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_off_it_is_the_same_program(name):
+    plain, off = with_parts(()), with_parts(())
+    settings = PARTS[name].Settings(on=False)
+    off = dataclasses.replace(
+        off, model=dataclasses.replace(off.model, parts=Parts({name: settings}))
+    )
+    programs = [
+        str(jax.make_jaxpr(functools.partial(gradients, c))(
+            transformer.init_shapes(c.model)
+        )) for c in (plain, off)
+    ]  # fmt: skip
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize("names", [*EACH, ALL])
+def test_a_fresh_model_starts_as_without_it(names):
+    plain, parted = with_parts(()).model, with_parts(names).model
+    ours = transformer.init_params(parted, jax.random.key(0))
+    theirs = transformer.init_params(plain, jax.random.key(0))
+    assert ours.keys() > theirs.keys()
+    for name, weight in theirs.items():
+        np.testing.assert_array_equal(ours[name], weight, err_msg=name)
+    loud_ones = {n: w + loud(plain)[n] for n, w in theirs.items()}
+    states = transformer.forward(parted, ours | loud_ones, TOKENS).hidden
+    np.testing.assert_allclose(
+        states, transformer.forward(plain, loud_ones, TOKENS).hidden, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("variant", LOOP_RULES)
+@pytest.mark.parametrize("names", [*EACH, ALL])
+def test_decoding_equals_the_full_pass(names, variant):
+    config = with_parts(names, variant=variant, window_pattern="SL").model
+    params = loud(config)
+    extend = functools.partial(transformer.extend, config)
+    for loops in (1, 3, 5):
+        full = full_logits(config, params, TOKENS, (loops,))[0]
+        memory = transformer.empty_cache(config, batch=2, length=15, loops=loops)
+        places = np.broadcast_to(np.arange(12), TOKENS.shape)
+        first, *rest = [(0, PREFILL), (PREFILL, 7), *((t, t + 1) for t in range(7, 12))]
+        found = []
+        for start, end in (first, *rest):
+            cut = slice(start, end)
+            hidden, memory = jax.jit(extend, static_argnames=("loops", "first"))(
+                params, TOKENS[:, cut], places[:, cut], memory, loops=loops, first=start == 0
+            )
+            found.append(loss.logits(config, params["head"], hidden))
+        np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [*EACH, ALL])
+def test_gradients_reach_it_and_meshes_change_nothing(names):
+    config = with_parts(names)
+    found, losses = [], []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+        optimizer = optim.make_optimizer(config, mesh)
+        current = train_step.create(config, optimizer, mesh)
+        where = transformer.shardings(config.model, mesh)
+        current["params"] = jax.device_put(loud(config.model, 0.1), where)
+        before = jax.device_get(current["params"])
+        step = train_step.make_train_step(config, optimizer, mesh)
+        for _ in range(3):
+            current, metrics = step(current, ROWS)
+        losses.append(float(metrics["loss"]))
+        found.append(jax.device_get(current["params"]))
+    np.testing.assert_allclose(*losses, atol=1e-4)
+    for name, weight in found[0].items():
+        assert np.abs(weight - before[name]).max() > 0, name
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_it_says_what_it_is(name):
+    part = PARTS[name]
+    assert issubclass(part, Part) and set(vars(part)) & set(SITES)
+    module = __import__(part.__module__, fromlist=["_"])
+    assert "Source: " in (module.__doc__ or "")
+
+
+def test_parts_are_counted():
+    plain, parted = (flops.count(with_parts(names).model) for names in ((), ALL))
+    own = [w.size for n, w in transformer.weights(with_parts(ALL).model).items() if "parts" in n]
+    assert parted.parameters - plain.parameters == sum(own) > 0
+
+
+def test_parts_are_settings():
+    values = {"model": {"parts": {"kv_shift": {"on": True}}}}
+    config = Config.from_dict(values)
+    assert config.model.parts.on() == ("kv_shift",)
+    assert Config.from_dict(config.to_dict()) == config
+    assert config.to_dict()["model"]["parts"] == {"kv_shift": {"on": True}}
+    assert "parts" not in Config().to_dict()["model"]  # later parts refuse no older run
+    assert "model.parts.kv_shift.on = True" in config.describe()
+    assert "model.parts" not in Config().describe()
+    with pytest.raises(ConfigError, match="model.parts.kv_shit is no setting; nearest: .*kv_shift"):
+        Config.from_dict({"model": {"parts": {"kv_shit": {"on": True}}}})
+    with pytest.raises(ConfigError, match="model.parts.kv_shift.on=3 is not of type bool"):
+        Config.from_dict({"model": {"parts": {"kv_shift": {"on": 3}}}})
