@@ -1,5 +1,5 @@
 """The parts that come with this package, one technique in each file; see model/part.py."""
 
-from looped_jax.model.parts import kv_shift
+from looped_jax.model.parts import kv_shift, loop_gains
 
-__all__ = ["kv_shift"]
+__all__ = ["kv_shift", "loop_gains"]
