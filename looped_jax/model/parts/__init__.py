@@ -1,5 +1,5 @@
 """The parts that come with this package, one technique in each file; see model/part.py."""
 
-from looped_jax.model.parts import kv_shift, loop_gains
+from looped_jax.model.parts import kv_shift, loop_gains, value_embedding
 
-__all__ = ["kv_shift", "loop_gains"]
+__all__ = ["kv_shift", "loop_gains", "value_embedding"]
