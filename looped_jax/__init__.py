@@ -1,26 +1,44 @@
-"""Looped language models in JAX. `load` opens a trained run for notebooks and other programs."""
+"""Looped language models in JAX. `load` opens a trained run for notebooks and other programs.
+
+m = looped_jax.load("runs/FLT_K4_L2_END_D128")
+m.logits(tokens, loops=(1, 4)), m.generate(["Once"]), m.run("Once", record=("state",))
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from looped_jax.inference.run import Edit, Run
     from looped_jax.inference.trained_model import TrainedModel
+
+__all__ = ["Edit", "Run", "TrainedModel", "load"]
 
 
 def load(
     run_dir: str | os.PathLike[str], *, step: int | None = None, mesh: Mesh | None = None
 ) -> TrainedModel:
-    """The model of a run folder: `m.logits(tokens, loops=(1, 3))`, `m.generate(["Once"])`.
+    """The model of a run folder, ready to use; see TrainedModel.
 
-    `step` picks a checkpoint, the newest by default; `mesh` (sharding.mesh_of) names the devices,
-    one by default, whatever number trained it. Raises CheckpointError.
+    `step` picks a checkpoint, the newest by default; `mesh` (runtime.sharding.mesh_of) names the
+    devices, one by default, whatever number trained it. Raises errors.CheckpointError.
     """
-    from looped_jax.inference.trained_model import (
-        TrainedModel,  # jax only when asked for: workers import us too
-    )
+    from looped_jax.inference.trained_model import TrainedModel
 
     return TrainedModel.load(run_dir, step=step, mesh=mesh)
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: data workers import us without jax."""
+    if name in ("Edit", "Run"):
+        from looped_jax.inference import run
+
+        return getattr(run, name)
+    if name == "TrainedModel":
+        from looped_jax.inference.trained_model import TrainedModel
+
+        return TrainedModel
+    raise AttributeError(f"looped_jax has no {name!r}; it has {', '.join(__all__)}")

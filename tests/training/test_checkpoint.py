@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, Parts, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
 from looped_jax.errors import CheckpointError
-from looped_jax.registry import PARTS
 from looped_jax.runtime import sharding
 from looped_jax.training import checkpoint, optim, train_step
 from looped_jax.training.checkpoint import Checkpoints
