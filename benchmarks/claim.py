@@ -40,7 +40,7 @@ from looped_jax import files
 from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.files import default_cache_dir
-from looped_jax.model import flops, loss, transformer
+from looped_jax.model import attention_kernels, flops, loss, transformer
 from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
@@ -244,7 +244,8 @@ def held_out(config: ModelConfig, params: Any, rows: np.ndarray, batch_size: int
 
 @jax.jit(static_argnums=0)
 def _losses(config: ModelConfig, params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-    hidden = transformer.forward(config, params, inputs).hidden
+    attend = attention_kernels.for_mesh(config, sharding.one_device())
+    hidden = transformer.forward(config, params, inputs, attend=attend).hidden
     return loss.token_losses(config, params["head"], hidden, targets).mean()
 
 

@@ -24,7 +24,8 @@ def load(
     """The model of a run folder, ready to use; see TrainedModel.
 
     `step` picks a checkpoint, the newest by default; `mesh` (runtime.sharding.mesh_of) names the
-    devices, one by default, whatever number trained it. Raises errors.CheckpointError.
+    devices, one by default, whatever number trained it. Raises CheckpointError, or ConfigError for
+    a mesh that cannot cut the model.
     """
     from looped_jax.inference.trained_model import TrainedModel
 

@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from looped_jax.errors import ConfigError
-from looped_jax.registry import LOOP_RULES, PARTS
+from looped_jax.registry import LOOP_RULES, PARTS, Registry
 
 DTYPES = ("float32", "bfloat16")
 REMATS = ("loop", "offload", "dots", "none")
@@ -260,7 +260,8 @@ def _built(kind: Any, values: Any, prefix: str) -> Any:
     known, given = fields(kind), dict(values)
     for name in given:
         if name not in known:
-            raise ConfigError(unknown_key(name, known, prefix=prefix))
+            hint = "; import a part of your own first" if kind is Parts else ""
+            raise ConfigError(unknown_key(name, known, prefix=prefix) + hint)
     built = {}
     for name, (inner, _, _) in known.items():
         if is_group(inner):
@@ -415,9 +416,9 @@ def _validate(config: Config) -> None:
         if value is None:
             continue
         if "choices" in rule and value not in rule["choices"]:
-            raise ConfigError(
-                f"{key}={value!r} is unknown; choose {_either(list(rule['choices']))}"
-            )
+            own = rule["choices"]
+            hint = f"; import a {own.kind} of your own first" if isinstance(own, Registry) else ""
+            raise ConfigError(f"{key}={value!r} is unknown; choose {_either(list(own))}{hint}")
         if "low" in rule and not rule["low"] <= value <= rule["high"]:
             high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"
             raise ConfigError(f"{key}={value} is out of range; give {rule['low']} {high}")

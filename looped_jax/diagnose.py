@@ -27,6 +27,7 @@ from looped_jax.diagnostics.measure import Tokens, measure
 from looped_jax.diagnostics.sections import make_sections, numbers, summary
 from looped_jax.files import check_writable, default_cache_dir
 from looped_jax.inference.trained_model import TrainedModel
+from looped_jax.model import attention_kernels
 from looped_jax.plotting import html_report
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
@@ -120,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors.printed():
         mesh = sharding.mesh_of(args.mesh)
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
+        if line := attention_kernels.fall_back(model.config.model, model.mesh):
+            say(line)
         args.out = args.out or Path(args.checkpoint) / "diagnosis" / f"step_{model.step:06d}"
         check_writable(Path(args.out))
         path = diagnose(model, args)

@@ -14,6 +14,7 @@ import jax
 
 from looped_jax import errors
 from looped_jax.inference.decoding import Sampling
+from looped_jax.model import attention_kernels
 from looped_jax.model import kv_cache as caches
 from looped_jax.runtime import sharding
 
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
         mesh = sharding.mesh_of(args.mesh, default="data=-1" if jax.process_count() > 1 else None)
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
+        line = attention_kernels.fall_back(model.config.model, model.mesh)
+        if line and jax.process_index() == 0:
+            print(line, file=sys.stderr)
         prompts = [p for p in args.prompt or [""] for _ in range(args.samples)]
         began, count = time.perf_counter(), 0
         speaks = jax.process_index() == 0

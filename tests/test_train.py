@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 120
 
 
-def start(home, run_dir, *overrides, steps=STEPS, environment=None):
+def start(home, run_dir, *overrides, steps=STEPS, environment=None, config="configs/flt.py:tiny"):
     settings = {
         "data.path": home / "text", "data.tokenizer_vocab_size": 512,
         "model.layers": 1, "model.loops": 2, "model.width": 32, "model.heads": 1,
@@ -33,7 +33,7 @@ def start(home, run_dir, *overrides, steps=STEPS, environment=None):
         "train.eval_every": 60, "train.eval_tokens": 1024, "train.eval_loops": "1,2",
         "train.save_every": 4, "train.sample_tokens": 2,
     }  # fmt: skip
-    command = [sys.executable, "-m", "looped_jax.train", "--config=configs/flt.py:tiny"]
+    command = [sys.executable, "-m", "looped_jax.train", f"--config={config}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     mine = {"LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1"}
     mine["XLA_FLAGS"] = QUICK  # and one device

@@ -33,7 +33,7 @@ from looped_jax.errors import ConfigError, DataError
 from looped_jax.evaluation import scoring
 from looped_jax.evaluation.bits_per_byte import bits_per_byte
 from looped_jax.files import default_cache_dir
-from looped_jax.model import loss, transformer
+from looped_jax.model import attention_kernels, loss, transformer
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 from torch_ref import loss as torch_loss
@@ -193,12 +193,13 @@ def jax_pass(
     mesh: Mesh,
 ) -> Pass:
     model, deepest = config.model, max(counts)
+    attend = attention_kernels.for_mesh(model, mesh, training=True)
 
     @jax.jit
     def look(params: transformer.Params, tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         every = tuple(range(deepest))
         hidden = transformer.forward(
-            model, params, tokens[:, :-1], loops=deepest, wanted=every
+            model, params, tokens[:, :-1], loops=deepest, wanted=every, attend=attend
         ).hidden
         nats = loss.token_losses(model, params["head"], hidden, tokens[:, 1:])
         return nats.mean((1, 2)), [

@@ -19,7 +19,7 @@ from looped_jax.files import check_writable, default_cache_dir
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
 from looped_jax.plotting import figures
-from looped_jax.runtime import distributed, hardware, sharding
+from looped_jax.runtime import distributed, sharding
 
 Scores = dict[str, list[float]]  # metric -> a value per loop count
 
@@ -41,13 +41,8 @@ class Evaluation:
         else:  # every process computes all results; what the others write is thrown away
             self._thrown_away = tempfile.TemporaryDirectory()
             self.out = Path(self._thrown_away.name)
-        kernel = attention_kernels.choose(
-            model.config.model,
-            hardware.attention_support(self.mesh),
-            time=model.config.model.seq_len,
-        )
-        if kernel.reason:
-            self.say(str(kernel))
+        if line := attention_kernels.fall_back(model.config.model, self.mesh):
+            self.say(line)
 
     def spans(self, what: str = "") -> scoring.SpanScorer:
         """Scores rows; tells how far it is every few seconds when it is said `what` they are."""

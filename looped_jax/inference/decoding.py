@@ -143,6 +143,7 @@ class Steps:
                     step,
                     in_specs=(cached, rows, rows, rows, P(), P(), P(), P()),
                     out_specs=(rows, rows, cached),
+                    gathered=True,
                 ),
                 # Every process reads all tokens.
                 out_shardings=(NamedSharding(mesh, P()), NamedSharding(mesh, rows), of_cache),
@@ -153,11 +154,14 @@ class Steps:
         def empty(batch: int, length: int) -> Cache:
             return made(batch=batch, length=length)
 
+        # Gathered once, not for every token.
+        where = transformer.whole_shardings(config, mesh)
+        to_type = jax.jit(
+            functools.partial(transformer.cast, dtype=config.dtype), out_shardings=where
+        )
+
         def cast(params: Params) -> Params:
-            where = transformer.shardings(config, mesh)
-            placed = jax.device_put(params, where)
-            to_type = functools.partial(transformer.cast, dtype=config.dtype)
-            return jax.jit(to_type, out_shardings=where)(placed)
+            return to_type(jax.device_put(params, transformer.shardings(config, mesh)))
 
         return cls(empty, cast, program(prefill), program(decode))
 

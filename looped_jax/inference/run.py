@@ -42,7 +42,7 @@ class Edit:
     """
 
     name: str
-    value: Callable[[Array], Array] | np.ndarray | Array
+    value: Callable[[Array], Array] | np.ndarray | Array | float
     loop: int | None = None
     layer: int | None = None
     position: int | None = None

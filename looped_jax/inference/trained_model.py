@@ -41,8 +41,9 @@ class TrainedModel:
         folder: Path | None = None,
         mesh: Mesh | None = None,
     ):
-        self.config, self.params, self.step = config, params, step
+        self.config, self.step = config, step
         self.mesh = mesh or sharding.one_device()
+        self.params = jax.device_put(params, transformer.shardings(config.model, self.mesh))
         self._tokenizer, self._folder = tokenizer, folder
 
     @property

@@ -38,10 +38,13 @@ class Choice(NamedTuple):
         return f"attention: {self.kernel}" + (f", since {self.reason}" if self.reason else "")
 
 
-def choose(config: ModelConfig, support: AttentionSupport, *, time: int) -> Choice:
+def choose(
+    config: ModelConfig, support: AttentionSupport, *, time: int, training: bool = False
+) -> Choice:
     """The kernel for rows of `time` tokens: config.kernel, or with "auto" the device's own.
 
-    What cannot be had is replaced by the device's own, and that by "xla".
+    What cannot be had is replaced by the device's own, and that by "xla". `training`: gradients are
+    taken, of which a kernel may want more.
     """
     if config.kernel == "xla":
         return Choice("xla")
@@ -49,14 +52,16 @@ def choose(config: ModelConfig, support: AttentionSupport, *, time: int) -> Choi
     for name in dict.fromkeys((config.kernel, support.kernel)):
         if name is None or name == "auto":
             continue
-        problem = _problem(name, config, support, time)
+        problem = _problem(name, config, support, time, training)
         if problem is None:
             return Choice(name, reason)
         reason = reason or problem
     return Choice("xla", reason or support.missing)
 
 
-def _problem(name: str, config: ModelConfig, support: AttentionSupport, time: int) -> str | None:
+def _problem(
+    name: str, config: ModelConfig, support: AttentionSupport, time: int, training: bool
+) -> str | None:
     """What stands in the way of a kernel, and the mend; None if nothing does."""
     if name == "cudnn":
         if support.kernel != "cudnn":
@@ -68,6 +73,8 @@ def _problem(name: str, config: ModelConfig, support: AttentionSupport, time: in
                 f"cudnn wants heads of a width up to 128 in steps of 8, not {config.head_dim}; "
                 "change model.heads"
             )
+        if training and time % 2:
+            return f"cudnn trains on rows of an even length, not {time}; change model.seq_len"
     if name == "splash":
         if support.platform == "gpu":
             return "splash needs a TPU, this is gpu"
@@ -81,7 +88,7 @@ def _problem(name: str, config: ModelConfig, support: AttentionSupport, time: in
 
 def check(config: ModelConfig, support: AttentionSupport) -> Choice:
     """The kernel to train with. Raises ConfigError when one was named that cannot be had."""
-    choice = choose(config, support, time=config.seq_len)
+    choice = choose(config, support, time=config.seq_len, training=True)
     if config.kernel not in ("auto", choice.kernel):
         raise ConfigError(
             f"model.kernel={config.kernel}: {choice.reason}; or choose model.kernel=auto"
@@ -89,7 +96,13 @@ def check(config: ModelConfig, support: AttentionSupport) -> Choice:
     return choice
 
 
-def for_mesh(config: ModelConfig, mesh: Mesh) -> Attend:
+def fall_back(config: ModelConfig, mesh: Mesh) -> str | None:
+    """Why programs on `mesh` do not attend with the kernel that one would expect, or None."""
+    choice = choose(config, attention_support(mesh), time=config.seq_len)
+    return str(choice) if choice.reason else None
+
+
+def for_mesh(config: ModelConfig, mesh: Mesh, *, training: bool = False) -> Attend:
     """Attention for programs on the devices of `mesh`, by the best kernel for each row length."""
     support = attention_support(mesh)
     interpret = support.platform != "tpu"  # so that the TPU's kernel can be tested anywhere
@@ -99,7 +112,7 @@ def for_mesh(config: ModelConfig, mesh: Mesh) -> Attend:
     }
 
     def attend(query: Array, key: Array, value: Array, window: int | None) -> Array:
-        kernel = choose(config, support, time=query.shape[1]).kernel
+        kernel = choose(config, support, time=query.shape[1], training=training).kernel
         if kernel == "xla":
             return plain(query, key, value, window)
         return _on_each_device(fused[kernel], query, key, value, window)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import ModelConfig
 from looped_jax.model import attention_kernels
@@ -217,15 +218,32 @@ def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
 
+def whole_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """As `shardings`, but whole on every batch device: for programs that run again and again."""
+    specs = sharding.specs(weights(config))
+    return {
+        name: NamedSharding(mesh, P(*(a if a == "tensor" else None for a in spec)))
+        for name, spec in specs.items()
+    }
+
+
 def on_mesh(
-    config: ModelConfig, mesh: Mesh, work: Callable, *, in_specs: tuple, out_specs: Any
+    config: ModelConfig,
+    mesh: Mesh,
+    work: Callable,
+    *,
+    in_specs: tuple,
+    out_specs: Any,
+    gathered: bool = False,
 ) -> Callable:
     """(params, *arguments) -> work(params, *arguments), with every batch device on its own rows.
 
     For programs without gradients: `work` sees whole weights in the compute type, gathered once,
     and what `in_specs` leave of the other arguments. The `tensor` axis stays automatic in it.
+    `gathered`: the batch axes do not cut the params it is given, as `whole_shardings` has them.
     """
     cuts = sharding.manual_specs(mesh, weights(config))
+    cuts = {name: P() for name in cuts} if gathered else cuts
 
     def local(shards: Params, *arguments: Any) -> Any:
         # Rounded before they travel: half the bytes, and the products would round them anyway.

@@ -56,17 +56,21 @@ def read(
     parsed = hlo.Program.read(program.as_text() or "")
     found: dict[tuple[str, tuple[str, ...], int, str, int], list[tuple[int, float]]]
     found = defaultdict(list)
-    chains: set[str] = set()
+    chains: dict[tuple, int] = {}  # of a message that is spread over fusions: the deepest
     for computation, instruction in parsed:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        if instruction.chain in chains:
-            continue
-        chains |= {instruction.chain} if instruction.chain else set()
-        axes = _axes(instruction.groups(mesh.size), mesh)
+        groups = instruction.groups(mesh.size)
+        axes = _axes(groups, mesh)
         if not axes:  # a group of one device sends nothing
             continue
+        depth = parsed.depth(computation)
+        if instruction.chain:
+            chain = (kind, groups.tobytes(), instruction.chain, instruction.arrays)
+            if depth <= chains.get(chain, -1):
+                continue
+            chains[chain] = depth
         count = parsed.runs(computation)
         if math.isnan(count) and unknown_loops:
             count = 1
@@ -76,12 +80,13 @@ def read(
         purpose = _purpose(instruction.scope)
         arrays = instruction.arrays
         if instruction.opcode != kind and kind != "all-reduce":  # what goes in, what comes out
+            arrays = tuple(a for a in arrays if a != ("u32", ()))  # and contexts
             arrays = arrays[len(arrays) // 2 :]
         size = sum(
             math.prod(sizes) * min(hlo.WIDTHS[dtype], (widths or {}).get(purpose, 8))
             for dtype, sizes in arrays
         )
-        key = (kind, axes, devices, purpose, parsed.depth(computation))
+        key = (kind, axes, devices, purpose, depth)
         found[key].append((int(count), count * size * _ring(kind, devices)))
     summed = [
         Collective(*key[:4], sum(n for n, _ in parts), round(sum(s for _, s in parts)), key[4])

@@ -141,11 +141,13 @@ def attention_support(mesh: Mesh) -> AttentionSupport:
     """
     devices = mesh.local_devices or list(mesh.devices.flat)
     here = devices[0] in jax.local_devices()
-    return support_of(devices[0], here=here)
+    alone = len({device.process_index for device in mesh.devices.flat}) == 1
+    with jax.ensure_compile_time_eval():  # inside of a traced program nothing would be tried
+        return support_of(devices[0], here=here, alone=alone)
 
 
-def support_of(device: jax.Device, *, here: bool) -> AttentionSupport:
-    """What one device offers; if it is `here`, as found out by trying."""
+def support_of(device: jax.Device, *, here: bool, alone: bool = True) -> AttentionSupport:
+    """What one device offers; if it is `here`, as tried, `alone` or in all processes."""
     if device.platform == "tpu":
         return AttentionSupport("tpu", "splash")
     if device.platform != "gpu":
@@ -159,18 +161,19 @@ def support_of(device: jax.Device, *, here: bool) -> AttentionSupport:
             "gpu", None,
             f"cudnn needs compute capability {oldest}, {device.device_kind} has {capability}",
         )  # fmt: skip
-    if here and (failure := _cudnn_failure(device)):
+    if here and (failure := _cudnn_failure(device, alone)):
         return AttentionSupport("gpu", None, f"cudnn fails on {device.device_kind}: {failure}")
     return AttentionSupport("gpu", "cudnn")
 
 
 @functools.cache
-def _cudnn_failure(device: jax.Device) -> str | None:
-    """What goes wrong with cuDNN's attention in any process, found out once by all of them.
+def _cudnn_failure(device: jax.Device, alone: bool) -> str | None:
+    """What goes wrong with cuDNN's attention, here or in any process, found out once.
 
     Pairs of CUDA and cuDNN exist that load but cannot build the kernel (jax issue 32430).
     """
-    return next(filter(None, distributed.gather_json(_try_cudnn(device))), None)
+    mine = _try_cudnn(device)
+    return mine if alone else next(filter(None, distributed.gather_json(mine)), None)
 
 
 def _try_cudnn(device: jax.Device) -> str | None:

@@ -58,16 +58,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     shape = tuple(sizes.values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        arranged = mesh_utils.create_device_mesh(
-            shape, devices, allow_split_physical_axes=_splits_physical_axes(devices)
-        )
-    else:
-        across = _slices_by_axis(sizes, slices)
-        within = [size // n for size, n in zip(shape, across, strict=True)]
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            within, across, devices, allow_split_physical_axes=_splits_physical_axes(devices)
-        )
+    across = _slices_by_axis(sizes, slices)
+    split = devices[0].platform == "tpu"  # an axis may cover a part of one axis of the torus
+    try:
+        if slices == 1:
+            arranged = mesh_utils.create_device_mesh(
+                shape, devices, allow_split_physical_axes=split
+            )
+        else:
+            within = [size // n for size, n in zip(shape, across, strict=True)]
+            arranged = mesh_utils.create_hybrid_device_mesh(
+                within, across, devices, allow_split_physical_axes=split
+            )
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"mesh {sizes} cannot be laid over {len(devices)} {devices[0].device_kind} "
+            f"({reason[0]}); choose other sizes, or whole slices"
+        ) from error
     return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -85,23 +93,28 @@ def mesh_of(text: str | None, *, default: str | None = None) -> Mesh:
         return one_device()
     config = parse_mesh(text)
     size, devices = math.prod(dataclasses.asdict(config).values()), jax.devices()
-    return make_mesh(config, devices[:size] if 0 < size < len(devices) else devices)
+    if 0 < size < len(devices):
+        devices = devices[:size]
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"--mesh={text} has {size} of {jax.device_count()} devices; several processes need "
+                "all of them, one axis may be -1"
+            )
+    return make_mesh(config, devices)
 
 
-def _splits_physical_axes(devices: Sequence[jax.Device]) -> bool:
-    """Whether a mesh axis may cover a part of one axis of the torus; nothing else fits TPUs."""
-    return devices[0].platform == "tpu"
+def _slices_by_axis(sizes: Mapping[str, int], slices: int) -> tuple[int, int, int]:
+    """How many slices every axis spans: as many as it can along `data`, the rest along `fsdp`.
 
-
-def _slices_by_axis(sizes: Mapping[str, int], slices: int) -> tuple[int, ...]:
-    """How many slices every axis spans. Raises ConfigError where no batch axis can span them."""
-    for axis in BATCH_AXES:
-        if sizes[axis] % slices == 0:
-            return tuple(slices if name == axis else 1 for name in sizes)
-    raise ConfigError(
-        f"mesh {dict(sizes)} cannot span {slices} slices: messages of `tensor` must not cross the "
-        f"network between them; let mesh.data or mesh.fsdp be a multiple of {slices}"
-    )
+    Raises ConfigError where `tensor` would have to span some.
+    """
+    data = math.gcd(sizes["data"], slices)
+    if sizes["fsdp"] % (slices // data):
+        raise ConfigError(
+            f"mesh {dict(sizes)} cannot span {slices} slices: messages of `tensor` would cross the "
+            f"network between them; let mesh.data × mesh.fsdp be a multiple of {slices}"
+        )
+    return data, slices // data, 1
 
 
 def batch_devices(mesh: Mesh) -> int:

@@ -106,7 +106,7 @@ def gradients(
     """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
-    attend = attention_kernels.for_mesh(model, mesh)
+    attend = attention_kernels.for_mesh(model, mesh, training=True)
     taps = closed_taps(model) if inside else None
 
     def objective(full: Params, taps: Array | None, rows: Array) -> tuple[Array, Metrics]:

@@ -150,6 +150,7 @@ def test_each_platform_gets_its_kernel_where_it_fits(changes, support, kernel, r
         ({"kernel": "cudnn"}, OLD, "Tesla T4 has 7.5; or choose model.kernel=auto"),
         ({"kernel": "splash", "seq_len": 100}, TPU, "rows of 100 tokens and heads of 128"),
         ({"kernel": "splash"}, NVIDIA, "splash needs a TPU"),
+        ({"kernel": "cudnn", "seq_len": 255}, NVIDIA, "even length, not 255; change model.seq_len"),
     ],
 )
 def test_training_refuses_a_named_kernel_that_cannot_be_had(changes, support, message):
@@ -195,6 +196,33 @@ def test_a_gpu_that_is_here_is_tried_and_a_failure_is_told(monkeypatch):
     assert choice.kernel == "xla" and support.missing in str(choice)
 
 
+def test_an_odd_row_is_trained_plainly_and_scored_fused():
+    config = dataclasses.replace(MODEL, seq_len=255)
+    assert kernels.check(config, NVIDIA).kernel == "xla"
+    assert kernels.choose(config, NVIDIA, time=255).kernel == "cudnn"
+
+
+def test_a_gpu_is_tried_even_while_a_program_is_traced(monkeypatch):
+    tried = []
+
+    def failing(device):
+        tried.append(float(jnp.ones(()) + 1))  # a tracer would raise here
+        return "broken"
+
+    monkeypatch.setattr(hardware, "_try_cudnn", failing)
+    gpu = device("gpu", compute_capability="9.0", process_index=0)
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    mesh = SimpleNamespace(local_devices=[gpu], devices=np.array([gpu]))
+
+    @jax.jit
+    def program(x):
+        assert "broken" in hardware.attention_support(mesh).missing
+        return x
+
+    program(1.0)
+    assert tried == [2.0]
+
+
 def test_the_platform_is_that_of_the_mesh_not_of_the_process():
-    mesh = SimpleNamespace(local_devices=[], devices=np.array([device("tpu")]))
+    mesh = SimpleNamespace(local_devices=[], devices=np.array([device("tpu", process_index=0)]))
     assert hardware.attention_support(mesh) == TPU

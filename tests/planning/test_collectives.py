@@ -105,6 +105,8 @@ ENTRY %main.1_spmd (x: f32[2,8]) -> f32[4,8] {
   %g = ((f32[2,8]{1,0}, f32[2,4]{1,0}), (f32[4,8]{1,0}, /*index=3*/f32[4,4]{1,0})) \
 all-gather-start(%x, %y), channel_id=1, replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}, \
 metadata={op_name="jit(step)/shard_map/all_gather"}
+  %p = (f32[1024]{0}, f32[1024]{0}, u32[], u32[]) collective-permute-start(%x), \
+source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
   %c = bf16[4,8]{1,0} all-to-all(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, \
 frontend_attributes={chain_id="0"}
   %c.1 = bf16[4,8]{1,0} all-to-all(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, \
@@ -125,6 +127,9 @@ def test_what_other_compilers_print_is_read_too(mesh):
     gathered = (4 * 8 + 4 * 4) * 4
     assert found == {
         "all-to-all": collectives.Collective("all-to-all", ("data",), 2, "other", 1, 4 * 8),
+        "collective-permute": collectives.Collective(
+            "collective-permute", ("tensor",), 2, "other", 1, 4096
+        ),
         "all-gather": collectives.Collective(
             "all-gather", ("fsdp",), 2, "weights", 1, gathered // 2
         ),

@@ -59,6 +59,25 @@ def test_hosts_of_a_torus_feed_the_rows_they_hold(sizes, slices):
     assert sorted(sum(rows_of.values(), [])) == list(range(len(by_row)))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "slices", "across"),
+    [
+        ((2, 2, 8), 4, (2, 2, 1)), ((4, 2, 8), 8, (4, 2, 1)), ((2, 16, 1), 4, (2, 2, 1)),
+        ((8, 4, 1), 2, (2, 1, 1)), ((1, 32, 1), 2, (1, 2, 1)), ((3, 8, 1), 4, (1, 4, 1)),
+    ],
+)  # fmt: skip
+def test_slices_are_spanned_by_the_batch_axes_together(sizes, slices, across):
+    named = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    assert sharding._slices_by_axis(named, slices) == across
+
+
+def test_meshes_that_fit_no_slice_are_refused_by_name():
+    with pytest.raises(ConfigError, match="tensor` would cross the network"):
+        sharding.make_mesh(MeshConfig(1, 1, -1), v5e(4, 4, 2))
+    with pytest.raises(ConfigError, match="cannot be laid over 6 TPU v5 lite"):
+        sharding.make_mesh(MeshConfig(6, 1, 1), v5e(4, 4)[:6])
+
+
 def test_uneven_shares_are_refused():
     hosts = [SimpleNamespace(process_index=host) for host in (0, 0, 0, 1)]
     mesh = SimpleNamespace(

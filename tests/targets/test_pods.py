@@ -61,5 +61,5 @@ def test_between_slices_only_the_outermost_axis_talks(mesh):
 
 
 def test_a_mesh_that_has_to_cut_heads_between_slices_is_refused():
-    with pytest.raises(ConfigError, match="cannot span 2 slices.*be a multiple of 2"):
+    with pytest.raises(ConfigError, match="cannot span 2 slices"):
         sharding.make_mesh(MeshConfig(1, 1, -1), devices("v5e:4x8", slices=2))

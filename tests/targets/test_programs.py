@@ -6,18 +6,21 @@ and with twelve, the others with twelve. The compilers are XLA's own, the device
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 
 from configs import base
 from looped_jax.config import Config, micro_batches, resolve
 from looped_jax.planning import collectives, hlo
+from looped_jax.runtime import sharding
 from tests.targets import programs
 from tests.targets.devices import devices
 
 pytestmark = pytest.mark.targets
 
 FUSED = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
+BACKWARD = re.compile(r"SoftmaxBackward|splash_\w*_d(q|kv)")
 MESHES = {
     "one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "data-fsdp": (2, 4, 1),
     "tensor": (2, 2, 2),
@@ -75,18 +78,27 @@ def every_pair(factors):
     return rows
 
 
-def check(target, sizes, program, loops, *, time=None, **model):
+def check(target, sizes, program, loops, *, time=None, fused=True, **model):
     """Compile, look at what came out, and return what batch devices send each other."""
     config = programs.make_config(loops=loops, **model)
     mesh = programs.make_mesh(sizes, devices(target))
     compiled = programs.compiled(program, config, mesh, time=time)
     parsed = hlo.Program.read(compiled.as_text())
-    if program != "decode":  # one query per row: nothing to fuse
-        assert kernels(parsed, mesh.devices.flat[0].platform), "attention is not fused"
+    found = kernels(parsed, mesh.devices.flat[0].platform)
+    if program == "decode" or not fused:  # one query per row: nothing to fuse
+        assert not found
+    elif program in TRAINING["program"]:
+        assert any(BACKWARD.search(name) for name in found), "attention's gradient is not fused"
+    assert found or not fused or program == "decode", "attention is not fused"
     assert not float32_products(parsed), "float32 operands in a bfloat16 loop"
     sent = collectives.read(compiled, mesh, unknown_loops=True)
     sent = [c for c in sent if c.axes != ("tensor",)]
     assert not [c for c in sent if c.depth], "batch devices talk inside a loop"
+    if program in TRAINING["program"] and sharding.batch_devices(mesh) > 1:
+        reduced = ("all-reduce", "reduce-scatter")
+        assert any(c.kind in reduced and c.purpose == "gradients" for c in sent)
+    elif mesh.shape["fsdp"] > 1 and program != "decode" and program != "prefill":
+        assert any(c.kind == "all-gather" and c.purpose == "weights" for c in sent)
     return sent
 
 
@@ -101,7 +113,7 @@ def check_training(target, sizes, program="train", **model):
 def kernels(parsed, platform):
     """Fused attention in the program, by name."""
     return [
-        i.name
+        f"{i.name} {i.target}"
         for _, i in parsed
         if i.opcode == "custom-call"
         and i.target.startswith(FUSED[platform])
@@ -144,6 +156,25 @@ def test_other_programs(target, row):
         time=128 if row["window"] == "wide" else None, variant=row["rule"],
         **ATTENTION[row["attention"]], **WINDOWS[row["window"]],
     )  # fmt: skip
+
+
+PLAIN = {
+    "odd": {"seq_len": 255}, "wide heads": {"heads": 1, "width": 512},
+    "narrow heads": {"heads": 4, "width": 256, "seq_len": 200},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "program", "model"),
+    [
+        ("h100:8", "train", "odd"), ("h100:8", "train", "wide heads"),
+        ("h100:8", "score", "wide heads"), ("v5e:2x4", "train", "narrow heads"),
+        ("v5e:2x4", "prefill", "narrow heads"),
+    ],
+)  # fmt: skip
+def test_what_no_kernel_takes_compiles_with_plain_attention(target, program, model):
+    sizes = MESHES["data-fsdp" if PLAIN[model].get("heads") == 1 else "tensor"]
+    check(target, sizes, program, 12, fused=False, **PLAIN[model])
 
 
 @pytest.mark.parametrize("program", ["train", "score"])

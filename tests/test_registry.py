@@ -1,0 +1,103 @@
+"""What users register in files of their own is a setting like the others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from looped_jax.registry import LOOP_RULES, PARTS, Registry
+from tests.test_train import finish, start
+
+ROOT = Path(__file__).parents[1]
+MINE = '''
+import dataclasses
+import jax.numpy as jnp
+from configs import base
+from looped_jax.model.loop_rules import LoopRule
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.part import Part, PartSettings
+from looped_jax.model.weights import weight
+from looped_jax.registry import LOOP_RULES, PARTS
+
+
+@LOOP_RULES.register("halves")
+class Halves(LoopRule):
+    """Later loops start from a learned mix of embedding and state."""
+
+    def __init__(self, config, *, rngs):
+        self.share = weight(jnp.full((config.width,), 0.5), "embed", group="vector")
+
+    def start(self, here):
+        mixed = here.e + self.share[...].astype(here.e.dtype) * (here.h - here.e)
+        return rms_norm(jnp.where(here.first, here.e, mixed))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleSettings(PartSettings):
+    start: float = 1.0
+
+
+@PARTS.register("mlp_scale")
+class MLPScale(Part):
+    Settings = ScaleSettings
+
+    def __init__(self, settings, config, layer, *, rngs):
+        self.scale = weight(jnp.full((config.width,), settings.start), "embed", group="vector")
+
+    def mlp_output(self, x, here):
+        return x * self.scale[...].astype(x.dtype)
+
+
+def get_config(preset=None):
+    return base.make("halves", preset)
+'''
+OPEN = """
+import sys, numpy as np
+sys.path[:0] = sys.argv[1:2]
+import mine, looped_jax
+m = looped_jax.load(sys.argv[2])
+assert m.config.model.parts["mlp_scale"].start == 0.5
+print(sorted(n for n in m.params if "share" in n or "scale" in n), m.generate(["def "], tokens=2))
+"""
+
+
+def test_a_rule_and_a_part_of_ones_own_train_and_open_again(home, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    run = tmp_path / "run"
+    overrides = (
+        "--config.model.parts.mlp_scale.on=True", "--config.model.parts.mlp_scale.start=0.5",
+    )  # fmt: skip
+    file, environment = f"{tmp_path / 'mine.py'}:tiny", {"PYTHONPATH": str(ROOT)}
+    code, out, err = finish(
+        start(home, run, *overrides, steps=4, config=file, environment=environment)
+    )
+    assert code == 0, err
+    assert "model.variant = 'halves'" in out and "model.parts.mlp_scale.start = 0.5" in out
+    opened = subprocess.run(
+        [sys.executable, "-c", OPEN, str(tmp_path), str(run)], cwd=ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert opened.returncode == 0, opened.stderr
+    assert "['blocks.0.parts.mlp_scale.scale', 'rule.share']" in opened.stdout
+    unknown = subprocess.run(
+        [sys.executable, "-c", "import looped_jax, sys; looped_jax.load(sys.argv[1])", str(run)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "mlp_scale is no setting" in unknown.stderr and "of your own first" in unknown.stderr
+
+
+def test_names_are_given_once():
+    registry = Registry("thing", "looped_jax.registry")
+    registry.register("one")(1)
+    with pytest.raises(ValueError, match="there is a thing 'one' already"):
+        registry.register("one")(2)
+    assert list(registry) == ["one"] and registry["one"] == 1
+
+
+def test_what_comes_with_the_package_is_there_without_importing_the_model_first():
+    program = (
+        "from looped_jax.registry import LOOP_RULES, PARTS; print(list(LOOP_RULES), list(PARTS))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{list(LOOP_RULES)} {list(PARTS)}"
