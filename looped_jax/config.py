@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from looped_jax.errors import ConfigError
-from looped_jax.registry import LOOP_RULES, PARTS, Registry
+from looped_jax.registry import LOOP_RULES, OBJECTIVES, PARTS, Registry
 
 DTYPES = ("float32", "bfloat16")
 REMATS = ("loop", "offload", "dots", "none")
@@ -79,7 +79,7 @@ class ModelConfig:
     window_pattern: str = "L"  # tiled over layers: L full context, S a quarter of seq_len
     seq_len: int = _at_least(2, 1024)  # T in training; also sets the window of S layers
     vocab_size: int | None = _at_least(2, None)  # V; the tokenizer's
-    loss: str = _one_of(("END", "FEW", "STEP"), "END")  # loops scored: last, last third, all
+    loss: str = _one_of(OBJECTIVES, "END")  # loops scored: last, last third, all
     dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
     remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/transformer.py
     kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # attention: model/kernels.py
@@ -106,9 +106,8 @@ class ModelConfig:
         return tuple(short if kind == "S" else None for kind in kinds)
 
     def scored_loops(self) -> tuple[int, ...]:
-        """Zero-based loops whose mean token losses are averaged into the objective."""
-        first = {"END": self.loops - 1, "FEW": 2 * self.loops // 3, "STEP": 0}[self.loss]
-        return tuple(range(first, self.loops))
+        """Zero-based loops whose states the objective reads."""
+        return OBJECTIVES[self.loss]().loops(self)
 
 
 @dataclass(frozen=True)

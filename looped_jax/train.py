@@ -204,7 +204,7 @@ def _train(
                 report.settle()
                 scores = bits_per_byte.bits_per_byte(
                     score,
-                    current["params"],
+                    train_step.evaluation_params(current),
                     val_rows,
                     words.token_bytes,
                     loop_counts=loop_counts,
@@ -243,7 +243,8 @@ def _train(
         say(f"{done - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")
         say("\n".join(report.summary()))
         if settings.sample_tokens:  # by all processes together
-            print_samples(TrainedModel(config, current["params"], words, step=done, mesh=mesh), say)
+            params = train_step.evaluation_params(current)
+            print_samples(TrainedModel(config, params, words, step=done, mesh=mesh), say)
     return run_dir
 
 

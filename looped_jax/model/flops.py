@@ -6,7 +6,14 @@ it is kept beside ours so that runs can be compared with its logs.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
 
 from looped_jax.config import ModelConfig
 from looped_jax.model import transformer
@@ -26,21 +33,60 @@ class Cost:
     reference_flops: float
 
 
+@functools.lru_cache(maxsize=256)
 def count(config: ModelConfig) -> Cost:
-    """Parameters and training FLOPs per token of a resolved config.
+    """Parameters and training FLOPs per token of a resolved config, read off its program.
 
-    6 FLOPs per weight use, 12 · H · Dh per visible key and layer for attention (not halved for
-    causality, the field's convention); recomputation for rematerialisation is not counted.
+    The products of the forward pass, scans times their length, and of the head for each loop that
+    the objective reads; three times for training. Attention counts every key that a window shows
+    (12 · H · Dh per key and layer, not halved for causality, the field's convention);
+    recomputation for rematerialisation is not counted.
     """
     assert config.width
-    width, table = config.width, config.padded_vocab * config.width
+    table = config.padded_vocab * config.width
     weights = transformer.weights(config)
     looped = sum(w.size for name, w in weights.items() if name.startswith("blocks."))
-    keys = sum(min(w or config.seq_len, config.seq_len) for w in config.windows())
-    loop = 6 * looped + 12 * width * keys
+    head = 2 * table * len(config.scored_loops())
+    attention = 12 * config.width * config.seq_len * config.layers
     return Cost(
         parameters=sum(w.size for w in weights.values()),
         looped=looped,
-        flops=6 * table * len(config.scored_loops()) + config.loops * loop,
-        reference_flops=6 * table + 6 * looped + 12 * width * config.seq_len * config.layers,
+        flops=3 * (head + _forward(config) / config.seq_len),
+        reference_flops=6 * table + 6 * looped + attention,
     )
+
+
+def _forward(config: ModelConfig) -> float:
+    """FLOPs of the products of one row's forward pass, without the head."""
+    tokens = jax.ShapeDtypeStruct((1, config.seq_len), jnp.int32)
+
+    def run(params: transformer.Params, tokens: jax.Array) -> jax.Array:
+        return transformer.forward(config, params, tokens, attend=_every_visible_key).hidden
+
+    return products(jax.make_jaxpr(run)(transformer.init_shapes(config), tokens).jaxpr)
+
+
+def _every_visible_key(
+    query: jax.Array, key: jax.Array, value: jax.Array, window: int | None
+) -> jax.Array:
+    """As much work as attention that hides nothing inside of a window; not its numbers."""
+    groups, seen = query.shape[2] // key.shape[2], min(window or key.shape[1], key.shape[1])
+    key, value = (jnp.repeat(x[:, :seen], groups, axis=2) for x in (key, value))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+    return jnp.einsum("bhqk,bkhd->bqhd", scores, value)
+
+
+def products(jaxpr: Any) -> float:
+    """FLOPs of all dot_general of a jaxpr, inner ones as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            sizes = equation.invars[0].aval.shape
+            inner = math.prod(sizes[axis] for axis in contracted)
+            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += times * sum(
+            products(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params)
+        )
+    return total

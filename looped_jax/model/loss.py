@@ -28,7 +28,8 @@ def logits(config: ModelConfig, head: Array, hidden: Array) -> Array:
 def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array) -> Array:
     """Cross-entropy in nats, float32 [N, B, T], of N loops' states [N, B, T, D].
 
-    `targets` [B, T] are shared by all loops; where they are negative the loss is 0.
+    `targets` [B, T] are shared by all loops, [N, B, T] are each loop's own; where they are negative
+    the loss is 0.
     """
 
     def nats(z: Array, y: Array) -> Array:
@@ -63,9 +64,13 @@ def _by_chunks(
     chunks = -(-tokens // chunk)
     fill = chunks * chunk - tokens
     h = jnp.pad(hidden.reshape(loops, tokens, width), ((0, 0), (0, fill), (0, 0)))
-    y = jnp.pad(targets.reshape(tokens), (0, fill), constant_values=-1)
     h = h.reshape(loops * chunks, chunk, width)
-    y = jnp.tile(y.reshape(chunks, chunk), (loops, 1))
+    if targets.ndim == 2:
+        y = jnp.pad(targets.reshape(tokens), (0, fill), constant_values=-1)
+        y = jnp.tile(y.reshape(chunks, chunk), (loops, 1))
+    else:
+        y = jnp.pad(targets.reshape(loops, tokens), ((0, 0), (0, fill)), constant_values=-1)
+        y = y.reshape(loops * chunks, chunk)
 
     def one(args: tuple[Array, Array]) -> Array:
         h, y = args

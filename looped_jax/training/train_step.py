@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import Config
-from looped_jax.model import attention_kernels, loss, transformer
+from looped_jax.model import attention_kernels, objectives, transformer
+from looped_jax.model.objectives import Batch
 from looped_jax.model.probe import BLIND, TAPS, Taps, closed_taps
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
@@ -54,6 +55,12 @@ def _fresh(config: Config, optimizer: optax.GradientTransformation) -> State:
         "optimizer": optimizer.init(params),
         "step": jnp.zeros([], jnp.int32),
     }
+
+
+def evaluation_params(state: State) -> Params:
+    """The weights that are scored, sampled from and studied: what an optimizer that averages, or
+    that trains other weights than it means, would give in their place."""
+    return state["params"]
 
 
 def make_train_step(
@@ -101,23 +108,34 @@ def make_train_step(
 
 
 def gradients(
-    config: Config, mesh: Mesh, params: Params, tokens: Array, *, inside: bool = False
+    config: Config,
+    mesh: Mesh,
+    params: Params,
+    tokens: Array | Batch,
+    *,
+    inside: bool = False,
 ) -> tuple[Params, Metrics]:
-    """Gradient of the objective over tokens [M, rows, T + 1], sharded like params, and metrics."""
+    """Gradient of the objective, sharded like params, and metrics.
+
+    `tokens` [M, rows, T + 1] are M micro-batches of text, each token the target of the one before;
+    or a batch of any other task, see model/objectives.py, each of its arrays [M, rows, …], targets
+    of each loop [M, rows, N, T].
+    """
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
     attend = attention_kernels.for_mesh(model, mesh, training=True)
     taps = closed_taps(model) if inside else None
+    asked = objectives.of(model)
 
-    def objective(full: Params, taps: Array | None, rows: Array) -> tuple[Array, Metrics]:
-        inputs, targets = rows[:, :-1], rows[:, 1:]
+    def objective(full: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:
+        batch = objectives.batch_of(rows)
         probe = BLIND if taps is None else Taps(taps)
         states = transformer.forward(
-            model, full, inputs, wanted=model.scored_loops(), probe=probe, attend=attend
+            model, full, batch["inputs"], wanted=asked.loops(model), probe=probe, attend=attend
         )
-        nats = loss.token_losses(model, full["head"], states.hidden, targets).sum((1, 2))
-        tokens = jnp.sum(targets >= 0)
-        return nats.mean(), {
+        nats = asked.nats(model, full, states.hidden, batch)
+        tokens = objectives.count(batch)
+        return asked.total(model, nats), {
             "loop_losses": nats,
             "tokens": tokens.astype(jnp.float32),
             "norms": states.norms,
@@ -126,25 +144,26 @@ def gradients(
 
     differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
-    def local(shards: Params, tokens: Array) -> tuple[Params, Metrics]:
+    def local(shards: Params, tokens: Array | Batch) -> tuple[Params, Metrics]:
         full = sharding.gather(shards, specs)
 
         def micro_batch(total, rows):
             (grads, squares), sums = differentiate(full, taps, rows)
             return jax.tree.map(jnp.add, total, (grads, {"squares": squares, **sums})), None
 
-        (grads, squares), sums = jax.eval_shape(differentiate, full, taps, tokens[0])
+        first = jax.tree.map(lambda rows: rows[0], tokens)
+        (grads, squares), sums = jax.eval_shape(differentiate, full, taps, first)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, {"squares": squares, **sums})
         )
         (grads, sums), _ = jax.lax.scan(micro_batch, zeros, tokens)
         sums = jax.lax.psum(sums, axes)
-        passes = tokens.shape[0] * sharding.batch_devices(mesh)
+        passes = len(jax.tree.leaves(tokens)[0]) * sharding.batch_devices(mesh)
         grads = {name: _reduce(g, specs[name], axes) / sums["tokens"] for name, g in grads.items()}
         losses = sums["loop_losses"] / sums["tokens"]
         metrics = {
             "loss": losses[-1],
-            "objective": losses.mean(),
+            "objective": asked.total(model, losses),
             "loop_losses": losses,
             "norms": sums["norms"] / passes,
         }

@@ -57,3 +57,26 @@ def test_forward_flops_agree_with_the_compiler():
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
     compiled = jax.jit(forward).lower(shapes, tokens).compile().cost_analysis()["flops"]
     assert compiled == pytest.approx(flops.count(config).flops / 3 * 4 * 64, rel=0.1)
+
+
+def formula(config):
+    """The plain model by hand: 6 FLOPs per weight use, 12 · H · Dh per visible key and layer."""
+    kv_width = config.kv_heads * config.head_dim
+    kv = 2 * config.width * kv_width
+    if config.attention == "mla":
+        kv = config.width * config.latent_rank + 2 * config.latent_rank * kv_width
+    looped = config.layers * (2 * config.width**2 + kv + 8 * config.width**2)
+    keys = sum(min(w or config.seq_len, config.seq_len) for w in config.windows())
+    head = 6 * config.padded_vocab * config.width * len(config.scored_loops())
+    return head + config.loops * (6 * looped + 12 * config.width * keys)
+
+
+@pytest.mark.parametrize("remat", ["loop", "none"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"kv_heads": 1}, {"attention": "mla"}, {"window_pattern": "SSL", "layers": 4},
+     {"loss": "STEP"}, {"loops": 1}, {"loops": 12, "loss": "FEW"}, {"variant": "LT"}],
+)  # fmt: skip
+def test_what_is_read_off_the_program_is_the_formula(changes, remat):
+    config = model(remat=remat, **changes)
+    assert flops.count(config).flops == formula(config)

@@ -1,0 +1,95 @@
+"""Objectives: which loops they read, a target for each loop, and one of one's own."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looped_jax.config import Config, ModelConfig, TrainConfig, resolve
+from looped_jax.model import loss, objectives, transformer
+from looped_jax.registry import OBJECTIVES
+from looped_jax.runtime import sharding
+from looped_jax.training import train_step
+from tests.model.test_kv_cache import random_weights
+
+ROWS = np.random.default_rng(0).integers(0, 97, (2, 4, 10)).astype(np.int32)
+
+
+def config_of(loss, loops=3):
+    sizes = {"layers": 1, "loops": loops, "width": 32, "heads": 2, "seq_len": 9}
+    return resolve(
+        Config(model=ModelConfig(dtype="float32", loss=loss, **sizes), train=TrainConfig(steps=4)),
+        vocab_size=97,
+    )
+
+
+def gradients(config, batch, mesh=None):
+    params = random_weights(config.model)
+    mesh = mesh or sharding.one_device()
+    return jax.jit(functools.partial(train_step.gradients, config, mesh))(params, batch)
+
+
+@pytest.mark.parametrize("name", ["END", "FEW", "STEP"])
+def test_text_is_a_batch_whose_targets_are_shared_by_all_loops(name):
+    config = config_of(name)
+    grads, metrics = gradients(config, ROWS)
+    same, other = gradients(config, {"inputs": ROWS[..., :-1], "targets": ROWS[..., 1:]})
+    assert metrics["loss"] == other["loss"]
+    for weight in grads:
+        np.testing.assert_array_equal(grads[weight], same[weight])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 1, 1), (2, 1, 2)])
+def test_every_loop_can_owe_a_target_of_its_own(sizes):
+    config = config_of("STEP")
+    owed = np.random.default_rng(1).integers(-1, 97, (2, 4, 3, 9)).astype(np.int32)  # M, B, N, T
+    owed[..., 0] = -1  # a first token that is not counted, in any loop
+    owed = np.where(owed[:, :, -1:] < 0, -1, np.maximum(owed, 0))  # as many in every loop
+    mesh = sharding.make_mesh(
+        sharding.parse_mesh("data={},fsdp={},tensor={}".format(*sizes)),
+        jax.devices()[: int(np.prod(sizes))],
+    )
+    _, metrics = gradients(config, {"inputs": ROWS[..., :-1], "targets": owed}, mesh)
+    params, nats = random_weights(config.model), 0
+    for rows, targets in zip(ROWS, owed, strict=True):
+        hidden = transformer.forward(config.model, params, rows[:, :-1], wanted=(0, 1, 2)).hidden
+        logits = loss.logits(config.model, params["head"], hidden)
+        y = np.moveaxis(targets, 1, 0)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), np.maximum(y, 0)[..., None], -1)
+        nats = nats - np.where(y < 0, 0, picked[..., 0]).sum((1, 2))
+    counted = (owed[:, :, -1] >= 0).sum()
+    np.testing.assert_allclose(metrics["loop_losses"], nats / counted, rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective"], nats.mean() / counted, rtol=1e-5)
+
+
+def test_chunks_change_no_loss_of_own_targets():
+    config = config_of("STEP").model
+    hidden = jax.random.normal(jax.random.key(0), (3, 4, 9, 32))
+    targets = np.random.default_rng(2).integers(-1, 97, (3, 4, 9)).astype(np.int32)
+    head = random_weights(config)["head"]
+    whole, parts = (
+        loss.token_losses(dataclasses.replace(config, loss_chunk=n), head, hidden, targets)
+        for n in (None, 7)
+    )
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_one_of_ones_own_is_a_setting():
+    @OBJECTIVES.register("late")
+    class Late(objectives.Step):
+        """Later loops count more."""
+
+        def total(self, config, nats):
+            share = jnp.arange(1, len(nats) + 1)
+            return (nats * share / share.sum()).sum()
+
+    try:
+        config = config_of("late")
+        assert config.model.scored_loops() == (0, 1, 2)
+        late, step = (gradients(config_of(name), ROWS)[0] for name in ("late", "STEP"))
+        assert np.abs(late["head"] - step["head"]).max() > 1e-4
+    finally:
+        del OBJECTIVES._found["late"]
