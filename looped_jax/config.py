@@ -199,7 +199,7 @@ class Config:
 
         Parts as they are by default are left out: who does not have them needs not know of them.
         """
-        return _plain(self)
+        return plain(self)
 
     def leaves(self) -> dict[str, Any]:
         """Every setting by its dotted name."""
@@ -270,13 +270,16 @@ def _built(kind: Any, values: Any, prefix: str) -> Any:
     return Parts(built) if kind is Parts else kind(**built)
 
 
-def _plain(settings: Any) -> Any:
-    if isinstance(settings, Parts):
-        return {n: _plain(s) for n, s in settings.items() if s != PARTS[n].Settings()}
-    if not dataclasses.is_dataclass(settings):
-        return settings
-    found = {f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
-    return {name: value for name, value in found.items() if name != "parts" or value}
+def plain(value: Any) -> Any:
+    """Settings, and whatever holds some, as plain values for JSON."""
+    if isinstance(value, Parts):
+        return {n: plain(s) for n, s in value.items() if s != PARTS[n].Settings()}
+    if dataclasses.is_dataclass(value):
+        found = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: one for name, one in found.items() if name != "parts" or one}
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, MeshConfig, parse_mesh, resolve
+from looped_jax.config import Config, MeshConfig, parse_mesh, plain, resolve
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import ConfigError
 from looped_jax.planning import planner
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
             planner.with_horizon(config), device, efficiency=values.efficiency, say=_progress
         )
         if out:
-            files.write_text(out, json.dumps(dataclasses.asdict(plan), indent=1))
+            files.write_text(out, json.dumps(plain(plan), indent=1))
     print(describe(plan))
 
 

@@ -211,9 +211,14 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
         config = Config.from_dict(json.loads((run_dir / "config.json").read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise ConvertError(f"{run_dir}/config.json: {error}; give the folder of a run") from error
+    if parts := config.model.parts.on():
+        raise ConvertError(
+            f"{run_dir} has the parts {', '.join(parts)}, which the reference does not have; "
+            "a model without them can be converted"
+        )
     fields = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(ModelConfig)}
     model = ModelConfig(**fields)
-    shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+    shapes = transformer.init_shapes(config.model)
     step, params = checkpoint.load_params(run_dir, shapes, step=step)
     with Checkpoints(run_dir) as checkpoints:
         record = checkpoints.meta(step)

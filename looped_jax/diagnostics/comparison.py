@@ -138,10 +138,7 @@ def differing(runs: Sequence[Recorded]) -> dict[str, list[str]]:
     What they differ in is part of any difference between their curves.
     """
     meant = {"model.variant", "model.loops", "train.run_dir", "train.eval_loops"}
-    flat = [
-        {f"{g}.{k}": repr(v) for g, group in r.config.to_dict().items() for k, v in group.items()}
-        for r in runs
-    ]
+    flat = [{key: repr(value) for key, value in r.config.leaves().items()} for r in runs]
     values = {key: list(dict.fromkeys(settings[key] for settings in flat)) for key in flat[0]}
     return {key: found for key, found in values.items() if len(found) > 1 and key not in meant}
 

@@ -1,8 +1,11 @@
 """Checkpoints and tokenizers of the reference: into ours and back, bit for bit, and safely."""
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,13 @@ import jax  # noqa: E402
 import tokenizers  # noqa: E402
 
 import looped_jax  # noqa: E402
-from looped_jax import sharding  # noqa: E402
 from looped_jax.config import MeshConfig  # noqa: E402
 from looped_jax.data.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from looped_jax.errors import CheckpointError  # noqa: E402
 from looped_jax.evaluation import bits_per_byte as ours_bpb  # noqa: E402
 from looped_jax.evaluation import scoring  # noqa: E402
+from looped_jax.runtime import sharding  # noqa: E402
+from tests.test_train import finish, start  # noqa: E402
 from torch_ref import tiktoken_reader  # noqa: E402
 from torch_ref.convert import ConvertError, from_reference, main, to_reference  # noqa: E402
 from torch_ref.loss import bits_per_byte, nats_and_bytes, token_losses  # noqa: E402
@@ -31,6 +35,7 @@ pytestmark = pytest.mark.parity
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = [p.stem for p in sorted(GOLDEN.glob("*.npz")) if not p.stem.startswith("train_")]
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
@@ -352,3 +357,31 @@ def test_a_file_that_is_anything_else_is_refused(content, message, tmp_path, mon
     with pytest.raises(UnsafeTokenizer, match=message):
         to_tokenizer_json(tmp_path / "tokenizer.pkl")
     assert not (tmp_path / "harm-done").exists()
+
+
+@pytest.mark.parametrize("devices", [8])
+def test_what_many_devices_trained_converts_on_one(home, tmp_path, devices):
+    """Training is a process of its own with eight devices; converting runs with one."""
+    settings = ("--config.mesh.fsdp=4", "--config.train.batch_size=1", "--config.model.heads=1")
+    many = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    code, _, err = finish(start(home, tmp_path / "run", *settings, steps=4, environment=many))
+    assert code == 0, err
+    one = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    for command in (("to-reference", "run", "theirs"), ("from-reference", "theirs", "back")):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch_ref.convert", command[0],
+             *(str(tmp_path / name) for name in command[1:])],
+            cwd=ROOT, env=one, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    ours, again = (looped_jax.load(tmp_path / name) for name in ("run", "back"))
+    for name, weight in ours.params.items():
+        np.testing.assert_array_equal(weight, again.params[name])
+
+
+def test_a_model_with_parts_is_refused_by_name(home, tmp_path):
+    part = "--config.model.parts.kv_shift.on=True"
+    code, _, err = finish(start(home, tmp_path / "run", part, steps=4))
+    assert code == 0, err
+    with pytest.raises(ConvertError, match="has the parts kv_shift, which the reference does not"):
+        to_reference(tmp_path / "run", tmp_path / "theirs")
