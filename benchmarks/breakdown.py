@@ -46,12 +46,12 @@ from looped_jax.config import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    resolve,
 )
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels, block, loss, transformer
 from looped_jax.plotting import figures
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 

@@ -37,11 +37,12 @@ import numpy as np
 
 from benchmarks import claim_figures
 from looped_jax import files
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels, flops, loss, transformer
 from looped_jax.registry import LOOP_RULES
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.training import optim, train_step

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.model import kv_cache as caches
 from looped_jax.model import loss, transformer
+from looped_jax.resolve import resolve
 
 
 def main() -> None:

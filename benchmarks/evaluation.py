@@ -16,9 +16,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig
 from looped_jax.evaluation import scoring
 from looped_jax.model import transformer
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 
 

@@ -16,8 +16,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.model import loss
+from looped_jax.resolve import resolve
 
 
 def main() -> None:

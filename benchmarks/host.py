@@ -22,7 +22,8 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from looped_jax.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
+from looped_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.train import train
 from looped_jax.training import optim, train_step

@@ -31,8 +31,9 @@ import jax
 import numpy as np
 import torch
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.evaluation import scoring
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 from torch_ref import config as torch_config

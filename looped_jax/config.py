@@ -23,6 +23,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.registry import LOOP_RULES, OBJECTIVES, PARTS, Registry
 
 DTYPES = ("float32", "bfloat16")
+SPEED = ("remat", "loss_chunk", "kernel")  # model settings that change no result
 REMATS = ("loop", "offload", "dots", "none")
 
 
@@ -172,7 +173,11 @@ class TrainConfig:
     eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
     inside_every: int = _at_least(0, 0)  # gradient and stream norms per loop and layer; 0 = never
     save_every: int = _at_least(0, 250)
-    keep: int = _at_least(1, 2)  # checkpoints kept
+    keep: int = _at_least(1, 2)  # newest checkpoints kept
+    keep_every: int = _at_least(0, 0)  # and those of every so many steps, for good; 0 = none
+    keep_best: int = _at_least(0, 0)  # and so many with the lowest validation bits per byte
+    init_from: str | None = None  # RUN or RUN@STEP: a new run that starts with its weights
+    init_optimizer: bool = False  # and with its optimizer's state; schedules start anew
     sample_tokens: int = _at_least(0, 24)  # greedy tokens per prompt at the end; 0 = none
     sample_prompts: tuple[str, ...] = ("The capital of France is", "If 5*x + 3 = 13, then x is")
 
@@ -293,57 +298,6 @@ def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str,
             yield f"{prefix}{name}", value, metadata
 
 
-def resolve(config: Config, *, vocab_size: int) -> Config:
-    """Fill in the sizes that follow from depth and tokenizer, and check what needs them.
-
-    Raises ConfigError for sizes that do not divide or contradict each other.
-    """
-    m = config.model
-    if m.vocab_size is not None and m.vocab_size < vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={m.vocab_size} is smaller than the tokenizer's {vocab_size} "
-            "entries; leave it out or raise it"
-        )
-    width = m.width or 64 * m.layers
-    heads = m.heads or max(1, math.ceil(width / 128))
-    kv_heads = m.kv_heads or heads
-    fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
-    if not fits:
-        raise ConfigError(
-            f"model.width={width} is odd, so no head has an even width; choose {width + 1}"
-        )
-    if heads not in fits:
-        near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
-        raise ConfigError(
-            f"model.heads={heads} does not cut model.width={width} into heads of an even width; "
-            f"choose {_either(near)}"
-        )
-    if heads % kv_heads:
-        raise ConfigError(
-            f"model.kv_heads={kv_heads} does not divide model.heads={heads}; "
-            f"choose {_either([h for h in range(1, heads + 1) if heads % h == 0])}"
-        )
-    model = dataclasses.replace(
-        m, width=width, heads=heads, kv_heads=kv_heads, vocab_size=m.vocab_size or vocab_size
-    )
-    train = config.train
-    if train.run_dir is None:
-        train = dataclasses.replace(train, run_dir=f"runs/{run_name(config)}")
-    return dataclasses.replace(config, model=model, train=train)
-
-
-def run_name(config: Config) -> str:
-    """Short name that tells two different models apart, such as `FLT_K12_L6_END`."""
-    m = config.model
-    parts = [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
-    parts += [f"D{m.width}"] if m.width else []
-    parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
-    parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
-    parts += [f"win{m.window_pattern}"] if "S" in m.window_pattern else []
-    parts += m.parts.on()
-    return "_".join(parts)
-
-
 def parse_mesh(text: str) -> MeshConfig:
     """The mesh of "data=64,fsdp=8"; axes that are not named have one device. Raises ConfigError."""
     sizes = {axis.name: 1 for axis in dataclasses.fields(MeshConfig)}
@@ -373,7 +327,7 @@ def micro_batches(config: Config, *, devices: int) -> int:
         raise ConfigError(
             f"train.tokens_per_step={t.tokens_per_step} is no multiple of train.batch_size "
             f"{t.batch_size} × model.seq_len {seq_len} × {devices} batch devices = {per_pass}; "
-            f"choose {_either(near)}, or another train.batch_size"
+            f"choose {either(near)}, or another train.batch_size"
         )
     return t.tokens_per_step // per_pass
 
@@ -408,7 +362,7 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     raise ConfigError(f"{key}={value!r} is not of type {plain.__name__}; give a value that is")
 
 
-def _either(options: Sequence[Any]) -> str:
+def either(options: Sequence[Any]) -> str:
     words = [str(o) for o in options]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
@@ -420,7 +374,7 @@ def _validate(config: Config) -> None:
         if "choices" in rule and value not in rule["choices"]:
             own = rule["choices"]
             hint = f"; import a {own.kind} of your own first" if isinstance(own, Registry) else ""
-            raise ConfigError(f"{key}={value!r} is unknown; choose {_either(list(own))}{hint}")
+            raise ConfigError(f"{key}={value!r} is unknown; choose {either(list(own))}{hint}")
         if "low" in rule and not rule["low"] <= value <= rule["high"]:
             high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"
             raise ConfigError(f"{key}={value} is out of range; give {rule['low']} {high}")

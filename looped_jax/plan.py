@@ -19,11 +19,12 @@ from absl import app, flags, logging
 
 from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, MeshConfig, parse_mesh, plain, resolve
+from looped_jax.config import Config, MeshConfig, parse_mesh, plain
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import ConfigError
 from looped_jax.planning import planner
 from looped_jax.planning.table import describe
+from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware
 from looped_jax.runtime.compilation_cache import keep_compiled
 

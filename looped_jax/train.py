@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, micro_batches, resolve
+from looped_jax.config import Config, micro_batches
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.data.packing import follow
 from looped_jax.errors import TrainingError
@@ -29,10 +29,11 @@ from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.files import default_cache_dir
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels, flops
+from looped_jax.resolve import resolve
 from looped_jax.runtime import distributed, hardware, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.runtime.profiler import Profile
-from looped_jax.training import checkpoint, optim, train_step
+from looped_jax.training import checkpoint, optim, resumption, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.metric_log import Smoothed
 from looped_jax.training.progress import Console, memory_of
@@ -88,7 +89,14 @@ def _train(
         checkpoint.identity(config, data=texts.identity(), tokenizer=words.identity(), hosts=shares)
     )
     run_dir = Path(settings.run_dir)
-    checkpoints = opened.enter_context(Checkpoints(run_dir, keep=settings.keep))
+    checkpoints = opened.enter_context(
+        Checkpoints(
+            run_dir,
+            keep=settings.keep,
+            keep_every=settings.keep_every,
+            keep_best=settings.keep_best,
+        )
+    )
     first_process = jax.process_index() == 0
     say = Console(quiet=not first_process)
     say(config.describe())
@@ -132,6 +140,11 @@ def _train(
         hosts = len(meta["positions"])
         if hosts != shares and config.data.follow_hosts:
             meta["identity"]["data"]["hosts"] = shares
+        before = meta["identity"]["train"]["steps"]
+        if before != settings.steps:
+            resumption.check_extends(config, before, start)
+            say(f"{run_dir} goes on to step {settings.steps}, not {before}")
+            meta["identity"]["train"]["steps"] = settings.steps
         checkpoint.check_identity(meta["identity"], identity, run_dir=settings.run_dir)
         current = checkpoints.restore(start, abstract_state)
         if hosts == shares:
@@ -144,6 +157,9 @@ def _train(
         say(f"continuing {run_dir} from step {start}")
     else:
         current = train_step.create(config, optimizer, mesh)
+        if settings.init_from:
+            current = resumption.initialized(settings, current, abstract_state)
+            say(f"starting with the weights of {settings.init_from}")
         if first_process:
             save_description(run_dir, config, words)
     if start == settings.steps:
@@ -200,7 +216,8 @@ def _train(
                 say(f"profile: {trace}")
 
             last, stopping = done == settings.steps, stop.requested(done)
-            if last or due(done, settings.eval_every):
+            evaluated = last or due(done, settings.eval_every)
+            if evaluated:
                 report.settle()
                 scores = bits_per_byte.bits_per_byte(
                     score,
@@ -222,6 +239,9 @@ def _train(
                     "smoothed_loss": report.smoothed.state(),
                     "best_bpb": best if math.isfinite(best) else None,
                     "bpb": scores,
+                    "score": scores.get(model.loops)
+                    if due(done, settings.eval_every) or last
+                    else None,
                     "config": config.to_dict(),
                     "identity": identity,
                 }

@@ -16,9 +16,9 @@ from looped_jax.config import (
     TrainConfig,
     default_config,
     micro_batches,
-    resolve,
 )
 from looped_jax.errors import ConfigError
+from looped_jax.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 

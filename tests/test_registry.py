@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 MINE = '''
 import dataclasses
 import jax.numpy as jnp
-from configs import base
+from looped_jax import presets
 from looped_jax.model.loop_rules import LoopRule
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Part, PartSettings
@@ -50,7 +50,7 @@ class MLPScale(Part):
 
 
 def get_config(preset=None):
-    return base.make("halves", preset)
+    return presets.make("halves", preset)
 '''
 OPEN = """
 import sys, numpy as np

@@ -27,13 +27,14 @@ from jax.sharding import Mesh
 
 from looped_jax import files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, MeshConfig, micro_batches, resolve
+from looped_jax.config import Config, MeshConfig, micro_batches
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.errors import ConfigError, DataError
 from looped_jax.evaluation import scoring
 from looped_jax.evaluation.bits_per_byte import bits_per_byte
 from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels, loss, transformer
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 from torch_ref import loss as torch_loss

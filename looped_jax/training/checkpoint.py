@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from looped_jax.config import Config
+from looped_jax.config import SPEED, Config
 from looped_jax.errors import CheckpointError
 from looped_jax.files import check_writable
 
@@ -23,15 +24,24 @@ State = dict[str, Any]
 
 
 TOLD = 5  # differences that are spelt out
-SPEED = ("remat", "loss_chunk", "kernel")  # model settings that may change within a run
 
 
 class Checkpoints:
     """The checkpoints of one run folder."""
 
-    def __init__(self, run_dir: str | Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        keep: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        read_only: bool = False,
+    ):
         """Open <run_dir>/checkpoints, made if needed; half-written leftovers are removed.
 
+        Kept are the newest `keep`, those of every `keep_every`-th step, and the `keep_best` with
+        the lowest bits per byte in their meta.
         With `read_only` nothing is made or removed: the run may be going on. Raises CheckpointError
         when the folder cannot be written, or read_only finds none.
         """
@@ -45,7 +55,9 @@ class Checkpoints:
             raise CheckpointError(f"train.run_dir={run_dir} holds no checkpoint yet; train first")
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_kept(keep, keep_every, keep_best), read_only=read_only
+            ),
             item_names=("params", "training", "meta"),
         )
 
@@ -62,6 +74,7 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
+                metrics={"bpb": meta["score"]} if meta.get("score") is not None else None,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     training=ocp.args.StandardSave(training),
@@ -128,6 +141,19 @@ class Checkpoints:
         )
 
 
+def _kept(keep: int, every: int, best: int) -> policies.PreservationPolicy:
+    kinds: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+    if every:
+        kinds.append(policies.EveryNSteps(every))
+    if best:
+        lowest = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["bpb"], reverse=True, n=best,
+            keep_checkpoints_without_metrics=False,
+        )  # fmt: skip
+        kinds.append(lowest)
+    return policies.AnyPreservationPolicy(kinds)
+
+
 def load_params(
     run_dir: str | Path, shapes: dict[str, jax.ShapeDtypeStruct], *, step: int | None = None
 ) -> tuple[int, dict[str, jax.Array]]:
@@ -179,7 +205,8 @@ def identity(config: Config, *, data: dict, tokenizer: dict, hosts: int) -> dict
     `hosts` is the number of processes that read different text: it sets the order of documents.
     """
     settings = config.to_dict()
-    train = {k: settings["train"][k] for k in ("seed", "steps", "tokens_per_step")}
+    same = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
+    train = {k: settings["train"][k] for k in same}
     return {
         "model": {k: v for k, v in settings["model"].items() if k not in SPEED},
         "optim": settings["optim"],
@@ -219,7 +246,8 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any], *, run_dir: s
 
 
 def _defaults() -> dict[str, Any]:
-    leaves = {k: v for k, v in Config().leaves().items() if k.startswith(("model.", "optim."))}
+    groups = ("model.", "optim.", "train.init")
+    leaves = {k: v for k, v in Config().leaves().items() if k.startswith(groups)}
     return {k: v for k, v in leaves.items() if k.removeprefix("model.") not in SPEED}
 
 

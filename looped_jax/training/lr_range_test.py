@@ -17,11 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.lib.stride_tricks import sliding_window_view
 
-from looped_jax.config import Config, OptimConfig, micro_batches, resolve
+from looped_jax.config import Config, OptimConfig, micro_batches
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.errors import CheckpointError, ConfigError
 from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels
+from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
 from looped_jax.training import optim, train_step
 from looped_jax.training.checkpoint import Checkpoints

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,23 @@ def learning_rate_multiplier(config: OptimConfig, steps: int) -> optax.Schedule:
         return jnp.where(step < up, rising, jnp.where(step <= steps - down, 1.0, falling))
 
     return multiplier
+
+
+def same_until(config: OptimConfig, steps: int, other: int, done: int) -> bool:
+    """Whether runs of `steps` and of `other` steps have had the same learning rates for `done`."""
+    first, second = (learning_rate_multiplier(config, n) for n in (steps, other))
+    so_far = jnp.arange(done)
+    return bool(jnp.array_equal(first(so_far), second(so_far)))
+
+
+def restarted(state: Any) -> Any:
+    """An optimizer's state whose schedules begin anew and whose averages go on."""
+
+    def anew(part: Any) -> Any:
+        fresh = isinstance(part, optax.ScaleByScheduleState)
+        return part._replace(count=jnp.zeros_like(part.count)) if fresh else part
+
+    return jax.tree.map(anew, state, is_leaf=lambda p: isinstance(p, optax.ScaleByScheduleState))
 
 
 def muon_momentum(config: OptimConfig) -> optax.Schedule:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import breakdown
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
+from looped_jax.resolve import resolve
 
 CONFIG = resolve(
     Config(

@@ -11,11 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from looped_jax import diagnose
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.diagnostics import measure, sections, weights
 from looped_jax.model import transformer
 from looped_jax.plotting import html_report
+from looped_jax.resolve import resolve
 from looped_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from looped_jax import evaluate
-from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.errors import DataError
 from looped_jax.evaluation import core, perplexity, scoring
 from looped_jax.evaluation.core import Row
 from looped_jax.model import loss, transformer
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 from looped_jax.training.checkpoint import Checkpoints

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import looped_jax
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from looped_jax.errors import CheckpointError
 from looped_jax.inference import decoding
 from looped_jax.inference.decoding import Sampling
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import loss, transformer
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training.checkpoint import Checkpoints
 

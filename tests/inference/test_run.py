@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from looped_jax import Edit
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.errors import ArgumentError
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import loss, transformer
+from looped_jax.resolve import resolve
 from tests.model.test_kv_cache import random_weights
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 9)).astype(np.int32)

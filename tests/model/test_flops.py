@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.model import flops, loss, transformer
+from looped_jax.resolve import resolve
 
 
 def model(**settings):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.model import loss, transformer
 from looped_jax.registry import LOOP_RULES
+from looped_jax.resolve import resolve
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 12)).astype(np.int32)
 PREFILL = 5

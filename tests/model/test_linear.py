@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig
 from looped_jax.model import transformer
 from looped_jax.model.linear import linear
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import train_step
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, ModelConfig, TrainConfig, resolve
+from looped_jax.config import Config, ModelConfig, TrainConfig
 from looped_jax.model import loss, objectives, transformer
 from looped_jax.registry import OBJECTIVES
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import train_step
 from tests.model.test_kv_cache import random_weights

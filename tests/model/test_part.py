@@ -12,19 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import (
-    Config,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    Parts,
-    TrainConfig,
-    resolve,
-)
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, Parts, TrainConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops, loss, transformer
 from looped_jax.model.part import SITES, Part
 from looped_jax.registry import LOOP_RULES, PARTS
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 from tests.model.test_kv_cache import PREFILL, full_logits

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.model import probe, transformer
 from looped_jax.model.attention_kernels import plain
 from looped_jax.model.block import rope_tables
@@ -15,6 +15,7 @@ from looped_jax.model.history import FullPass
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Here
 from looped_jax.registry import LOOP_RULES
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optim, train_step
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, ModelConfig, resolve
+from looped_jax.config import Config, ModelConfig
 from looped_jax.model import loss, transformer
 from looped_jax.model.block import rope_tables, rotate
 from looped_jax.model.norm import rms_norm
 from looped_jax.registry import LOOP_RULES
+from looped_jax.resolve import resolve
 from tests import golden_cases
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from looped_jax import plan, train
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops
 from looped_jax.planning import collectives, planner, step_time
 from looped_jax.planning.table import describe
+from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
 from looped_jax.training import optim, train_step
 

@@ -5,18 +5,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import (
-    Config,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    resolve,
-)
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.diagnostics.measure import make_measure_step
 from looped_jax.evaluation import scoring
 from looped_jax.inference import decoding
 from looped_jax.model import transformer
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import lr_range_test, optim, train_step
 

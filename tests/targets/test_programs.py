@@ -11,8 +11,9 @@ import re
 import pytest
 
 from configs import base
-from looped_jax.config import Config, micro_batches, resolve
+from looped_jax.config import Config, micro_batches
 from looped_jax.planning import collectives, hlo
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from tests.targets import programs
 from tests.targets.devices import devices

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig
 from looped_jax.errors import CheckpointError
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import checkpoint, optim, train_step
 from looped_jax.training.checkpoint import Checkpoints

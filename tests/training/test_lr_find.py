@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.errors import ConfigError
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import lr_range_test, optim, train_step
 from tests import QUICK

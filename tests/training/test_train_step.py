@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig, resolve
+from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from looped_jax.errors import ConfigError
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.model import attention_kernels, transformer
 from looped_jax.model.weights import Weight
 from looped_jax.registry import LOOP_RULES
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import AttentionSupport
 from looped_jax.training import optim, train_step

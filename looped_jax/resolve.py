@@ -1,0 +1,106 @@
+"""From settings as they are given to settings that a run can start with: sizes, and a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from looped_jax import presets
+from looped_jax.config import SPEED, Config, either, plain
+from looped_jax.errors import ConfigError
+
+# Model settings that the first part of a name holds, and settings that change no result.
+NAMED = {
+    f"model.{name}"
+    for name in ("variant", "loops", "layers", "loss", "width", "attention", "latent_rank",
+                 "kv_heads", "window_pattern", "vocab_size", *SPEED)
+}  # fmt: skip
+DATA = ("path", "val_shard", "train_shards", "tokenizer", "tokenizer_vocab_size", "bos_token")
+TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
+LONGEST = 40  # of what differs from the preset, then a hash stands for it
+
+
+def resolve(config: Config, *, vocab_size: int) -> Config:
+    """Fill in the sizes that follow from depth and tokenizer, and check what needs them.
+
+    Raises ConfigError for sizes that do not divide or contradict each other.
+    """
+    m = config.model
+    if m.vocab_size is not None and m.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={m.vocab_size} is smaller than the tokenizer's {vocab_size} "
+            "entries; leave it out or raise it"
+        )
+    width = m.width or 64 * m.layers
+    heads = m.heads or max(1, math.ceil(width / 128))
+    kv_heads = m.kv_heads or heads
+    fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
+    if not fits:
+        raise ConfigError(
+            f"model.width={width} is odd, so no head has an even width; choose {width + 1}"
+        )
+    if heads not in fits:
+        near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
+        raise ConfigError(
+            f"model.heads={heads} does not cut model.width={width} into heads of an even width; "
+            f"choose {either(near)}"
+        )
+    if heads % kv_heads:
+        raise ConfigError(
+            f"model.kv_heads={kv_heads} does not divide model.heads={heads}; "
+            f"choose {either([h for h in range(1, heads + 1) if heads % h == 0])}"
+        )
+    model = dataclasses.replace(
+        m, width=width, heads=heads, kv_heads=kv_heads, vocab_size=m.vocab_size or vocab_size
+    )
+    train = config.train
+    if train.run_dir is None:
+        train = dataclasses.replace(train, run_dir=f"runs/{run_name(config)}")
+    return dataclasses.replace(config, model=model, train=train)
+
+
+def run_name(config: Config) -> str:
+    """A name for what `config` trains, before it is resolved, such as `FLT_K12_L6_END`.
+
+    The model first, then whatever else matters to the result and is not as the nearest preset has
+    it: `FLT_K4_L2_END_D128_seed1`. Two runs that differ in their result differ in their name.
+    """
+    m = config.model
+    parts = [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
+    parts += [f"D{m.width}"] if m.width else []
+    parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
+    parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
+    parts += [f"win{m.window_pattern}"] if "S" in m.window_pattern else []
+    parts += m.parts.on()
+    different = min((_different(config, name) for name in presets.PRESETS), key=len)
+    told = [f"{key.rpartition('.')[2]}{_short(value)}" for key, value in different.items()]
+    if len("_".join(told)) > LONGEST:
+        told = [hashlib.sha256(json.dumps(plain(different)).encode()).hexdigest()[:8]]
+    return "_".join([*parts, *told])
+
+
+def _different(config: Config, preset: str) -> dict[str, Any]:
+    """Settings that matter to the result and are not as the preset has them, beside NAMED ones."""
+    base = Config.from_dict(presets.make(config.model.variant, preset)).leaves()
+    groups = tuple(f"data.{n}" for n in DATA) + tuple(f"train.{n}" for n in TRAIN)
+    return {
+        key: value
+        for key, value in config.leaves().items()
+        if (key in groups or key.startswith(("model.", "optim.")))
+        and key not in NAMED
+        and not key.endswith(".on")
+        and value != base.get(key)
+    }
+
+
+def _short(value: Any) -> str:
+    """A setting as part of a file's name: of a path its last part and a hash of the whole."""
+    text = str(value)
+    if "/" in text:
+        text = f"-{Path(text).name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return re.sub(r"[^A-Za-z0-9.+-]", "-", text)
