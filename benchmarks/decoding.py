@@ -55,7 +55,7 @@ def main() -> None:
     for loops in (int(k) for k in args.loops.split(",")):
         ways = {
             kind: functools.partial(cached, model, params, tokens, args.prompt, loops, kind)
-            for kind in caches.KINDS
+            for kind in caches.CACHE_TYPES
         }
         ways["none"] = functools.partial(recomputed, model, params, tokens, args.prompt, loops)
         logits = {kind: way()[1] for kind, way in ways.items()}  # compiles, too

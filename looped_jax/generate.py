@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--top_k", type=int, default=0)
     flags.add_argument("--top_p", type=float, default=1.0)
     flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--cache", choices=caches.KINDS, default="exact")
+    flags.add_argument("--cache", choices=caches.CACHE_TYPES, default="exact")
     flags.add_argument("--mesh", help="devices by axis, as data=2,tensor=4; one device by default")
     args = flags.parse_args(argv)
 

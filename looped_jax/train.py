@@ -23,7 +23,7 @@ from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
 from looped_jax.config import Config, micro_batches
 from looped_jax.data import corpus, pipeline, tokenizer
-from looped_jax.data.packing import follow
+from looped_jax.data.packing import remap_positions
 from looped_jax.errors import TrainingError
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.files import default_cache_dir
@@ -37,7 +37,7 @@ from looped_jax.training import checkpoint, optim, resumption, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.metric_log import Smoothed
 from looped_jax.training.progress import Console, memory_of
-from looped_jax.training.report import NotFinite, Report
+from looped_jax.training.report import NonFiniteLossError, Report
 
 CONFIG = define_config()
 PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "trace these steps, as 10:13")
@@ -151,7 +151,7 @@ def _train(
             rows.set_state(meta["positions"][share])
         else:
             groups = len(corpus.RowGroups(texts.train))
-            rows.set_state(follow(meta["positions"], groups, index=share, count=shares))
+            rows.set_state(remap_positions(meta["positions"], groups, index=share, count=shares))
             say(f"text goes on where {hosts} hosts left it, now in the order of {shares}")
         smoothed, best = Smoothed(meta["smoothed_loss"]), meta["best_bpb"] or math.inf
         say(f"continuing {run_dir} from step {start}")
@@ -190,7 +190,7 @@ def _train(
     say(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_programs[False])}")
     score = scoring.make_score_step(config.model, mesh, loop_counts)
     seen = bits_per_byte.count_targets(val_rows, words.vocab_size)
-    unigram = bits_per_byte.unigram_bits_per_byte(distributed.total(seen), words.token_bytes)
+    unigram = bits_per_byte.unigram_bits_per_byte(distributed.process_sum(seen), words.token_bytes)
 
     # ---- the steps ------------------------------------------------------------------------------
     report = Report(
@@ -211,14 +211,14 @@ def _train(
             with jax.profiler.StepTraceAnnotation("train", step_num=done):
                 step_program = step_programs[due(done, settings.inside_every)]
                 current, metrics = step_program(current, tokens)
-            report.hand_over(done, metrics, waited)
+            report.submit(done, metrics, waited)
             if trace := profile.after(done, metrics):
                 say(f"profile: {trace}")
 
             last, stopping = done == settings.steps, stop.requested(done)
             evaluated = last or due(done, settings.eval_every)
             if evaluated:
-                report.settle()
+                report.flush()
                 scores = bits_per_byte.bits_per_byte(
                     score,
                     train_step.evaluation_params(current),
@@ -232,7 +232,7 @@ def _train(
                 say(f"step {done} validation bits per byte: {describe_scores(scores, unigram)}")
                 report.pace.skip()
             if last or stopping or due(done, settings.save_every):
-                report.settle()
+                report.flush()
                 meta = {
                     "step": done,
                     "positions": positions_of_all(share, rows.get_state()),
@@ -250,7 +250,7 @@ def _train(
             if stopping and not last:
                 say(f"stopped by a signal after step {done}, saved in {run_dir}; go on: {command}")
                 break
-    except NotFinite as error:
+    except NonFiniteLossError as error:
         checkpoints.wait()
         raise TrainingError(
             f"stopped at step {error.step}: {error}. The last good checkpoint is step "

@@ -200,7 +200,7 @@ def jax_pass(
     def look(params: transformer.Params, tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         every = tuple(range(deepest))
         hidden = transformer.forward(
-            model, params, tokens[:, :-1], loops=deepest, wanted=every, attend=attend
+            model, params, tokens[:, :-1], loops=deepest, return_loops=every, attend=attend
         ).hidden
         nats = loss.token_losses(model, params["head"], hidden, tokens[:, 1:])
         return nats.mean((1, 2)), [

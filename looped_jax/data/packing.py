@@ -16,7 +16,9 @@ import numpy as np
 from looped_jax.errors import DataError
 
 
-def follow(positions: Sequence[dict[str, Any]], groups: int, *, index: int, count: int) -> dict:
+def remap_positions(
+    positions: Sequence[dict[str, Any]], groups: int, *, index: int, count: int
+) -> dict:
     """Where process `index` of `count` goes on after processes that stood at `positions`.
 
     At the first of its own row groups that they had not all finished, of `groups` in an epoch: up

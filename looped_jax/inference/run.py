@@ -124,7 +124,7 @@ def _program(
             transformer.cast(params, config.dtype),
             tokens,
             loops=max(counts),
-            wanted=tuple(k - 1 for k in counts),
+            return_loops=tuple(k - 1 for k in counts),
             probe=recorder if record or edits else probe.BLIND,
             start=state,
             done=done,

@@ -24,7 +24,7 @@ from looped_jax.registry import LOOP_RULES
 
 Array = jax.Array
 Cache = dict[str, Array]  # "key", "value": [N, B, S, G, Dh]; a part's stream: [places, B, S, …]
-KINDS = ("exact", "last")
+CACHE_TYPES = ("exact", "last")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Slots:
     @classmethod
     def of(cls, config: ModelConfig, loops: int, kind: str) -> Slots:
         """Slots of `loops` loops; raises ValueError for an unknown kind."""
-        if kind not in KINDS:
+        if kind not in CACHE_TYPES:
             raise ValueError(f"cache={kind!r} is unknown; choose exact or last")
         shared = LOOP_RULES[config.variant].same_start and not config.parts.on()
         return cls(loops, config.layers, shared, kind == "exact")

@@ -39,7 +39,7 @@ Params = dict[str, Array]
 class LoopStates(NamedTuple):
     """What the loops leave behind.
 
-    hidden: [N, B, T, D] normalised state after each of the N wanted loops, what the head reads
+    hidden: [N, B, T, D] normalised state after each of N loops, what the head reads
     norms: [K] mean over tokens of the stream's L2 norm at the end of each loop, before closing norm
     seen: what a probe kept, stacked over loops; see model/probe.py
     """
@@ -90,14 +90,14 @@ class LoopedTransformer(nnx.Module):
         self,
         tokens: Array,
         loops: int,
-        wanted: tuple[int, ...],
+        return_loops: tuple[int, ...],
         past: Past | None = None,
         probe: Probe = BLIND,
         attend: Attend = plain,
         start: Array | None = None,
         done: int = 0,
     ) -> tuple[LoopStates, Cache | None]:
-        """States after the `wanted` loops, and the cache as `past` now is.
+        """States after `return_loops`, and the cache as `past` now is.
 
         With a state `start` [B, T, D] that `done` loops have left, they are not run again.
         """
@@ -128,13 +128,13 @@ class LoopedTransformer(nnx.Module):
             )
 
         # The last state is the scan's carry; only other states have to be collected.
-        collect = wanted != (loops - 1,)
+        collect = return_loops != (loops - 1,)
         (last, cache), (states, norms, seen) = jax.lax.scan(
             _rematerialised(one_loop, self.config.remat),
             (jnp.zeros_like(here.e) if start is None else start, pages.cache if pages else None),
             (jnp.arange(done, loops) if done else jnp.arange(loops), probe.inputs),
         )
-        hidden = states[jnp.array([k - done for k in wanted])] if collect else last[None]
+        hidden = states[jnp.array([k - done for k in return_loops])] if collect else last[None]
         if any(hasattr(part, "exit") for part in self.parts.values()):
             read = [through(self.parts.values(), "exit", h, here._replace(h=h)) for h in hidden]
             hidden = jnp.stack(read)
@@ -191,13 +191,13 @@ def forward(
     tokens: Array,
     *,
     loops: int | None = None,
-    wanted: tuple[int, ...] | None = None,
+    return_loops: tuple[int, ...] | None = None,
     probe: Probe = BLIND,
     attend: Attend = plain,
     start: Array | None = None,
     done: int = 0,
 ) -> LoopStates:
-    """Run `loops` loops over tokens [B, T] and keep the states after the `wanted` (0-based) ones.
+    """Run `loops` loops over tokens [B, T]; the states after `return_loops`, counted from 0.
 
     By default the config's own K, and the last. The state after loop k is what a model of k + 1
     loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
@@ -205,11 +205,11 @@ def forward(
     anywhere. `start` [B, T, D]: go on from this state, which `done` loops have left.
     """
     loops = config.loops if loops is None else loops
-    wanted = (loops - 1,) if wanted is None else wanted
-    if not wanted or not all(done <= k < loops for k in wanted):
-        raise ValueError(f"wanted={wanted} must name loops {done} to {loops - 1}")
+    return_loops = (loops - 1,) if return_loops is None else return_loops
+    if not return_loops or not all(done <= k < loops for k in return_loops):
+        raise ValueError(f"return_loops={return_loops} must name loops {done} to {loops - 1}")
     model = _bind(config, params)
-    return model(tokens, loops, wanted, probe=probe, attend=attend, start=start, done=done)[0]
+    return model(tokens, loops, return_loops, probe=probe, attend=attend, start=start, done=done)[0]
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -268,11 +268,14 @@ def make_states(
 
     For programs on the devices of `mesh`, by the attention kernel that suits them.
     """
-    attend, wanted = attention_kernels.for_mesh(config, mesh), tuple(k - 1 for k in loop_counts)
+    attend, return_loops = (
+        attention_kernels.for_mesh(config, mesh),
+        tuple(k - 1 for k in loop_counts),
+    )
 
     def states(params: Params, tokens: Array) -> Array:
         return forward(
-            config, params, tokens, loops=max(loop_counts), wanted=wanted, attend=attend
+            config, params, tokens, loops=max(loop_counts), return_loops=return_loops, attend=attend
         ).hidden
 
     return states

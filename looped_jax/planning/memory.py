@@ -125,7 +125,7 @@ def _handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int
     tokens = jax.ShapeDtypeStruct((rows, model.seq_len), jnp.int32)
 
     def states(params: transformer.Params, tokens: Array) -> Array:
-        return transformer.forward(model, params, tokens, wanted=model.scored_loops()).hidden
+        return transformer.forward(model, params, tokens, return_loops=model.scored_loops()).hidden
 
     def by_tensor(shape: tuple[int, ...]) -> bool:
         """Whether the tensor axis cuts it: by hidden units or by heads."""

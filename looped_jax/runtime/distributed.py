@@ -117,18 +117,11 @@ def gather_json(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(everyones, sizes, strict=True)]
 
 
-def total(array: np.ndarray) -> np.ndarray:
+def process_sum(array: np.ndarray) -> np.ndarray:
     """Sum of an array over all processes."""
     if jax.process_count() == 1:
         return array
     return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0)
-
-
-def whole(tree: Any) -> Any:
-    """Arrays cut over devices of several processes, as whole arrays in every process's memory."""
-    if jax.process_count() == 1:
-        return tree
-    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 class StopSignal:

@@ -260,7 +260,9 @@ class Shares:
         return cls(copied, devices, count + -count % devices)
 
 
-def in_shares(work: Callable[[Array], Array], batch: Array, *, spec: P, mesh: Mesh | None) -> Array:
+def map_over_shards(
+    work: Callable[[Array], Array], batch: Array, *, spec: P, mesh: Mesh | None
+) -> Array:
     """work(batch) for a batch [N, a, b] of matrices cut by `spec`, each device on a share of them.
 
     `work` sees whole matrices [n, a, b] and treats each alone. Shards travel to the device that

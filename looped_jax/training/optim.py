@@ -127,7 +127,7 @@ def _orthogonalize_by_shape(
     updates = {}
     for (_, spec), names in alike.items():
         batch = jnp.stack([matrices[n].T if turned(n) else matrices[n] for n in names])
-        results = sharding.in_shares(
+        results = sharding.map_over_shards(
             functools.partial(orthogonalize, steps=config.newton_schulz_steps),
             batch.astype(config.newton_schulz_dtype),  # what travels between devices is small too
             spec=P(*spec),

@@ -17,7 +17,7 @@ from looped_jax.training.metric_log import MetricLog, Smoothed
 from looped_jax.training.progress import Console, Pace, memory_in_use
 
 
-class NotFinite(ArithmeticError):
+class NonFiniteLossError(ArithmeticError):
     """The loss or gradient of `step` is no longer a number."""
 
     def __init__(self, step: int, loss: float, grad_norm: float):
@@ -53,19 +53,19 @@ class Report:
         self._waited = 0.0
         self._seconds: dict[bool, list[float]] = {False: [], True: []}  # steps that look inside
 
-    def hand_over(self, step: int, metrics: dict[str, Any], waited: float) -> None:
+    def submit(self, step: int, metrics: dict[str, Any], waited: float) -> None:
         """Read the step before, keep this one; `waited` seconds went by for its data."""
-        self.settle()
+        self.flush()
         self._pending = step, metrics, waited
 
-    def settle(self) -> None:
-        """Wait for the step handed over last and record it. Raises NotFinite."""
+    def flush(self) -> None:
+        """Wait for the step handed over last and record it. Raises NonFiniteLossError."""
         if self._pending is None:
             return
         (step, metrics, waited), self._pending = self._pending, None
         values = jax.tree.map(lambda v: np.asarray(v).tolist(), jax.device_get(metrics))
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise NotFinite(step, values["loss"], values["grad_norm"])
+            raise NonFiniteLossError(step, values["loss"], values["grad_norm"])
         smooth = self.smoothed.update(values["loss"])
         rate = self.pace.tick(step)
         seconds = self._settings.tokens_per_step / rate

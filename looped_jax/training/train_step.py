@@ -131,7 +131,12 @@ def gradients(
         batch = objectives.batch_of(rows)
         probe = BLIND if taps is None else Taps(taps)
         states = transformer.forward(
-            model, full, batch["inputs"], wanted=asked.loops(model), probe=probe, attend=attend
+            model,
+            full,
+            batch["inputs"],
+            return_loops=asked.loops(model),
+            probe=probe,
+            attend=attend,
         )
         nats = asked.nats(model, full, states.hidden, batch)
         tokens = objectives.count(batch)

@@ -38,7 +38,9 @@ def random_weights(config):
 def full_logits(config, params, tokens, loop_counts):
     """[N, B, T, V], one per loop count, without a cache."""
     wanted = tuple(k - 1 for k in loop_counts)
-    states = transformer.forward(config, params, tokens, loops=max(loop_counts), wanted=wanted)
+    states = transformer.forward(
+        config, params, tokens, loops=max(loop_counts), return_loops=wanted
+    )
     return loss.logits(config, params["head"], states.hidden)
 
 

@@ -56,7 +56,9 @@ def test_every_loop_can_owe_a_target_of_its_own(sizes):
     _, metrics = gradients(config, {"inputs": ROWS[..., :-1], "targets": owed}, mesh)
     params, nats = random_weights(config.model), 0
     for rows, targets in zip(ROWS, owed, strict=True):
-        hidden = transformer.forward(config.model, params, rows[:, :-1], wanted=(0, 1, 2)).hidden
+        hidden = transformer.forward(
+            config.model, params, rows[:, :-1], return_loops=(0, 1, 2)
+        ).hidden
         logits = loss.logits(config.model, params["head"], hidden)
         y = np.moveaxis(targets, 1, 0)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), np.maximum(y, 0)[..., None], -1)

@@ -132,7 +132,7 @@ def test_a_trace_holds_the_states_of_the_forward_pass(attention):
     recorder = probe.Recorder(probe.NAMES)
     run = functools.partial(transformer.forward, config.model, probe=recorder)
     seen = jax.jit(run)(params, inputs).seen
-    states = transformer.forward(config.model, params, inputs, wanted=(0, 1, 2))
+    states = transformer.forward(config.model, params, inputs, return_loops=(0, 1, 2))
     np.testing.assert_allclose(seen["state"], states.hidden, atol=1e-5)
     norms = jnp.linalg.norm(seen["block"][:, -1], axis=-1).mean((1, 2))
     np.testing.assert_allclose(norms, states.norms, rtol=1e-5)

@@ -19,7 +19,7 @@ from tests import golden_cases
 
 
 def objective(config, params, tokens, targets):
-    states = transformer.forward(config, params, tokens, wanted=config.scored_loops())
+    states = transformer.forward(config, params, tokens, return_loops=config.scored_loops())
     nats = loss.token_losses(config, params["head"], states.hidden, targets)
     per_loop = nats.sum((1, 2)) / (targets >= 0).sum()
     return per_loop.mean(), (per_loop, nats, states.norms)
@@ -28,7 +28,9 @@ def objective(config, params, tokens, targets):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def logits_at(config, params, tokens, loop_counts):
     wanted = tuple(k - 1 for k in loop_counts)
-    states = transformer.forward(config, params, tokens, loops=max(loop_counts), wanted=wanted)
+    states = transformer.forward(
+        config, params, tokens, loops=max(loop_counts), return_loops=wanted
+    )
     return loss.logits(config, params["head"], states.hidden)
 
 
@@ -234,7 +236,7 @@ def test_rope_golden_within_the_rounding_of_its_tables():
 def test_wanted_loops_must_exist():
     config = small("FLT")
     with pytest.raises(ValueError, match="loops 0 to 2"):
-        transformer.forward(config, random_weights(config), TOKENS, wanted=(3,))
+        transformer.forward(config, random_weights(config), TOKENS, return_loops=(3,))
 
 
 @pytest.mark.parametrize("loops", [1, 4])
