@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import ModelConfig
+from looped_jax.errors import ArgumentError
 from looped_jax.model import attention_kernels, loss, transformer
 from looped_jax.model import kv_cache as caches
 from looped_jax.model.kv_cache import Cache
@@ -38,7 +39,7 @@ class Sampling:
             ("top_p", self.top_p, 0, 1),
         ):
             if not low <= value <= high:
-                raise ValueError(f"{name}={value} is out of range; give {low} to {high}")
+                raise ArgumentError(f"{name}={value} is out of range; give {low} to {high}")
 
 
 GREEDY = Sampling()
@@ -64,10 +65,13 @@ def stream(
     `tensor`; by default one device does it all. Of several processes all must call it, alike. One
     compile per bucket of prompt length for prefill, one for decode.
     """
+    for name, value in (("loops", loops), ("tokens", tokens)):
+        if value is not None and value < 1:
+            raise ArgumentError(f"{name}={value} must be a whole number from 1")
     loops, mesh = loops or config.loops, mesh or sharding.one_device()
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if not len(lengths) or lengths.min() < 1:
-        raise ValueError("every prompt must hold at least one token; begin with the start token")
+        raise ArgumentError("every prompt must hold at least one token; begin with the start token")
     padded = np.zeros((len(prompts), _bucket(lengths.max())), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,6 +46,14 @@ class TrainedModel:
         self.mesh = mesh or sharding.one_device()
         self.params = jax.device_put(params, transformer.shardings(config.model, self.mesh))
         self._tokenizer, self._folder = tokenizer, folder
+
+    def __repr__(self) -> str:
+        m, count = self.config.model, sum(leaf.size for leaf in self.params.values())
+        parts = f", parts {', '.join(m.parts.on())}" if m.parts.on() else ""
+        return (
+            f"TrainedModel({m.variant}, {m.layers} layers looped {m.loops} times, width {m.width}"
+            f"{parts}, {count:,} parameters, step {self.step}, on {self.mesh.size} device(s))"
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -126,7 +135,7 @@ class TrainedModel:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         tokens: int = 64,
         loops: int | None = None,
@@ -135,8 +144,16 @@ class TrainedModel:
         top_p: float = 1.0,
         seed: int = 0,
         cache: str = "exact",
-    ) -> list[str]:
-        """The text that follows each prompt, up to a stop token or `tokens` tokens."""
+    ) -> Any:
+        """The text that follows each prompt, up to a stop token or `tokens` tokens.
+
+        One text for one prompt, a list for several. Raises ArgumentError.
+        """
+        if isinstance(prompts, str):
+            return self.generate(
+                [prompts], tokens=tokens, loops=loops, temperature=temperature, top_k=top_k,
+                top_p=top_p, seed=seed, cache=cache,
+            )[0]  # fmt: skip
         texts = [""] * len(prompts)
         sampling = Sampling(temperature, top_k, top_p, seed)
         for pieces in self.stream(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config import ModelConfig
+from looped_jax.errors import ArgumentError
 from looped_jax.model.attention_kernels import Attend
 from looped_jax.model.history import shifted
 from looped_jax.registry import LOOP_RULES
@@ -42,9 +43,9 @@ class Slots:
 
     @classmethod
     def of(cls, config: ModelConfig, loops: int, kind: str) -> Slots:
-        """Slots of `loops` loops; raises ValueError for an unknown kind."""
+        """Slots of `loops` loops; raises ArgumentError for an unknown kind."""
         if kind not in CACHE_TYPES:
-            raise ValueError(f"cache={kind!r} is unknown; choose exact or last")
+            raise ArgumentError(f"cache={kind!r} is unknown; choose exact or last")
         shared = LOOP_RULES[config.variant].same_start and not config.parts.on()
         return cls(loops, config.layers, shared, kind == "exact")
 

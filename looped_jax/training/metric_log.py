@@ -59,12 +59,12 @@ class MetricLog:
         self._writer.close()
 
 
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
+def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
     """The entries of <run_dir>/metrics.jsonl in order, each with its `step`; [] without the file.
 
     A last line that a kill cut short is left out. Raises DataError for damage anywhere else.
     """
-    path = run_dir / "metrics.jsonl"
+    path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]

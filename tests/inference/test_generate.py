@@ -14,7 +14,7 @@ import pytest
 import looped_jax
 from looped_jax.config import Config, ModelConfig
 from looped_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from looped_jax.errors import CheckpointError
+from looped_jax.errors import ArgumentError, CheckpointError
 from looped_jax.inference import decoding
 from looped_jax.inference.decoding import Sampling
 from looped_jax.inference.trained_model import TrainedModel
@@ -154,6 +154,19 @@ def test_a_kernel_named_for_training_does_not_bind_other_machines(run_dir, tmp_p
     tokens = np.arange(12).reshape(2, 6)
     np.testing.assert_array_equal(plain.logits(tokens)[0], named.logits(tokens)[0])
     assert plain.generate(["he"], tokens=4) == named.generate(["he"], tokens=4)
+
+
+def test_a_notebook_s_manners(run_dir):
+    m = looped_jax.load(run_dir)
+    assert repr(m).startswith("TrainedModel(FLT, 2 layers looped 3 times, width ")
+    assert "step 4, on 1 device(s)" in repr(m)
+    assert m.generate("he", tokens=4) == m.generate(["he"], tokens=4)[0]
+    assert m.logits("he")[0].shape == (1, 1 + len(m.tokenizer.encode("he")), 320)
+    for wrong in ({"loops": 0}, {"loops": -1}, {"tokens": 0}, {"tokens": -5}):
+        with pytest.raises(ArgumentError, match="must be a whole number from 1"):
+            m.generate("he", **wrong)
+    with pytest.raises(ArgumentError, match="cache='first' is unknown"):
+        m.generate("he", cache="first")
 
 
 def test_text_ends_at_the_tokenizer_s_stop_token(run_dir):
