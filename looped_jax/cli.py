@@ -1,10 +1,12 @@
-"""The command line of every program: `--config configs/file.py:preset` and overrides of its keys.
+"""The command line of programs: `--config configs/file.py:preset` and overrides of its keys.
 
 A wrong flag, key or value ends the program with one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
 import typing
 from collections.abc import Sequence
@@ -35,7 +37,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             path = Path((arg.split("=", 1)[1] if "=" in arg else value).split(":")[0])
             if not path.is_file():
                 _stop(f"--config: there is no file {path}; give one, as configs/flt.py:tiny")
-            sys.path.append(str(path.resolve().parent.parent))
+            sys.path += [str(path.resolve().parent.parent), str(path.resolve().parent)]
     try:
         rest = flags.FLAGS(list(argv))
         if flags.FLAGS.config is None:
@@ -43,6 +45,24 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return rest
     except (flags.Error, AttributeError, TypeError, ValueError, KeyError, OSError) as error:
         _stop(_flag_message(argv, error))
+
+
+def add_import(flags: argparse.ArgumentParser) -> None:
+    """`--import my_rule`: modules that register what a run of one's own was made with."""
+    flags.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE",
+        help="a module of your own that registers rules or parts, from the current folder",
+    )  # fmt: skip
+
+
+def import_own(modules: Sequence[str]) -> None:
+    """Import them, from the current folder too. Raises ConfigError."""
+    sys.path.append(str(Path.cwd()))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"--import={module}: {error}; give a module's name") from error
 
 
 def _stop(message: str) -> NoReturn:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from looped_jax import errors
+from looped_jax import cli, errors
 from looped_jax.diagnostics.comparison import compare, read
 from looped_jax.errors import DataError
 from looped_jax.files import check_writable
@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     flags.add_argument("--out", type=Path, required=True, help="folder for the page")
+    cli.add_import(flags)
     args = flags.parse_args(argv)
     with errors.printed():
+        cli.import_own(args.imports)
         check_writable(args.out)
         runs = [read(folder.resolve()) for folder in args.runs]
         names = [run.name for run in runs]

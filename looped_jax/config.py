@@ -32,6 +32,8 @@ class Parts(Mapping[str, Any]):
 
     def __init__(self, settings: Mapping[str, Any] | None = None):
         self._settings = dict(settings or {})
+        if unknown := [name for name in self._settings if name not in PARTS]:
+            raise ConfigError(unknown_key(unknown[0], PARTS, prefix="model.parts."))
 
     def __getitem__(self, name: str) -> Any:
         return self._settings.get(name) or PARTS[name].Settings()
@@ -47,7 +49,7 @@ class Parts(Mapping[str, Any]):
         return tuple(name for name in self if self[name].on)
 
     def __hash__(self) -> int:
-        return hash(tuple(self.items()))
+        return hash(tuple((n, s) for n, s in self.items() if s != PARTS[n].Settings()))
 
     def __repr__(self) -> str:
         return f"Parts({dict(self)})"
@@ -83,7 +85,7 @@ class ModelConfig:
     loss: str = _one_of(OBJECTIVES, "END")  # loops scored: last, last third, all
     dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
     remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/transformer.py
-    kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # attention: model/kernels.py
+    kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # computes attention
     loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
 
@@ -113,7 +115,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Muon for the matrices in the blocks, AdamW for embedding and head."""
+    """Muon for matrices, AdamW for embedding, head, and scalars and vectors of parts."""
 
     matrix_learning_rate: float = _at_least(0.0, 0.02)  # Muon
     embedding_learning_rate: float = _at_least(0.0, 0.2)  # AdamW, times (D / 768) ** -0.5

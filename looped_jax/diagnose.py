@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import looped_jax
-from looped_jax import errors, files
+from looped_jax import cli, errors, files
 from looped_jax.data import corpus, pipeline
 from looped_jax.diagnostics import weights
 from looped_jax.diagnostics.measure import Tokens, measure
@@ -113,12 +113,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--batch_size", type=int, default=8, help="rows at once")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")
     flags.add_argument("--out", help="folder for the page; inside the run by default")
+    cli.add_import(flags)
     args = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     if args.loops is not None and args.loops < 1:
         flags.error(f"--loops={args.loops} must be at least 1")
     keep_compiled()
     with errors.printed():
+        cli.import_own(args.imports)
         mesh = sharding.mesh_of(args.mesh)
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
         if line := attention_kernels.fall_back(model.config.model, model.mesh):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import looped_jax
-from looped_jax import errors
+from looped_jax import cli, errors
 from looped_jax.data import fetch
 from looped_jax.evaluation.evaluation import Evaluation, Scores, table
 from looped_jax.runtime import distributed, sharding
@@ -56,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flags.add_argument("--batch_size", type=int, default=32, help="rows per device")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; all as data by default")
     flags.add_argument("--out", help="folder for results; inside the run by default")
+    cli.add_import(flags)
     args = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     keep_compiled()
     with errors.printed():
+        cli.import_own(args.imports)
         distributed.initialize()
         mesh = sharding.mesh_of(args.mesh, default="data=-1")
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax
 
-from looped_jax import errors
+from looped_jax import cli, errors
 from looped_jax.inference.decoding import Sampling
 from looped_jax.model import attention_kernels
 from looped_jax.model import kv_cache as caches
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--cache", choices=caches.CACHE_TYPES, default="exact")
     flags.add_argument("--mesh", help="devices by axis, as data=2,tensor=4; one device by default")
+    cli.add_import(flags)
     args = flags.parse_args(argv)
 
     import looped_jax
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     keep_compiled()
     with errors.printed():
+        cli.import_own(args.imports)
         distributed.initialize()
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
         mesh = sharding.mesh_of(args.mesh, default="data=-1" if jax.process_count() > 1 else None)

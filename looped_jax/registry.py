@@ -1,4 +1,4 @@
-"""Named things that users can add to: loop rules, parts, objectives.
+"""Named things that users can add to: loop rules, parts and objectives.
 
 A file of the user's own registers one when it is imported, as a configuration file is:
 
@@ -11,10 +11,11 @@ From then on it is a choice of the setting, in help and errors, and in what iter
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)
 
 
 class Registry(Mapping[str, Any]):
@@ -29,10 +30,16 @@ class Registry(Mapping[str, Any]):
         self._found: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds a class or function. Raises ValueError for a name that is taken."""
+        """Decorator that adds a class or function. Raises ValueError for a name that is taken.
+
+        The same class again, as when a notebook's cell is run twice, takes the place of the first.
+        """
+        if self._home not in sys.modules:
+            importlib.import_module(self._home)  # so that its names come first
 
         def add(thing: T) -> T:
-            if name in self._found:
+            known = self._found.get(name, thing)
+            if (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
                 raise ValueError(f"there is a {self.kind} {name!r} already; choose another name")
             self._found[name] = thing
             return thing

@@ -1,5 +1,6 @@
 """What users register in files of their own is a setting like the others."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,13 @@ def test_a_rule_and_a_part_of_ones_own_train_and_open_again(home, tmp_path):
     )  # fmt: skip
     assert opened.returncode == 0, opened.stderr
     assert "['blocks.0.parts.mlp_scale.scale', 'rule.share']" in opened.stdout
+    program = [sys.executable, "-m", "looped_jax.generate", "--checkpoint", str(run)]
+    program += ["--tokens=2", "--import"]
+    own = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([*program, "mine"], cwd=ROOT, capture_output=True, text=True, env=own)
+    assert done.returncode == 0 and "--- 1 of 1" in done.stdout, done.stderr
+    done = subprocess.run([*program, "absent"], cwd=ROOT, capture_output=True, text=True, env=own)
+    assert done.returncode == 1 and done.stderr.startswith("error: --import=absent: No module")
     unknown = subprocess.run(
         [sys.executable, "-c", "import looped_jax, sys; looped_jax.load(sys.argv[1])", str(run)],
         cwd=ROOT, capture_output=True, text=True,
@@ -89,10 +97,18 @@ def test_a_rule_and_a_part_of_ones_own_train_and_open_again(home, tmp_path):
 
 def test_names_are_given_once():
     registry = Registry("thing", "looped_jax.registry")
-    registry.register("one")(1)
+
+    class One:
+        pass
+
+    class Two:
+        pass
+
+    registry.register("one")(One)
+    registry.register("one")(One)  # a notebook's cell, run again
     with pytest.raises(ValueError, match="there is a thing 'one' already"):
-        registry.register("one")(2)
-    assert list(registry) == ["one"] and registry["one"] == 1
+        registry.register("one")(Two)
+    assert list(registry) == ["one"] and registry["one"] is One
 
 
 def test_what_comes_with_the_package_is_there_without_importing_the_model_first():

@@ -54,7 +54,8 @@ class Run:
 
     tokens: int32 [B, T]; logits: float32 [B, T, V] by loop count; states: [B, T, D] that they were
     read from, by loop count
-    seen: what was recorded by name, [K, …] of a loop and [K, L, …] of a layer
+    seen: what was recorded by name, [K, …] of a loop and [K, L, …] of a layer, in the order of the
+    `layers` asked for; the first of the K is the first loop that was run
     """
 
     tokens: np.ndarray
@@ -87,10 +88,15 @@ def study(
     shape = (*ids.shape, config.width)
     if state is not None and state.shape != shape:
         raise ArgumentError(f"start holds a state of shape {state.shape}; give {shape}")
-    _check(config, ids.shape[1], max(counts), record, layers, positions, edits)
+    _check(config, ids.shape[1], (done, max(counts)), record, layers, positions, edits)
+    # Programs are kept by what is edited where; which loop, and to what, is data.
+    places = tuple(
+        (e.name, e.layer, e.position, e.value if callable(e.value) else None) for e in edits
+    )
     values = tuple(None if callable(e.value) else jnp.asarray(e.value) for e in edits)
-    run = _program(config, counts, done, record, _tuple(layers), _tuple(positions), edits)
-    hidden, logits, seen = run(model.params, ids, state, values)
+    of_loop = jnp.array([-1 if e.loop is None else e.loop - 1 for e in edits], jnp.int32)
+    run = _program(config, counts, done, record, _tuple(layers), _tuple(positions), places)
+    hidden, logits, seen = run(model.params, ids, state, values, of_loop)
     return Run(
         ids,
         dict(zip(counts, logits, strict=True)),
@@ -107,17 +113,21 @@ def _program(
     record: tuple[str, ...],
     layers: tuple[int, ...] | None,
     positions: tuple[int, ...] | None,
-    edits: tuple[Edit, ...],
+    places: tuple[tuple, ...],
 ) -> jax.stages.Wrapped:
-    def run(params: Params, tokens: Array, state: Array | None, values: tuple) -> tuple:
+    def run(
+        params: Params, tokens: Array, state: Array | None, values: tuple, of_loop: Array
+    ) -> tuple:
         def edit(name: str, loop: Array, layer: int | None, x: Array) -> Array:
-            for one, value in zip(edits, values, strict=True):
-                if one.name == name and one.layer in (None, layer):
-                    x = _edited(x, one, value, loop)
+            for number, (at, of_layer, position, function) in enumerate(places):
+                if at == name and of_layer in (None, layer):
+                    changed = _edited(x, at, position, function, values[number])
+                    now = (of_loop[number] < 0) | (of_loop[number] == loop)
+                    x = jnp.where(now, changed, x)
             return x
 
         recorder = probe.Recorder(
-            record, edit if edits else None, [e.name for e in edits], layers, positions
+            record, edit if places else None, [place[0] for place in places], layers, positions
         )
         states = transformer.forward(
             config,
@@ -125,7 +135,7 @@ def _program(
             tokens,
             loops=max(counts),
             return_loops=tuple(k - 1 for k in counts),
-            probe=recorder if record or edits else probe.BLIND,
+            probe=recorder if record or places else probe.BLIND,
             start=state,
             done=done,
         )
@@ -135,13 +145,19 @@ def _program(
     return jax.jit(run)
 
 
-def _edited(x: Array, edit: Edit, value: Array | None, loop: Array) -> Array:
-    axis = 2 if edit.name == "weights" else 1
-    at = (slice(None),) * axis + (slice(None) if edit.position is None else edit.position,)
+def _edited(
+    x: Array, name: str, position: int | None, function: Callable | None, value: Array | None
+) -> Array:
+    axis = 2 if name == "weights" else 1
+    at = (slice(None),) * axis + (slice(None) if position is None else position,)
     old = x[at]
-    new = edit.value(old) if value is None else jnp.broadcast_to(value, old.shape)  # type: ignore[operator]
-    changed = x.at[at].set(new.astype(x.dtype))
-    return changed if edit.loop is None else jnp.where(loop == edit.loop - 1, changed, x)
+    new = jnp.asarray(value if function is None else function(old)).astype(x.dtype)
+    try:
+        return x.at[at].set(jnp.broadcast_to(new, old.shape))
+    except ValueError as error:
+        raise ArgumentError(
+            f"edit of {name}: a value of shape {new.shape} does not fit {old.shape}"
+        ) from error
 
 
 def token_ids(model: TrainedModel, tokens: Any) -> np.ndarray:
@@ -193,7 +209,7 @@ def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
 def _check(
     config: ModelConfig,
     time: int,
-    loops: int,
+    loops: tuple[int, int],
     record: tuple[str, ...],
     layers: Sequence[int] | None,
     positions: Sequence[int] | None,
@@ -204,11 +220,15 @@ def _check(
             raise ArgumentError(
                 f"{name!r} is nothing that can be seen; choose from {', '.join(probe.NAMES)}"
             )
+    if layers is not None and not len(tuple(layers)):
+        raise ArgumentError("layers=() asks for nothing; leave it out for all of them")
     chosen = [("layers", layer, config.layers) for layer in layers or ()]
     chosen += [("positions", place, time) for place in positions or ()]
     for edit in edits:
-        if edit.loop is not None and not 1 <= edit.loop <= loops:
-            raise ArgumentError(f"edit of loop {edit.loop}: loops are 1 to {loops}")
+        if edit.loop is not None and not loops[0] < edit.loop <= loops[1]:
+            raise ArgumentError(f"edit of loop {edit.loop}: loops are {loops[0] + 1} to {loops[1]}")
+        if edit.layer is not None and edit.name in probe.OF_LOOP:
+            raise ArgumentError(f"edit of {edit.name!r}: it belongs to a loop, so give no layer")
         if edit.layer is not None:
             chosen.append(("edit of layer", edit.layer, config.layers))
         if edit.position is not None:

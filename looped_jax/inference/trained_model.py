@@ -89,7 +89,9 @@ class TrainedModel:
                 f"{folder} is no run folder (config.json is missing); "
                 "give one, as runs/FLT_K4_L2_END_D128"
             ) from error
-        except (json.JSONDecodeError, ConfigError, DataError) as error:
+        except ConfigError as error:
+            raise CheckpointError(f"{folder}/config.json: {error}") from error
+        except (json.JSONDecodeError, DataError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         mesh = mesh or sharding.one_device()
         shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))

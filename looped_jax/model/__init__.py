@@ -1,4 +1,4 @@
-"""The looped language model: `transformer` holds the loop, `variants` its rules, `block` the layer.
+"""The model: `transformer` loops the `block`s, `loop_rules` say how, `parts` add to it.
 
-Nothing in here knows of training, data, files or devices.
+Nothing in here knows of files, processes or the optimizer.
 """

@@ -6,7 +6,7 @@ All matrices are stored (in, out) in float32, have no bias, and act on rows: y =
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from looped_jax.model.weights import weight
 
 Array = jax.Array
 Rope = tuple[Array, Array]
-Parts = Iterable[Part]
+Parts = Mapping[str, Part]
 
 
 def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
@@ -118,13 +118,13 @@ class Block(nnx.Module):
         self, x: Array, query_source: Array, rope: Rope, here: Here, view: View = BLIND
     ) -> Array:
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
-        parts, layer = tuple(self.parts.values()), here.layer
+        parts, layer = self.parts, here.layer
         with jax.named_scope("attention"):
             query_source, source = rms_norm(query_source), rms_norm(x)
             source = through(parts, "attention_input", source, here)
             out = self.attention(query_source, source, rope, here, view, parts)
             x = x + view("attention", layer, through(parts, "attention_output", out, here))
-        x = through(parts, "stream", x, here)
+        x = through(parts, "stream", x, here, place="mlp_stream")
         with jax.named_scope("mlp"):
             out = self.mlp(through(parts, "mlp_input", rms_norm(x), here))
             x = x + view("mlp", layer, through(parts, "mlp_output", out, here))

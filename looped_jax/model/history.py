@@ -1,4 +1,4 @@
-"""What a layer knows of other tokens in a full pass: attention, and streams shifted in time.
+"""What a place in the model knows of other tokens in a full pass: attention, and shifts in time.
 
 model/kv_cache.py has the same two verbs for decoding.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from looped_jax.model.attention_kernels import Attend
+from looped_jax.model.attention_kernels import Attend, plain
 
 Array = jax.Array
 
@@ -27,6 +27,9 @@ class FullPass:
     def previous(self, name: str, x: Array, offset: int) -> Array:
         return shifted(x, offset)
 
+    def at(self, place: str) -> FullPass:
+        return self
+
 
 class WithWeights(FullPass):
     """A full pass that also hands the attention weights [B, H, T, T] to `see`."""
@@ -34,6 +37,9 @@ class WithWeights(FullPass):
     def __init__(self, see: Callable[[Array], Array]):
         super().__init__(self._attend_openly)
         self._see = see
+
+    def at(self, place: str) -> FullPass:
+        return FullPass(plain)  # the layer's own attention is shown, not that of parts
 
     def _attend_openly(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
         heads = query.shape[2]

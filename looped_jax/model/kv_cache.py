@@ -61,14 +61,18 @@ class Slots:
             return jnp.asarray(layer)
         return loop * (self.layers - self.shared_first) + layer
 
-    @property
-    def places(self) -> int:
-        """Slots of a stream that a part looks back at: never shared."""
-        return self.layers * (self.loops if self.exact else 1)
+    def places(self, scope: str) -> int:
+        """How many slots a stream of a part has, which are never shared; see scope_of."""
+        loops = self.loops if self.exact else 1
+        return {"model": 1, "layer": self.layers, "loop": loops, "loop_layer": loops * self.layers}[
+            scope
+        ]
 
-    def place(self, loop: Array, layer: int) -> Array:
-        """Slot of such a stream."""
-        return loop * self.layers + layer if self.exact else jnp.asarray(layer)
+    def place(self, loop: Array | None, layer: int | None) -> Array:
+        """The slot of such a stream."""
+        first = jnp.asarray(0)
+        loop = first if loop is None or not self.exact else loop
+        return loop if layer is None else loop * self.layers + layer
 
     def remembers(self, loop: Array) -> Array:
         """Whether this loop sees tokens of earlier calls."""
@@ -87,58 +91,67 @@ class Past(NamedTuple):
     first: bool = False
 
 
+def scope_of(loop: Array | None, layer: int | None) -> str:
+    """What a place in the model is repeated over: "model", "layer", "loop" or "loop_layer"."""
+    parts = (("loop", loop), ("layer", layer))
+    return "_".join(name for name, index in parts if index is not None) or "model"
+
+
 class Pages:
     """The cache as one loop finds it, and leaves it once its layers have written to it."""
 
-    def __init__(self, past: Past, cache: Cache):
-        self.past, self.cache = past, dict(cache)
+    def __init__(self, past: Past, cache: Cache, attend: Attend):
+        self.past, self.cache, self.attend = past, dict(cache), attend
 
-    def at(self, loop: Array, layer: int, attend: Attend) -> Page:
-        """The history of one layer in one loop."""
-        slots = self.past.slots
-        return Page(self, attend, slots.index(loop, layer), slots.place(loop, layer),
-                    slots.remembers(loop), f"layer.{layer}")  # fmt: skip
-
-    def at_entry(self, attend: Attend) -> Page:
-        """The history before the loops."""
-        first = jnp.asarray(0)
-        return Page(self, attend, first, first, jnp.asarray(True), "entry")
+    def open(self, loop: Array | None, layer: int | None) -> Page:
+        """The history of a place: of a loop and layer, of one of them, or of the model."""
+        return Page(self, loop, layer)
 
 
 class Page:
-    """The history of one layer in one loop while decoding: writes to the cache, reads from it."""
+    """The history of one place while decoding: writes to the cache, and reads from it.
 
-    def __init__(
-        self, pages: Pages, attend: Attend, slot: Array, place: Array, remembers: Array, where: str
-    ):
-        self._pages, self._attend, self._where = pages, attend, where
-        self._slot, self._place, self._remembers = slot, place, remembers
-        self._written: set[str] = set()
+    Without a name it is a layer's own attention; a part or rule is `at` a place of its own.
+    """
+
+    def __init__(self, pages: Pages, loop: Array | None, layer: int | None, place: str = ""):
+        self._pages, self._loop, self._layer, self._place = pages, loop, layer, place
+        slots = pages.past.slots
+        self._remembers = jnp.asarray(True) if loop is None else slots.remembers(loop)
+
+    def at(self, place: str) -> Page:
+        return Page(self._pages, self._loop, self._layer, place)
 
     def attend(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
-        past = self._pages.past
-        self._write("key", key, self._slot)
-        self._write("value", value, self._slot)
+        past, cache = self._pages.past, self._pages.cache
+        if self._place:
+            slot, names = self._slot(), (self._name("key"), self._name("value"))
+        else:
+            assert self._loop is not None and self._layer is not None
+            slot, names = past.slots.index(self._loop, self._layer), ("key", "value")
+        for name, new in zip(names, (key, value), strict=True):
+            self._write(name, new, slot)
         if past.first:
-            return self._attend(query, key, value, window)
-        cache = self._pages.cache
-        return _look_back(
-            cache["key"][self._slot], cache["value"][self._slot], query, past.positions,
-            self._remembers, window,
-        )  # fmt: skip
+            return self._pages.attend(query, key, value, window)
+        key, value = (cache[name][slot] for name in names)
+        return _look_back(key, value, query, past.positions, self._remembers, window)
 
     def previous(self, name: str, x: Array, offset: int) -> Array:
-        past, name = self._pages.past, f"{self._where.split('.')[0]}.{name}"
-        if name not in self._written:
-            self._write(name, x, self._place)
-            self._written.add(name)
+        past, name, slot = self._pages.past, self._name(name), self._slot()
+        self._write(name, x, slot)
         if past.first:
             return shifted(x, offset)
         rows = jnp.arange(len(x))[:, None]
         source = past.positions - offset
-        found = self._pages.cache[name][self._place, rows, jnp.maximum(source, 0)]
+        found = self._pages.cache[name][slot, rows, jnp.maximum(source, 0)]
         known = (source >= 0) & (self._remembers | (source >= past.positions[:, :1]))
         return jnp.where(known.reshape(*known.shape, *[1] * (x.ndim - 2)), found, 0)
+
+    def _name(self, name: str) -> str:
+        return f"{scope_of(self._loop, self._layer)}/{self._place}/{name}"
+
+    def _slot(self) -> Array:
+        return self._pages.past.slots.place(self._loop, self._layer)
 
     def _write(self, name: str, x: Array, slot: Array) -> None:
         cache, rows = self._pages.cache, jnp.arange(len(x))[:, None]
@@ -163,7 +176,7 @@ def empty(
     shape = (slots.count, batch, length, config.kv_heads, config.head_dim)
     cache = {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
     for name, stream in streams.items():
-        places = 1 if name.startswith("entry.") else slots.places
+        places = slots.places(name.split("/")[0])
         cache[name] = jnp.zeros((places, batch, length, *stream.shape[2:]), stream.dtype)
     return cache
 
@@ -175,16 +188,29 @@ def spec(name: str) -> P:
 
 
 class Finder:
-    """The history that finds out what a model looks back at, in one abstract pass."""
+    """The history of one place that finds out what a model looks back at, in one abstract pass."""
 
-    def __init__(self, found: dict[str, jax.ShapeDtypeStruct], where: str):
-        self._found, self._where = found, where
+    def __init__(
+        self, found: dict[str, Array], scope: str, place: str = "", here: dict | None = None
+    ):
+        self._found, self._scope, self._place = found, scope, place
+        self._here: dict[str, Array] = {} if here is None else here
+
+    def at(self, place: str) -> Finder:
+        return Finder(self._found, self._scope, place, self._here)
 
     def attend(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
+        if self._place:
+            self.previous("key", key, 0)
+            self.previous("value", value, 0)
         return query
 
     def previous(self, name: str, x: Array, offset: int) -> Array:
-        self._found[f"{self._where}.{name}"] = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        """Raises ValueError where one name stands for two streams of one place."""
+        key = f"{self._scope}/{self._place}/{name}"
+        if self._here.setdefault(key, x) is not x:
+            raise ValueError(f"{self._place} looks back at two streams as {name!r}; name both")
+        self._found[key] = x
         return x
 
 

@@ -5,10 +5,11 @@ see model/weights.py) and a method for each site where it acts. A model without 
 program as before the part existed. model/parts/ holds those that come with this package;
 CONTRIBUTING.md shows how to add one.
 
-Sites, in the order in which a token meets them (B batch, T time, D width):
+Sites, in the order in which a token meets them (B batch, T time, D width). Those of the model are
+for parts with each_layer = False, those of a layer for the others, `entry` for both:
 
 entry             e [B, T, D]      once, after the embedding and before the loops
-loop_start        x [B, T, D]      at the start of every loop, after the loop rule
+loop_start        x [B, T, D]      of the model: at the start of every loop, after the loop rule
 stream            x [B, T, D]      before each branch of a layer
 attention_input   x [B, T, D]      normalised input of keys and values
 query, key, value [B, T, heads, Dh] before position and norm
@@ -16,12 +17,12 @@ mixed             [B, T, H, Dh]    what attention has gathered, before it is pro
 attention_output, mlp_output  [B, T, D] what a branch adds to the stream
 mlp_input         x [B, T, D]      normalised input of the MLP
 block_output      x [B, T, D]      the stream after a layer
-exit              h [B, T, D]      once for each loop count that is read, before the head
+exit              h [B, T, D]      of the model: for each loop count that is read, before the head
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,9 +33,10 @@ from looped_jax.config import ModelConfig
 from looped_jax.registry import PARTS
 
 Array = jax.Array
-SITES = (
-    "entry", "loop_start", "stream", "attention_input", "query", "key", "value", "mixed",
-    "attention_output", "mlp_input", "mlp_output", "block_output", "exit",
+OF_MODEL = ("entry", "loop_start", "exit")
+OF_LAYER = (
+    "entry", "stream", "attention_input", "query", "key", "value", "mixed", "attention_output",
+    "mlp_input", "mlp_output", "block_output",
 )  # fmt: skip
 
 
@@ -55,18 +57,24 @@ class History(Protocol):
     def previous(self, name: str, x: Array, offset: int) -> Array:
         """x [B, T, …] as it was `offset` positions earlier, zero before the first.
 
-        `name` tells the streams of one place apart.
+        `name` tells the streams of one part and site apart; give each x a name of its own.
         """
+        ...
+
+    def at(self, place: str) -> History:
+        """The history of one part at one site, or of the loop rule."""
         ...
 
 
 class Here(NamedTuple):
     """What a part or a loop rule sees of the place it stands in.
 
-    tokens: [B, T]; e: [B, T, D] embedded tokens, after the entry; h: [B, T, D] state after the
-    previous loop, zero in the first; loop: traced index from 0; first: whether it is the first
-    layer: index from 0, or None outside of layers; history: see above
-    entry: what parts left at the entry for later, by name
+    tokens: [B, T]
+    e: [B, T, D] embedded tokens, after the entry
+    h: [B, T, D] state after the previous loop, zero in the first loop
+    loop: traced index of the loop, from 0; first: traced, whether it is the first loop
+    layer: index from 0, or None outside of layers
+    history: see History; entry: what parts left at the entry for later, by name
     """
 
     tokens: Array
@@ -85,6 +93,22 @@ class Part(nnx.Module):
     Settings = PartSettings
     each_layer = True  # one in every layer, else one for the model
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Raise TypeError for a class that acts at no site, or at one that nobody will call."""
+        super().__init_subclass__(**arguments)
+        sites = OF_LAYER if cls.each_layer else OF_MODEL
+        acts = [n for n, v in vars(cls).items() if callable(v) and n[0] != "_" and n != "Settings"]
+        if wrong := [name for name in acts if name not in sites]:
+            scope = "each layer" if cls.each_layer else "the model"
+            raise TypeError(
+                f"part {cls.__name__} of {scope} acts at {', '.join(wrong)}, which is no site of "
+                f"{scope}: {', '.join(sites)}; correct it, begin its name with _, or set each_layer"
+            )
+        if not acts:
+            raise TypeError(
+                f"part {cls.__name__} acts at no site; give it one of {', '.join(sites)}"
+            )
+
     def __init__(self, settings: Any, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs):
         """`layer` is None for a part of the model. Random numbers come from rngs.parts()."""
 
@@ -102,10 +126,15 @@ def make_parts(config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs) -> nnx
     return nnx.Dict(found)
 
 
-def through(parts: Iterable[Part], site: str, x: Array, here: Here) -> Array:
-    """x after every part that acts at `site`, in the order of their registration."""
-    for part in parts:
+def through(
+    parts: Mapping[str, Part], site: str, x: Array, here: Here, *, place: str | None = None
+) -> Array:
+    """x after every part that acts at `site`, by the order of their names.
+
+    `place` tells apart where a site comes twice.
+    """
+    for name, part in parts.items():
         act = getattr(part, site, None)
         if act is not None:
-            x = act(x, here)
+            x = act(x, here._replace(history=here.history.at(f"{place or site}.{name}")))
     return x

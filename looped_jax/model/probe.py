@@ -166,23 +166,30 @@ class Recorder:
 class _RecorderView(Blind):
     def __init__(self, recorder: Recorder, loop: Array):
         self._recorder, self._loop = recorder, loop
-        self._kept: dict[str, list[Array]] = {name: [] for name in recorder.record}
+        self._kept: dict[str, dict[int | None, Array]] = {name: {} for name in recorder.record}
 
     def __call__(self, name: str, layer: int | None, x: Array) -> Array:
         recorder = self._recorder
         if recorder.edit is not None and name in recorder.edited:
             x = recorder.edit(name, self._loop, layer, x)
-        if name in self._kept and (layer is None or layer in (recorder.layers or (layer,))):
+        asked = recorder.layers is None or layer is None or layer in recorder.layers
+        if name in self._kept and asked:
             kept = x
             if recorder.positions is not None:
                 kept = (
                     x[:, :, recorder.positions] if name == "weights" else x[:, recorder.positions]
                 )
-            self._kept[name].append(kept)
+            self._kept[name][layer] = kept
         return x
 
     def wants(self, name: str) -> bool:
         return name in (*self._recorder.record, *self._recorder.edited)
 
     def seen(self) -> dict[str, Array]:
-        return {n: xs[0] if n in OF_LOOP else jnp.stack(xs) for n, xs in self._kept.items()}
+        order = self._recorder.layers
+        return {
+            name: kept[None]
+            if name in OF_LOOP
+            else jnp.stack([kept[layer] for layer in (kept if order is None else order)])
+            for name, kept in self._kept.items()
+        }

@@ -3,7 +3,7 @@
 Legend: B batch, T time, D width, V vocabulary (Vp padded to a multiple of 64), K loops, L layers.
 
 Parameters are a flat dict {"embed": [Vp, D], "blocks.0.attention.query": [D, D], …, "head":
-[D, Vp]}. No shape holds K, so any number of loops runs with the same weights.
+[D, Vp]}. No shape of the plain model holds K: any number of loops runs with the same weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from looped_jax.model import attention_kernels
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, Rope, rope_tables
 from looped_jax.model.history import FullPass, WithWeights
-from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty
+from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
 from looped_jax.model.linear import PRODUCT
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Here, make_parts, through
@@ -34,6 +34,7 @@ from looped_jax.runtime import sharding
 
 Array = jax.Array
 Params = dict[str, Array]
+Histories = Callable[[Any, "int | None"], Any]  # of a loop and layer, of one, or of the model
 
 
 class LoopStates(NamedTuple):
@@ -64,27 +65,34 @@ class LoopedTransformer(nnx.Module):
         self.rule = LOOP_RULES[config.variant](config, rngs=rngs)
         self.parts = make_parts(config, None, rngs=rngs)
 
-    def enter(self, tokens: Array, history: Any) -> Here:
+    def enter(self, tokens: Array, history: Histories) -> Here:
         """Embedded tokens, and what parts look up once, before the loops."""
         with jax.named_scope("embed"):
             e = self.embed[...][tokens].astype(self.config.dtype)
-        here = Here(tokens, e, history=history, entry={})
-        e = through(self.parts.values(), "entry", e, here)
+        here = Here(tokens, e, history=history(None, None), entry={})
+        e = through(self.parts, "entry", e, here)
         for layer, block in enumerate(self.blocks):
-            e = through(block.parts.values(), "entry", e, here._replace(e=e, layer=layer))
+            there = here._replace(e=e, layer=layer, history=history(None, layer))
+            e = through(block.parts, "entry", e, there)
         return here._replace(e=e)
 
-    def loop(self, here: Here, rope: Rope, history: Callable[[int], Any], view: View) -> Array:
+    def loop(self, here: Here, rope: Rope, history: Histories, view: View) -> Array:
         """One loop: the stream [B, T, D] after its last layer."""
-        x = through(self.parts.values(), "loop_start", self.rule.start(here), here)
-        x = view("start", None, x)
+        here = here._replace(history=history(here.loop, None))
+        x = self.rule.start(here._replace(history=here.history.at("rule")))
+        x = view("start", None, through(self.parts, "loop_start", x, here))
         for layer, block in enumerate(self.blocks):  # the same L blocks every time
             with jax.named_scope(f"layer_{layer}"):
-                here = here._replace(layer=layer, history=history(layer))
-                x = through(block.parts.values(), "stream", x, here)
-                x, query_source = self.rule.inject(x, here)
+                here = here._replace(layer=layer, history=history(here.loop, layer))
+                x = through(block.parts, "stream", x, here)
+                there = here._replace(history=here.history.at("rule"))
+                x, query_source = self.rule.inject(x, there)
                 x = block(x, query_source, rope, here, view)
         return x
+
+    def leave(self, h: Array, here: Here) -> Array:
+        """The state [B, T, D] that the head reads."""
+        return through(self.parts, "exit", h, here._replace(h=h))
 
     def __call__(
         self,
@@ -101,8 +109,9 @@ class LoopedTransformer(nnx.Module):
 
         With a state `start` [B, T, D] that `done` loops have left, they are not run again.
         """
-        pages = Pages(past, past.cache) if past else None
-        here = self.enter(tokens, pages.at_entry(attend) if pages else FullPass(attend))
+        full = FullPass(attend)
+        pages = Pages(past, past.cache, attend) if past else None
+        here = self.enter(tokens, pages.open if pages else lambda loop, layer: full)
         positions = jnp.arange(tokens.shape[1]) if past is None else past.positions
         rope = rope_tables(positions, self.config.head_dim, here.e.dtype)
 
@@ -110,22 +119,19 @@ class LoopedTransformer(nnx.Module):
             (h, cache), (index, inputs) = carry, xs
             view = probe.view(index, inputs)
             now = here._replace(h=h, loop=index, first=index == 0)
-            pages = Pages(past, cache) if past and cache else None
+            pages = Pages(past, cache, attend) if past and cache else None
 
-            def history(layer: int) -> Any:
+            def history(loop: Array | None, layer: int | None) -> Any:
                 if pages:
-                    return pages.at(index, layer, attend)
-                if view.wants("weights"):
+                    return pages.open(loop, layer)
+                if layer is not None and view.wants("weights"):
                     return WithWeights(functools.partial(view, "weights", layer))
-                return FullPass(attend)
+                return full
 
             x = self.loop(now, rope, history, view)
             h = view("state", None, rms_norm(x))
-            return (h, pages.cache if pages else None), (
-                h if collect else None,
-                mean_norm(x),
-                view.seen(),
-            )
+            kept = h if collect else None, mean_norm(x), view.seen()
+            return (h, pages.cache if pages else None), kept
 
         # The last state is the scan's carry; only other states have to be collected.
         collect = return_loops != (loops - 1,)
@@ -136,8 +142,10 @@ class LoopedTransformer(nnx.Module):
         )
         hidden = states[jnp.array([k - done for k in return_loops])] if collect else last[None]
         if any(hasattr(part, "exit") for part in self.parts.values()):
-            read = [through(self.parts.values(), "exit", h, here._replace(h=h)) for h in hidden]
-            hidden = jnp.stack(read)
+            pages = Pages(past, cache, attend) if past and cache else None
+            here = here._replace(history=pages.open(None, None) if pages else full)
+            hidden = jnp.stack([self.leave(h, here) for h in hidden])
+            cache = pages.cache if pages else None
         return LoopStates(hidden, norms, seen), cache
 
 
@@ -201,7 +209,7 @@ def forward(
 
     By default the config's own K, and the last. The state after loop k is what a model of k + 1
     loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
-    `probe`: see model/probe.py. `attend`: see model/kernels.py; plain attention runs
+    `probe`: see model/probe.py. `attend`: see model/attention_kernels.py; plain attention runs
     anywhere. `start` [B, T, D]: go on from this state, which `done` loops have left.
     """
     loops = config.loops if loops is None else loops
@@ -283,20 +291,22 @@ def make_states(
 
 @functools.lru_cache
 def streams(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """What parts look back at, by name: [1, 1, …] of one token; found by one abstract pass."""
-    found: dict[str, jax.ShapeDtypeStruct] = {}
+    """What parts and the rule look back at, by name, [1, 1, …] each; by one abstract pass."""
+    found: dict[str, Array] = {}
 
-    def look(params: Params) -> None:
+    def history(loop: Array | None, layer: int | None) -> Finder:
+        return Finder(found, scope_of(loop, layer))
+
+    def look(params: Params) -> dict[str, Array]:
         model, tokens = _bind(config, params), jnp.zeros((1, 1), jnp.int32)
-        here = model.enter(tokens, Finder(found, "entry"))
+        here = model.enter(tokens, history)
         rope = rope_tables(jnp.zeros((1,)), config.head_dim, here.e.dtype)
         loop = jnp.zeros([], jnp.int32)
-        here = here._replace(h=here.e, loop=loop, first=loop == 0)
-        model.loop(here, rope, lambda layer: Finder(found, "layer"), BLIND)
+        now = here._replace(h=here.e, loop=loop, first=loop == 0)
+        model.leave(model.loop(now, rope, history, BLIND), here)
+        return found
 
-    if config.parts.on():
-        jax.eval_shape(look, init_shapes(config))
-    return found
+    return jax.eval_shape(look, init_shapes(config))
 
 
 def empty_cache(

@@ -40,10 +40,10 @@ Weights = Mapping[str, Weight]
 
 def weight(value: Array, *axes: str | None, group: str = "matrix") -> nnx.Param:
     """A parameter that knows its axes and its group. Raises ValueError for what does not fit."""
-    if len(axes) != value.ndim or group not in GROUPS:
+    if len(axes) != value.ndim or group not in GROUPS or (group == "matrix" and value.ndim != 2):
         raise ValueError(
             f"a weight of shape {value.shape} got axes {axes} and group {group!r}; name an axis or "
-            f"None for every dimension, and one of {', '.join(GROUPS)}"
+            f"None for every dimension, and one of {', '.join(GROUPS)}; a matrix has two axes"
         )
     return nnx.Param(value, axes=axes, group=group)
 

@@ -1,4 +1,4 @@
-"""The optimizer: Muon for matrices in the blocks, AdamW for embedding and head, as optax parts.
+"""The optimizer: Muon for matrices, AdamW for embedding, head and vectors, of optax's pieces.
 
 Recipe of the Fully Looped Transformer (arXiv 2605.18797), which follows nanochat. Muon: Jordan et
 al., "Muon: An optimizer for hidden layers in neural networks", 2024.

@@ -10,6 +10,7 @@ import pytest
 from looped_jax import Edit
 from looped_jax.config import Config, ModelConfig
 from looped_jax.errors import ArgumentError
+from looped_jax.inference import run
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import loss, transformer
 from looped_jax.resolve import resolve
@@ -108,6 +109,10 @@ def test_one_row_and_one_count_are_enough(model):
         (TOKENS, {"record": "mlp", "positions": (9,)}, "positions: 9 is none of 0 to 8"),
         (TOKENS, {"edit": Edit("mlp", 0.0, loop=4)}, "edit of loop 4: loops are 1 to 3"),
         (TOKENS, {"edit": Edit("mlp", 0.0, layer=-1)}, "edit of layer: -1 is none of 0 to 1"),
+        (TOKENS, {"edit": Edit("state", 0.0, layer=0)}, "belongs to a loop, so give no layer"),
+        (TOKENS, {"edit": Edit("mlp", lambda x: x[:, :1, :1, None])}, "does not fit"),
+        (TOKENS, {"edit": Edit("mlp", np.zeros(7))}, r"of shape \(7,\) does not fit"),
+        (TOKENS, {"record": "mlp", "layers": ()}, r"layers=\(\) asks for nothing"),
         (TOKENS, {"start": (3, np.zeros((2, 9, 32)))}, "start=3 loops leave none to run"),
         (TOKENS, {"start": (1, np.zeros((2, 32)))}, r"of shape \(2, 32\); give \(2, 9, 32\)"),
     ],
@@ -126,3 +131,26 @@ def test_parts_are_seen_through(model):
     run = alone.run(TOKENS, record="block")
     logits = loss.logits(deeper, params["head"], run.states[3])
     np.testing.assert_allclose(run.logits[3], logits, atol=1e-5)
+
+
+def test_layers_come_in_the_order_asked_for(model):
+    both, turned = (model.run(TOKENS, record="mlp", layers=o).seen["mlp"] for o in ((0, 1), (1, 0)))
+    np.testing.assert_array_equal(both[:, ::-1], turned)
+
+
+def test_a_sweep_of_edits_is_one_program(model):
+    run._program.cache_clear()
+    for loop in (1, 2, 3):
+        for value in (0.0, 1.0):
+            model.run(TOKENS, edit=Edit("mlp", value, loop=loop, layer=1))
+    assert run._program.cache_info().currsize == 1
+    function = model.run(TOKENS, edit=Edit("mlp", lambda x: 0 * x, loop=2)).logits[3]
+    zeroed = model.run(TOKENS, edit=Edit("mlp", 0.0, loop=2)).logits[3]
+    np.testing.assert_allclose(function, zeroed, atol=1e-5)
+    assert float(model.run(TOKENS, edit=Edit("state", lambda x: 0.0)).states[3].max()) == 0
+
+
+def test_an_edit_of_a_loop_that_is_not_run_is_refused(model):
+    state = np.zeros((2, 9, 32))
+    with pytest.raises(ArgumentError, match="edit of loop 1: loops are 3 to 5"):
+        model.run(TOKENS, loops=5, start=(2, state), edit=Edit("mlp", 0.0, loop=1))

@@ -15,7 +15,10 @@ import pytest
 from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, Parts, TrainConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops, loss, transformer
-from looped_jax.model.part import SITES, Part
+from looped_jax.model.loop_rules import LoopRule
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.part import OF_LAYER, OF_MODEL, Part
+from looped_jax.model.weights import weight
 from looped_jax.registry import LOOP_RULES, PARTS
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -77,8 +80,8 @@ def test_a_fresh_model_starts_as_without_it(names):
     ours = transformer.init_params(parted, jax.random.key(0))
     theirs = transformer.init_params(plain, jax.random.key(0))
     assert ours.keys() > theirs.keys()
-    for name, weight in theirs.items():
-        np.testing.assert_array_equal(ours[name], weight, err_msg=name)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
     loud_ones = {n: w + loud(plain)[n] for n, w in theirs.items()}
     states = transformer.forward(parted, ours | loud_ones, TOKENS).hidden
     np.testing.assert_allclose(
@@ -124,14 +127,14 @@ def test_gradients_reach_it_and_meshes_change_nothing(names):
         losses.append(float(metrics["loss"]))
         found.append(jax.device_get(current["params"]))
     np.testing.assert_allclose(*losses, atol=1e-4)
-    for name, weight in found[0].items():
-        assert np.abs(weight - before[name]).max() > 0, name
+    for name, array in found[0].items():
+        assert np.abs(array - before[name]).max() > 0, name
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_it_says_what_it_is(name):
     part = PARTS[name]
-    assert issubclass(part, Part) and set(vars(part)) & set(SITES)
+    assert issubclass(part, Part) and set(vars(part)) & {*OF_LAYER, *OF_MODEL}
     module = __import__(part.__module__, fromlist=["_"])
     assert "Source: " in (module.__doc__ or "")
 
@@ -155,3 +158,127 @@ def test_parts_are_settings():
         Config.from_dict({"model": {"parts": {"kv_shit": {"on": True}}}})
     with pytest.raises(ConfigError, match="model.parts.kv_shift.on=3 is not of type bool"):
         Config.from_dict({"model": {"parts": {"kv_shift": {"on": 3}}}})
+
+
+def looking_back(each_layer, sites, rule=False):
+    """A part that adds what stood one and two positions before, at every site that it may."""
+
+    def act(site):
+        def method(self, x, here):
+            before, earlier = (here.history.previous("x", x, n) for n in (1, 2))
+            return x + 0.3 * self.share[...].astype(x.dtype).mean() * (before - earlier)
+
+        return method
+
+    def make(self, settings, config, layer, *, rngs):
+        self.share = weight(jnp.ones((3,)), None, group="vector")
+
+    return type(
+        "LooksBack", (Part,),
+        {"each_layer": each_layer, "__init__": make, **{site: act(site) for site in sites}},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def registered():
+    """Registers for one test; every cache of programs by config forgets it afterwards."""
+    added = []
+
+    def register(registry, name, thing):
+        added.append((registry, name))
+        registry.register(name)(thing)
+        return thing
+
+    yield register
+    for registry, name in added:
+        del registry._found[name]
+    for cached in (transformer._skeleton, transformer.weights, transformer.streams, flops.count):
+        cached.cache_clear()
+
+
+def check_decoding(config):
+    params = loud(config)
+    for loops in (1, 3, 4):
+        full = full_logits(config, params, TOKENS, (loops,))[0]
+        memory = transformer.empty_cache(config, batch=2, length=14, loops=loops)
+        places, found = np.broadcast_to(np.arange(12), TOKENS.shape), []
+        for start, end in ((0, 5), (5, 7), *((t, t + 1) for t in range(7, 12))):
+            cut = slice(start, end)
+            hidden, memory = transformer.extend(
+                config, params, TOKENS[:, cut], places[:, cut], memory, loops=loops,
+                first=start == 0,
+            )  # fmt: skip
+            found.append(loss.logits(config, params["head"], hidden))
+        np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["FLT", "LT"])
+def test_looking_back_is_right_at_every_site_and_in_all_at_once(registered, variant):
+    registered(PARTS, "of_layers", looking_back(True, OF_LAYER))
+    registered(PARTS, "of_model", looking_back(False, OF_MODEL))
+    check_decoding(with_parts(("of_layers", "of_model"), variant=variant, layers=2).model)
+
+
+def test_a_part_may_attend_by_itself(registered):
+    class Attends(Part):
+        def __init__(self, settings, config, layer, *, rngs):
+            self.share = weight(jnp.ones((1,)), None, group="vector")
+
+        def mlp_input(self, x, here):
+            heads = x.reshape(*x.shape[:2], 4, -1)
+            return x + 0.3 * here.history.attend(heads, heads, heads, 3).reshape(x.shape)
+
+    registered(PARTS, "attends", Attends)
+    check_decoding(with_parts(("attends",)).model)
+
+
+def test_a_rule_may_look_back_without_any_part(registered):
+    class LooksBack(LoopRule):
+        def start(self, here):
+            e = here.e + 0.5 * here.history.previous("e", here.e, 1) + here.h
+            return rms_norm(e)
+
+        def inject(self, x, here):
+            return x, 0.5 * x + 0.5 * here.history.previous("x", x, 2)
+
+    registered(LOOP_RULES, "looks_back", LooksBack)
+    check_decoding(with_parts((), variant="looks_back").model)
+
+
+def test_two_streams_of_one_name_are_refused(registered):
+    class Twice(Part):
+        def mlp_input(self, x, here):
+            return x + here.history.previous("x", x, 1) + here.history.previous("x", 2 * x, 1)
+
+    registered(PARTS, "twice", Twice)
+    with pytest.raises(ValueError, match="mlp_input.twice looks back at two streams as 'x'"):
+        transformer.empty_cache(with_parts(("twice",)).model, batch=1, length=4, loops=2)
+
+
+@pytest.mark.parametrize(
+    ("each_layer", "sites", "message"),
+    [
+        (True, ("loop_start",), "acts at loop_start, which is no site of each layer"),
+        (False, ("key",), "acts at key, which is no site of the model: entry, loop_start, exit"),
+        (True, ("mlp_out",), "acts at mlp_out, which is no site"),
+        (True, (), "acts at no site"),
+    ],
+)
+def test_a_site_that_nobody_calls_is_refused(each_layer, sites, message):
+    with pytest.raises(TypeError, match=message):
+        looking_back(each_layer, sites)
+
+
+def test_matrices_have_two_axes():
+    with pytest.raises(ValueError, match="a matrix has two axes"):
+        weight(jnp.zeros((3, 4, 4)), None, "embed", "heads")
+
+
+def test_settings_of_parts_compare_by_what_is_not_default(registered):
+    plain, other = Parts(), Parts({"kv_shift": PARTS["kv_shift"].Settings()})
+    before = hash(plain)
+    assert plain == other and before == hash(other)
+    registered(PARTS, "later", looking_back(True, ("mlp_input",)))
+    assert hash(plain) == before
+    with pytest.raises(ConfigError, match="model.parts.nope is no setting"):
+        Parts({"nope": PARTS["kv_shift"].Settings()})

@@ -50,7 +50,7 @@ def unrolled(config, params, tokens, added):
             here = here._replace(layer=layer)
             x, query_source = rule.inject(x, here)
             sources = rms_norm(query_source), rms_norm(x)
-            mixed = block.attention(*sources, rope, here, probe.BLIND, ())
+            mixed = block.attention(*sources, rope, here, probe.BLIND, {})
             x = x + mixed + added[k, layer, 0]
             x = x + block.mlp(rms_norm(x)) + added[k, layer, 1] + added[k, layer, 2]
             streams.append(x)

@@ -1,4 +1,4 @@
-"""A gain for every loop on the stream before each layer, per channel: loops that differ a little.
+"""A gain for every loop on the stream at its start, per channel: loops that differ a little.
 
 x ← (1 + g[loop]) · x, with g [K, D] zero at the start. Beyond the trained K the last loop's gain
 is used. Source: the per-loop scales of Bae et al., "Relaxed Recursive Transformers", 2024 (arXiv
