@@ -278,7 +278,7 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
     def step(*patches: Any, optimizer: Any = None) -> Callable[[], Step]:
         return lambda: Step(config, tokens, patches, optimizer)
 
-    def not_mixed(model: ModelConfig, mesh: Mesh) -> attention_kernels.Attend:
+    def not_mixed(model: ModelConfig, mesh: Mesh, *, training: bool) -> attention_kernels.Attend:
         def attend(query, key, value, window):
             return query + jnp.repeat(key + value, query.shape[2] // key.shape[2], axis=2)
 

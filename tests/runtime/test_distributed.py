@@ -235,7 +235,7 @@ def test_who_joins_and_how(environment, expected, monkeypatch):
 def test_an_unreachable_coordinator_is_named():
     program = subprocess.run(
         [sys.executable, "-c",
-         "import jax; from looped_jax import distributed\n"
+         "import jax; from looped_jax.runtime import distributed\n"
          "def fail(**_): raise RuntimeError('no route')\n"
          "jax.distributed.initialize = fail\n"
          "distributed.initialize({'LOOPED_JAX_CLUSTER': 'auto'})"],
