@@ -14,21 +14,29 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looped_jax.config import ModelConfig
+from looped_jax.config import Config, ModelConfig
+from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.errors import ArgumentError
 from looped_jax.model import loss, probe, transformer
 from looped_jax.model.transformer import Params
 
-if TYPE_CHECKING:
-    from looped_jax.inference.trained_model import TrainedModel
-
 Array = jax.Array
+
+
+class Model(Protocol):
+    """What is studied; see inference/trained_model.py."""
+
+    config: Config
+    params: Params
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +73,7 @@ class Run:
 
 
 def study(
-    model: TrainedModel,
+    model: Model,
     tokens: str | Sequence[str] | np.ndarray,
     *,
     loops: int | Sequence[int] | None,
@@ -160,7 +168,7 @@ def _edited(
         ) from error
 
 
-def token_ids(model: TrainedModel, tokens: Any) -> np.ndarray:
+def token_ids(model: Model, tokens: Any) -> np.ndarray:
     """int32 [B, T] of ids [B, T] or [T], a text, or texts of equal length in tokens.
 
     Raises ArgumentError for ids that the vocabulary does not hold, and for anything else.
@@ -192,7 +200,7 @@ def token_ids(model: TrainedModel, tokens: Any) -> np.ndarray:
     return np.atleast_2d(ids).astype(np.int32)
 
 
-def loop_counts(model: TrainedModel, loops: int | Sequence[int] | None) -> tuple[int, ...]:
+def loop_counts(model: Model, loops: int | Sequence[int] | None) -> tuple[int, ...]:
     """Loop counts as given, one or several; the trained one for None. Raises ArgumentError."""
     if loops is None:
         return (model.config.model.loops,)

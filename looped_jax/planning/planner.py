@@ -98,6 +98,7 @@ def make(
             f"model.remat={config.model.remat} depends on the way to the host's memory, of which "
             f"nothing is known here; plan with one of {', '.join(REMATS)}"
         )
+    say(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)
     choices = {
         remat: weigh(changed(config, {"model.remat": remat}), hardware, efficiency, say)

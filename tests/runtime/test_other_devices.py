@@ -19,6 +19,7 @@ from tests.runtime.test_distributed import losses
 from tests.test_train import finish, start
 
 ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / ".." / "shared" / "data" / "core" / "eval_bundle"
 OPENED = """
 import sys, numpy as np, looped_jax
 m = looped_jax.load(sys.argv[1])
@@ -157,6 +158,24 @@ def test_meshes_and_processes_change_no_text_and_no_score(home, trained, tmp_pat
         np.testing.assert_allclose(values, two[name], rtol=1e-5)
     samples = {(tmp_path / name / "samples.txt").read_text() for name in ("one", "eight", "two")}
     assert len(samples) == 1
+
+
+@pytest.mark.skipif(not BUNDLE.is_dir(), reason="needs shared/data beside the project")
+def test_tasks_are_decided_alike_in_two_processes(home, trained, tmp_path):
+    _, run_dir = trained
+    core = ("-m", "looped_jax.evaluate", "--checkpoint", run_dir, "--modes=core", "--loops=1,2")
+    core += (f"--bundle={BUNDLE}", "--max_per_task=1")
+    run(home, 1, *core, f"--out={tmp_path / 'one'}")
+    first, second = together(home, 2, *core, f"--out={tmp_path / 'two'}")
+    assert "CORE" in first and second == ""
+    one, two = ((tmp_path / name / "core_loops_2.csv").read_text() for name in ("one", "two"))
+    assert one == two
+    # Interrupted, and gone on with: all processes leave out what the first has finished.
+    state = tmp_path / "two" / "core_state.jsonl"
+    lines = state.read_text().splitlines(keepends=True)
+    state.write_text("".join(lines[: len(lines) // 2]))
+    together(home, 2, *core, f"--out={tmp_path / 'two'}")
+    assert state.read_text() == "".join(lines)
 
 
 def test_a_mesh_that_cannot_cut_the_model_is_refused(home, trained):
