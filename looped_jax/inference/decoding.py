@@ -110,7 +110,7 @@ class Steps:
     @classmethod
     @functools.lru_cache(maxsize=64)
     def of(cls, config: ModelConfig, mesh: Mesh, loops: int, kind: str) -> Steps:
-        """Rows over the batch axes, heads over `tensor`. Raises ValueError for unknown kinds."""
+        """Rows over the batch axes, heads over `tensor`. Raises ArgumentError for unknown kinds."""
         attend = attention_kernels.for_mesh(config, mesh)
         rows, cached = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
         made = functools.partial(transformer.empty_cache, config, loops=loops, kind=kind)

@@ -137,9 +137,10 @@ def _program(
         recorder = probe.Recorder(
             record, edit if places else None, [place[0] for place in places], layers, positions
         )
+        params = transformer.cast(params, config.dtype)
         states = transformer.forward(
             config,
-            transformer.cast(params, config.dtype),
+            params,
             tokens,
             loops=max(counts),
             return_loops=tuple(k - 1 for k in counts),
@@ -147,8 +148,7 @@ def _program(
             start=state,
             done=done,
         )
-        head = params["head"].astype(config.dtype)
-        return states.hidden, loss.logits(config, head, states.hidden), states.seen
+        return states.hidden, loss.logits(config, params["head"], states.hidden), states.seen
 
     return jax.jit(run)
 

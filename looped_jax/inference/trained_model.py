@@ -94,7 +94,7 @@ class TrainedModel:
         except (json.JSONDecodeError, DataError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         mesh = mesh or sharding.one_device()
-        shapes = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+        shapes = transformer.init_shapes(config.model)
         sharding.check_divisible(config, mesh, transformer.weights(config.model))
         where = transformer.shardings(config.model, mesh)
         shapes = {name: leaf.update(sharding=where[name]) for name, leaf in shapes.items()}

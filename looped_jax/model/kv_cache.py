@@ -117,6 +117,7 @@ class Page:
     def __init__(self, pages: Pages, loop: Array | None, layer: int | None, place: str = ""):
         self._pages, self._loop, self._layer, self._place = pages, loop, layer, place
         slots = pages.past.slots
+        self._written: set[str] = set()
         self._remembers = jnp.asarray(True) if loop is None else slots.remembers(loop)
 
     def at(self, place: str) -> Page:
@@ -138,7 +139,9 @@ class Page:
 
     def previous(self, name: str, x: Array, offset: int) -> Array:
         past, name, slot = self._pages.past, self._name(name), self._slot()
-        self._write(name, x, slot)
+        if name not in self._written:  # several offsets look at one stream: see Finder
+            self._write(name, x, slot)
+            self._written.add(name)
         if past.first:
             return shifted(x, offset)
         rows = jnp.arange(len(x))[:, None]

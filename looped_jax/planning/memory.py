@@ -121,7 +121,7 @@ def _handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int
     assert model.width and model.heads and model.kv_heads
     hidden, all_heads = 4 * model.width, model.heads + 2 * model.kv_heads
     per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
-    params = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+    params = transformer.init_shapes(model)
     tokens = jax.ShapeDtypeStruct((rows, model.seq_len), jnp.int32)
 
     def states(params: transformer.Params, tokens: Array) -> Array:
