@@ -1,4 +1,4 @@
-# For a machine that has only Python and pip: `make train`, `make look` and `make test`.
+# For a machine that has only Python and pip: `make train`, `make diagnose` and `make test`.
 # `make test-parity` adds the comparison with PyTorch, `make test-targets` the compilers of GPUs and
 # TPUs (2.5 GB, in an environment of their own; no such device is needed), `make check` style and
 # types.
@@ -10,12 +10,12 @@ TARGETS := .venv-targets
 # On users' machines torch is an extra; this build is the one the tests are known to pass with.
 TORCH ?= torch==2.13.0
 
-.PHONY: train look test test-parity test-targets check clean
+.PHONY: train diagnose test test-parity test-targets check clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m looped_jax.train --config configs/flt.py:tiny
 
-look: $(VENV)/installed
+diagnose: $(VENV)/installed
 	$(BIN)/python -m looped_jax.diagnose --checkpoint runs/FLT_K4_L2_END_D128
 
 test: $(VENV)/installed

@@ -20,4 +20,4 @@ for loops in ${LOOPS:-1 4 12}; do
       echo "$run ended early: the page shows it up to there" >&2 # a loss that broke is a result
   done
 done
-"${say[@]}" python -m looped_jax.comparison "${runs[@]}" --out "$out/comparison"
+"${say[@]}" python -m looped_jax.compare "${runs[@]}" --out "$out/comparison"

@@ -10,7 +10,7 @@ ORDER = (
     "data", "plotting", "training", "planning", "inference", "evaluation", "diagnostics",
     "looped_jax", "programs",
 )  # fmt: skip
-PROGRAMS = ("train", "evaluate", "generate", "diagnose", "comparison", "lr_find", "plan")
+PROGRAMS = ("train", "evaluate", "generate", "diagnose", "compare", "lr_find", "plan")
 
 
 def room(module):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from looped_jax import comparison
+from looped_jax import compare
 from looped_jax.config import Config, ModelConfig, OptimConfig
 from looped_jax.diagnostics import comparison as recorded
 
@@ -65,7 +65,7 @@ def test_a_page_of_runs_says_how_they_differ_and_what_was_not_recorded(tmp_path,
         record(tmp_path / "calm", swing=0.1),
     ]
     out = tmp_path / "page"
-    comparison.main([*map(str, runs), "--out", str(out)])
+    compare.main([*map(str, runs), "--out", str(out)])
     text = (out / "index.html").read_text()
     assert f"open {out / 'index.html'}" in capsys.readouterr().out
     assert not re.search(r"(src|href)='(?!data:)|https?:", text) and "<b>" not in text
@@ -88,7 +88,7 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path, capsys):
         ([good, record(tmp_path / "other" / "good")], "two folders are named good"),
     ):
         with pytest.raises(SystemExit):
-            comparison.main([*map(str, folders), "--out", str(tmp_path / "page")])
+            compare.main([*map(str, folders), "--out", str(tmp_path / "page")])
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
 
@@ -107,6 +107,6 @@ def test_the_sweep_runs_every_rule_at_every_count_but_one_loop_once():
         for rule, k in (("flt", 1), ("flt", 3), ("lt", 3))
     ]
     assert compared == (
-        "python -m looped_jax.comparison runs/x/flt_K1 runs/x/flt_K3 runs/x/lt_K3 "
+        "python -m looped_jax.compare runs/x/flt_K1 runs/x/flt_K3 runs/x/lt_K3 "
         "--out runs/x/comparison"
     )

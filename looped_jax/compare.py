@@ -1,6 +1,6 @@
 """Runs side by side: one page on their losses, norms and gradients, from what they recorded.
 
-    python -m looped_jax.comparison runs/check/* --out runs/check/comparison
+    python -m looped_jax.compare runs/check/* --out runs/check/comparison
 
 Writes index.html, which needs no other file, PNGs and comparison.json.
 """
@@ -20,7 +20,7 @@ from looped_jax.files import check_writable
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(
-        prog="python -m looped_jax.comparison",
+        prog="python -m looped_jax.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
