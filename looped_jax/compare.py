@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from looped_jax import cli, errors
-from looped_jax.diagnostics.comparison import compare, read
+from looped_jax.diagnostics.run_comparison import compare, read
 from looped_jax.errors import DataError
 from looped_jax.files import check_writable
 

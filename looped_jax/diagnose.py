@@ -1,10 +1,10 @@
-"""See what the loops of a checkpoint do: one page with figures, and the numbers behind it.
+"""Diagnose a checkpoint: what each loop does, on one page with figures, and the numbers as JSON.
 
     python -m looped_jax.diagnose --checkpoint runs/FLT_K4_L2_END_D128
 
-Measures validation tokens at every loop count in one pass, looks at attention on a text, at the
-weights, and at the run's own log. Writes index.html, which needs no other file, PNGs and
-measurements.json.
+Measures validation tokens at every loop count in one pass; draws attention and the residual stream
+on a text, statistics of the weights, and the run's own log. Writes index.html, which needs no other
+file, PNGs and measurements.json.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 import looped_jax
 from looped_jax import cli, errors, files
 from looped_jax.data import corpus, pipeline
-from looped_jax.diagnostics import weights
-from looped_jax.diagnostics.measure import Tokens, measure
+from looped_jax.diagnostics import weight_statistics
+from looped_jax.diagnostics.measure import TokenMeasurements, measure
 from looped_jax.diagnostics.sections import make_sections, numbers, summary
 from looped_jax.files import check_writable, default_cache_dir
 from looped_jax.inference.trained_model import TrainedModel
@@ -49,11 +49,11 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
         progress=lambda done, total: say(f"validation: batch {done} of {total}", done == total),
     )
     ids = traced_tokens(model, tokens, args.text)
-    say(f"attention and streams on {len(ids)} tokens ...")
+    say(f"attention and the residual stream on {len(ids)} tokens ...")
     record = ("block", "weights")
     trace = jax.device_get(model.run(ids[None], loops=(loops,), record=record).seen)
     say("weights ...")
-    matrices = weights.inspect(model.params)
+    matrices = weight_statistics.compute(model.params)
     entries = read_log(Path(args.checkpoint))
     sections = make_sections(model, tokens, trace, ids, matrices, entries)
     files.write_text(
@@ -86,7 +86,7 @@ def validation(model: TrainedModel, args: argparse.Namespace) -> list[dict[str, 
     )
 
 
-def traced_tokens(model: TrainedModel, tokens: Tokens, text: str | None) -> np.ndarray:
+def traced_tokens(model: TrainedModel, tokens: TokenMeasurements, text: str | None) -> np.ndarray:
     """Ids of the given text, or of the beginning of the validation text, TRACED at most."""
     if text is None:
         return tokens.inputs[0, :TRACED]
@@ -106,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     flags.add_argument("--checkpoint", required=True, help="folder of a run")
     flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
-    flags.add_argument("--loops", type=int, help="loops to look at; all evaluated by default")
+    flags.add_argument(
+        "--loops", type=int, help="largest loop count; the largest evaluated by default"
+    )
     flags.add_argument("--text", help="text whose attention is drawn; validation's by default")
     flags.add_argument("--data", help="folder of shards; the run's own by default")
     flags.add_argument("--tokens", type=int, default=32_768, help="validation tokens to measure")

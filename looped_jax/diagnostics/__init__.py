@@ -1,1 +1,1 @@
-"""A look into a trained loop: `measure` the tokens, `weights` the matrices, `drawings` of both."""
+"""Diagnosis of a trained run: token measurements, weight statistics, figures; and runs compared."""

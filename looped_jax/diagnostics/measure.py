@@ -1,6 +1,6 @@
 """What every loop does to states and predictions, token by token.
 
-K loops, R rows, T time, D width, V vocabulary. Loop k means: after k loops, counted from 1.
+K loops, B rows, T time, D width, V vocabulary. Loop k means: after k loops, counted from 1.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LOGITS_AT_ONCE = 2**22  # of one loop; two loops' are alive together
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Measurements of R · T tokens.
+class TokenMeasurements:
+    """Measurements of B · T tokens.
 
-    inputs, targets: [R, T], targets < 0 are left out of every mean
-    nats, entropy, confidence: [K, R, T] loss of the target, entropy and top probability, in nats
-    prediction: [K, R, T] likeliest token
-    kl: [K − 1, R, T] KL(after loop k + 1 ‖ after loop k) in nats
-    cosine, change: [K − 1, R, T] of consecutive normalised states: their cosine, and the length of
+    inputs, targets: [B, T], targets < 0 are left out of every mean
+    nats, entropy, confidence: [K, B, T] loss of the target, entropy and top probability, in nats
+    prediction: [K, B, T] likeliest token
+    kl: [K − 1, B, T] KL(after loop k + 1 ‖ after loop k) in nats
+    cosine, change: [K − 1, B, T] of consecutive normalised states: their cosine, and the length of
     their difference over the earlier one's
     """
 
@@ -50,24 +50,24 @@ class Tokens:
         return len(self.nats)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean of [N, R, T] over the counted tokens, float64 [N]."""
+        """Mean of [N, B, T] over the counted tokens, float64 [N]."""
         return values[:, self.targets >= 0].astype(np.float64).mean(axis=1)
 
     def by_position(self, values: np.ndarray) -> np.ndarray:
-        """Mean of [N, R, T] at each position, float64 [N, T]; NaN where no token is counted."""
+        """Mean of [N, B, T] at each position, float64 [N, T]; NaN where no token is counted."""
         counted = np.where(self.targets >= 0, values.astype(np.float64), np.nan)
         return np.nanmean(counted, axis=1)
 
-    def hits(self) -> np.ndarray:
-        """Whether the prediction is the target, [K, R, T]."""
+    def correct(self) -> np.ndarray:
+        """Whether the prediction is the target, [K, B, T]."""
         return self.prediction == self.targets
 
     def agreement(self) -> np.ndarray:
-        """Whether consecutive loops predict the same token, [K − 1, R, T]."""
+        """Whether consecutive loops predict the same token, [K − 1, B, T]."""
         return self.prediction[1:] == self.prediction[:-1]
 
     def settled(self) -> np.ndarray:
-        """The loop, 1 … K, after which a token's prediction changes no more, [R, T]."""
+        """The loop, 1 … K, after which a token's prediction changes no more, [B, T]."""
         changed = ~self.agreement()
         loops = np.arange(2, self.loops + 1)[:, None, None]
         return np.max(np.where(changed, loops, 1), axis=0, initial=1)
@@ -81,10 +81,10 @@ def measure(
     loops: int,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tokens:
+) -> TokenMeasurements:
     """Measure validation batches {inputs, targets} [rows, T] at 1 … `loops` loops, in one pass.
 
-    Rows are cut over the batch devices of `mesh`, one device by default.
+    Rows are sharded over the batch devices of `mesh`, one device by default.
     """
     mesh = mesh or sharding.one_device()
     step, spec = make_measure_step(config, mesh, loops), P(sharding.BATCH_AXES)
@@ -96,7 +96,7 @@ def measure(
         count = len(batch["inputs"])
         found.append({name: values[:, :count] for name, values in measured.items()})
         progress(number, len(batches))
-    return Tokens(
+    return TokenMeasurements(
         inputs=np.concatenate([batch["inputs"] for batch in batches]),
         targets=np.concatenate([batch["targets"] for batch in batches]),
         **{name: np.concatenate([f[name] for f in found], axis=1) for name in found[0]},
@@ -104,7 +104,7 @@ def measure(
 
 
 def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages.Wrapped:
-    """Jitted (params, inputs [R, T], targets [R, T]) -> what Tokens holds but these, by name."""
+    """Jitted (params, inputs [B, T], targets [B, T]) -> TokenMeasurements' other fields by name."""
     run = transformer.make_states(config, mesh, tuple(range(1, loops + 1)))
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
 
@@ -122,41 +122,43 @@ def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages
 
 
 def _measured(config: ModelConfig, head: Array, states: Array, targets: Array) -> dict[str, Array]:
-    """Of states [K, R, T, D]."""
+    """Measurements of states [K, B, T, D], by name."""
     loops, rows, time, _ = states.shape
     tokens = rows * time
     hidden = states.reshape(loops, tokens, -1)
     chunk = min(max(1, LOGITS_AT_ONCE // config.padded_vocab), tokens)
     fill = -tokens % chunk
-    cut = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(loops, -1, chunk, hidden.shape[-1])
+    chunks = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(
+        loops, -1, chunk, hidden.shape[-1]
+    )
     y = jnp.pad(jnp.maximum(targets.reshape(tokens), 0), (0, fill)).reshape(-1, chunk)
 
     def of_chunk(arguments: tuple[Array, Array]):
         h, y = arguments  # [K, chunk, D], [chunk]
 
-        def of_loop(before: Array, h: Array):
-            now = jax.nn.log_softmax(loss.logits(config, head, h))
-            p = jnp.exp(now)
-            return now, {
-                "nats": -jnp.take_along_axis(now, y[:, None], axis=-1)[:, 0],
-                "entropy": -jnp.sum(p * now, axis=-1),
+        def of_loop(previous: Array, h: Array):
+            log_p = jax.nn.log_softmax(loss.logits(config, head, h))
+            p = jnp.exp(log_p)
+            return log_p, {
+                "nats": -jnp.take_along_axis(log_p, y[:, None], axis=-1)[:, 0],
+                "entropy": -jnp.sum(p * log_p, axis=-1),
                 "confidence": p.max(axis=-1),
-                "prediction": now.argmax(axis=-1).astype(jnp.int32),
-                "kl": jnp.sum(p * (now - before), axis=-1),
+                "prediction": log_p.argmax(axis=-1).astype(jnp.int32),
+                "kl": jnp.sum(p * (log_p - previous), axis=-1),
             }
 
         nothing = jnp.zeros((chunk, config.vocab_size or 0))
         return jax.lax.scan(of_loop, nothing, h)[1]
 
-    by_chunk = jax.lax.map(of_chunk, (cut.swapaxes(0, 1), y))  # each [chunks, K, chunk]
+    by_chunk = jax.lax.map(of_chunk, (chunks.swapaxes(0, 1), y))  # each [chunks, K, chunk]
     found = {
         name: values.swapaxes(0, 1).reshape(loops, -1)[:, :tokens].reshape(loops, rows, time)
         for name, values in by_chunk.items()
     }
     found["kl"] = found["kl"][1:]
-    wide = states.astype(jnp.float32)
-    before, after = wide[:-1], wide[1:]
-    sizes = jnp.linalg.norm(wide, axis=-1)
-    found["cosine"] = jnp.sum(before * after, axis=-1) / (sizes[:-1] * sizes[1:])
-    found["change"] = jnp.linalg.norm(after - before, axis=-1) / sizes[:-1]
+    states = states.astype(jnp.float32)
+    before, after = states[:-1], states[1:]
+    norms = jnp.linalg.norm(states, axis=-1)
+    found["cosine"] = jnp.sum(before * after, axis=-1) / (norms[:-1] * norms[1:])
+    found["change"] = jnp.linalg.norm(after - before, axis=-1) / norms[:-1]
     return found

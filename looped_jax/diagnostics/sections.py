@@ -1,4 +1,4 @@
-"""What a diagnosis says: its sentences, sections and numbers."""
+"""The text of a diagnosis: summary sentences, sections with figures, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from looped_jax.diagnostics import drawings, weights
-from looped_jax.diagnostics.measure import Tokens
+from looped_jax.diagnostics import figures
+from looped_jax.diagnostics.measure import TokenMeasurements
+from looped_jax.diagnostics.weight_statistics import MatrixStatistics
 from looped_jax.inference.trained_model import TrainedModel
-from looped_jax.plotting import figures
+from looped_jax.plotting.figures import heatmap
 from looped_jax.plotting.html_report import Section
 from looped_jax.registry import LOOP_RULES
 
@@ -19,14 +20,14 @@ INSIDE = {  # what training records with train.inside_every, and how to read it
     "gradient_block": "gradient arriving at the output of each layer",
     "gradient_attention": "gradient arriving at the output of each attention",
     "gradient_mlp": "gradient arriving at the output of each MLP",
-    "stream_norm": "norm of the stream after each layer, mean over the step's tokens",
+    "stream_norm": "norm of the residual stream after each layer, mean over the step's tokens",
 }
 
 
-# ---- words ---------------------------------------------------------------------------------------
+# ---- sentences -----------------------------------------------------------------------------------
 
 
-def summary(model: TrainedModel, tokens: Tokens) -> list[str]:
+def summary(model: TrainedModel, tokens: TokenMeasurements) -> list[str]:
     """What the numbers say, in a few sentences."""
     nats, trained = tokens.mean(tokens.nats), model.config.model.loops
     best = int(nats.argmin()) + 1
@@ -41,8 +42,8 @@ def summary(model: TrainedModel, tokens: Tokens) -> list[str]:
             f"{100 * change[-1]:.1f}% from loop {tokens.loops - 1} to {tokens.loops}."
         )
         lines.append(
-            f"Loop 2 changes the likeliest token in {100 * (1 - agree[0]):.1f}% of all places, "
-            f"loop {tokens.loops} in {100 * (1 - agree[-1]):.1f}%."
+            f"Loop 2 changes the likeliest token at {100 * (1 - agree[0]):.1f}% of all positions, "
+            f"loop {tokens.loops} at {100 * (1 - agree[-1]):.1f}%."
         )
         settled = tokens.settled()[tokens.targets >= 0]
         lines.append(f"{100 * (settled == 1).mean():.1f}% of predictions stay what loop 1 says.")
@@ -56,10 +57,10 @@ def summary(model: TrainedModel, tokens: Tokens) -> list[str]:
 
 def make_sections(
     model: TrainedModel,
-    tokens: Tokens,
+    tokens: TokenMeasurements,
     trace: Mapping[str, np.ndarray],
     ids: np.ndarray,
-    matrices: dict[str, weights.Matrix],
+    matrices: dict[str, MatrixStatistics],
     entries: list[dict[str, Any]],
 ) -> list[Section]:
     trained = model.config.model.loops
@@ -70,20 +71,21 @@ def make_sections(
             "One forward pass contains every smaller model: the state after loop k is what a model "
             "of k loops ends with. The red circle is the trained count. A healthy model improves "
             "up to there; what happens beyond is extrapolation.",
-            drawings.by_loop(
+            figures.by_loop(
                 {
                     "loss": tokens.mean(tokens.nats),
-                    "right predictions": 100 * tokens.mean(tokens.hits()),
+                    "accuracy": 100 * tokens.mean(tokens.correct()),
                 },
                 first=1, trained=trained, labels=["nats", "% of tokens"],
             ),
             "loss",
         ),
         Section(
-            "How sure it is",
+            "Confidence",
             "Entropy of the predicted distribution and probability of its likeliest token. Loops "
-            "that refine make it surer; rising confidence without falling loss is overconfidence.",
-            drawings.by_loop(
+            "that refine lower the entropy; confidence that rises while the loss does not fall is "
+            "overconfidence.",
+            figures.by_loop(
                 {
                     "entropy": tokens.mean(tokens.entropy),
                     "top probability": tokens.mean(tokens.confidence),
@@ -100,7 +102,7 @@ def make_sections(
                 "Each point compares a loop's normalised state with that of the loop before: the "
                 "cosine of the two, and the length of their difference over the earlier one's. A "
                 "loop that approaches a fixed point moves less and less.",
-                drawings.by_loop(
+                figures.by_loop(
                     {
                         "cosine with the loop before": tokens.mean(tokens.cosine),
                         "relative change": tokens.mean(tokens.change),
@@ -113,7 +115,7 @@ def make_sections(
                 "How much predictions change",
                 "KL divergence from the prediction before to the one after each loop, and the "
                 "share of tokens whose likeliest token stays the same.",
-                drawings.by_loop(
+                figures.by_loop(
                     {
                         "KL divergence": tokens.mean(tokens.kl),
                         "same likeliest token": 100 * tokens.mean(tokens.agreement()),
@@ -125,15 +127,15 @@ def make_sections(
             Section(
                 "When predictions settle",
                 "Left: the loop in which a token's prediction changes for the last time; loop 1 "
-                "means never. Right: how often these tokens are predicted rightly, after the first "
-                "loop and at the end; the gap is what looping bought them.",
-                drawings.settling(tokens),
+                "means never. Right: the accuracy of these predictions after the first loop and at "
+                "the end; the gap is the gain from the later loops.",
+                figures.settling(tokens),
                 "settling",
             ),
             Section(
                 "Tokens that still change late",
-                "Places of the validation text whose prediction changed in the latest loops: what "
-                "stood before, what came next, and the prediction after each loop.",
+                "Positions of the validation text whose prediction changed in the latest loops: "
+                "what stood before, what came next, and the prediction after each loop.",
                 table=late_table(model, tokens),
             ),
         ]  # fmt: skip
@@ -142,43 +144,43 @@ def make_sections(
             "Loss along the row",
             "Later positions have more context and should be easier. Lines that part only late "
             "show that loops need context to work with.",
-            drawings.loss_by_position(tokens),
+            figures.loss_by_position(tokens),
             "positions",
         ),
         Section(
-            "The stream, loop by loop and layer by layer",
-            "Mean norm of the stream after every layer, on the text of the next figure. LT "
-            "carries the stream on from loop to loop, FLT and LT_ia start each loop from the "
+            "The residual stream, loop by loop and layer by layer",
+            "Mean norm of the residual stream after every layer, on the text of the next figure. "
+            "LT carries the stream on from loop to loop, FLT and LT_ia start each loop from the "
             "embedding. A norm that climbs from loop to loop is a warning, though no collapse by "
             "itself.",
-            figures.heatmap(
+            heatmap(
                 np.linalg.norm(np.asarray(trace["block"], np.float32), axis=-1)
                 .mean((2, 3))
                 .tolist(),
-                title="norm of the stream",
+                title="norm of the residual stream",
             ),
             "streams",
         ),
         Section(
-            "Where it looks",
+            "Attention",
             "Attention of up to six loops and six heads on "
             f"{''.join(words)!r}: queries down, keys across, brighter is more. Rows of one column "
             "differ only by the loop.",
-            drawings.attention(np.asarray(trace["weights"])[:, :, 0], words),
+            figures.attention(np.asarray(trace["weights"])[:, :, 0], words),
             "attention",
         ),
         Section(
             "Weights: entries",
             "Histogram of each kind of weight, one line per layer (dark first), counts on a log "
-            "scale. Outliers far from the bulk, or a layer unlike the others, deserve a look.",
-            drawings.histograms(matrices),
+            "scale. Outliers far from the bulk, or a layer unlike the others, deserve attention.",
+            figures.histograms(matrices),
             "histograms",
         ),
         Section(
             "Weights: spectra",
             "Largest singular value, and effective rank (exp of the entropy of the normalised "
             "singular values). The same matrices act in every loop, so a large norm acts K times.",
-            drawings.spectra(matrices),
+            figures.spectra(matrices),
             "spectra",
         ),
     ]
@@ -186,8 +188,9 @@ def make_sections(
         sections.append(
             Section(
                 "How it was trained",
-                "The run's own log. Swings of the gradient norm announce trouble before the loss.",
-                drawings.curves(entries),
+                "The run's own log. A gradient norm that varies strongly often precedes a rise of "
+                "the loss.",
+                figures.curves(entries),
                 "curves",
             )
         )
@@ -197,30 +200,30 @@ def make_sections(
                 f"Inside training step {entry['step']}",
                 "Recorded because train.inside_every was set. "
                 + " ".join(f"{name.replace('_', ' ')}: {how}." for name, how in INSIDE.items()),
-                drawings.inside(entry, list(INSIDE)),
+                figures.inside(entry, list(INSIDE)),
                 "inside",
             )
         )
     return sections
 
 
-def late_table(model: TrainedModel, tokens: Tokens, count: int = 12) -> str:
+def late_table(model: TrainedModel, tokens: TokenMeasurements, count: int = 12) -> str:
     """HTML rows of the tokens that settled last, at most one per row of text."""
     decode = model.tokenizer.decode
     settled = np.where(tokens.targets >= 0, tokens.settled(), 0)
     settled[:, :4] = 0  # too little context to show
-    places = settled.argmax(axis=1)
-    rows = np.argsort(-settled[np.arange(len(settled)), places], kind="stable")[:count]
+    positions = settled.argmax(axis=1)
+    rows = np.argsort(-settled[np.arange(len(settled)), positions], kind="stable")[:count]
     head = "".join(f"<th>{k + 1}</th>" for k in range(tokens.loops))
     lines = [f"<table><tr><th>before</th><th>next</th>{head}</tr>"]
     for row in rows:
-        place = places[row]
-        if settled[row, place] < 2:
+        position = positions[row]
+        if settled[row, position] < 2:
             continue
-        target = int(tokens.targets[row, place])
-        before = decode(tokens.inputs[row, max(0, place - 12) : place + 1].tolist())
+        target = int(tokens.targets[row, position])
+        before = decode(tokens.inputs[row, max(0, position - 12) : position + 1].tolist())
         cells = []
-        for prediction in tokens.prediction[:, row, place].tolist():
+        for prediction in tokens.prediction[:, row, position].tolist():
             right = " class='right'" if prediction == target else ""
             cells.append(f"<td{right}>{_code(decode([prediction]))}</td>")
         lines.append(
@@ -236,13 +239,15 @@ def _code(text: str) -> str:
 
 
 def numbers(
-    tokens: Tokens, trace: Mapping[str, np.ndarray], matrices: dict[str, weights.Matrix]
+    tokens: TokenMeasurements,
+    trace: Mapping[str, np.ndarray],
+    matrices: dict[str, MatrixStatistics],
 ) -> dict[str, Any]:
     """Every number that is drawn, ready for JSON."""
     settled = tokens.settled()[tokens.targets >= 0]
     by_loop = {
         "loss": tokens.nats, "entropy": tokens.entropy, "top_probability": tokens.confidence,
-        "accuracy": tokens.hits(), "kl": tokens.kl, "agreement": tokens.agreement(),
+        "accuracy": tokens.correct(), "kl": tokens.kl, "agreement": tokens.agreement(),
         "cosine": tokens.cosine, "relative_change": tokens.change,
     }  # fmt: skip
     return {
@@ -255,7 +260,11 @@ def numbers(
         .mean((2, 3))
         .tolist(),
         "weights": {
-            name: {"rms": m.rms, "spectral_norm": m.spectral, "effective_rank": m.rank}
+            name: {
+                "rms": m.rms,
+                "spectral_norm": m.spectral_norm,
+                "effective_rank": m.effective_rank,
+            }
             for name, m in matrices.items()
         },
     }

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from looped_jax import diagnose
 from looped_jax.config import Config, ModelConfig
 from looped_jax.data.tokenizer import train_tokenizer
-from looped_jax.diagnostics import measure, sections, weights
+from looped_jax.diagnostics import measure, sections, weight_statistics
 from looped_jax.model import transformer
 from looped_jax.plotting import html_report
 from looped_jax.resolve import resolve
@@ -103,7 +103,7 @@ def test_settling_agreement_and_means_of_known_predictions():
     targets = np.array([[1, 5, 0, -1]])
     nothing = np.zeros((2, 1, 4))
     values = np.arange(12.0).reshape(3, 1, 4)
-    tokens = measure.Tokens(
+    tokens = measure.TokenMeasurements(
         targets, targets, values, values, values, prediction, nothing, nothing, nothing
     )
     assert tokens.settled().tolist() == [[1, 2, 3, 3]]
@@ -111,20 +111,20 @@ def test_settling_agreement_and_means_of_known_predictions():
         [[True, False, True, False]],
         [[True, True, False, False]],
     ]
-    assert tokens.mean(tokens.hits()).tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3])
-    assert tokens.mean(tokens.nats).tolist() == [1, 5, 9]  # the last place is not counted
+    assert tokens.mean(tokens.correct()).tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert tokens.mean(tokens.nats).tolist() == [1, 5, 9]  # the last position is not counted
 
 
 def test_spectrum_of_a_known_matrix():
     left, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 3)))
     right, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 3)))
-    even = weights.inspect({"even": left @ np.diag([2.0, 2.0, 2.0]) @ right.T})["even"]
-    assert even.spectral == pytest.approx(2)
-    assert even.rank == pytest.approx(3, rel=1e-5)
+    even = weight_statistics.compute({"even": left @ np.diag([2.0, 2.0, 2.0]) @ right.T})["even"]
+    assert even.spectral_norm == pytest.approx(2)
+    assert even.effective_rank == pytest.approx(3, rel=1e-5)
     assert even.rms == pytest.approx(np.sqrt(12 / 200))
     assert even.counts.sum() == 200
-    steep = weights.inspect({"steep": left @ np.diag([2.0, 0.1, 0.1]) @ right.T})["steep"]
-    assert 1 < steep.rank < 2
+    steep = weight_statistics.compute({"steep": left @ np.diag([2.0, 0.1, 0.1]) @ right.T})["steep"]
+    assert 1 < steep.effective_rank < 2
 
 
 def test_a_page_escapes_what_it_is_given_and_carries_its_pictures(tmp_path):

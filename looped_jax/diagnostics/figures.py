@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from looped_jax.diagnostics.measure import Tokens
-from looped_jax.diagnostics.weights import Matrix
-from looped_jax.plotting import figures
-from looped_jax.plotting.figures import BLUE, RED, panels, shades, tidy
+from looped_jax.diagnostics.measure import TokenMeasurements
+from looped_jax.diagnostics.weight_statistics import MatrixStatistics
+from looped_jax.plotting.figures import BLUE, RED, draw_heatmap, panels, shades, tidy
 
 
 def by_loop(
@@ -29,7 +28,7 @@ def by_loop(
     return figure
 
 
-def loss_by_position(tokens: Tokens) -> Figure:
+def loss_by_position(tokens: TokenMeasurements) -> Figure:
     """Mean loss over positions, one line per loop, positions in up to 32 bins."""
     figure, axes = panels(1, width=8, height=3.6)
     by_position = tokens.by_position(tokens.nats)
@@ -43,8 +42,8 @@ def loss_by_position(tokens: Tokens) -> Figure:
     return figure
 
 
-def settling(tokens: Tokens) -> Figure:
-    """When predictions stop changing, and whether late ones are right more often."""
+def settling(tokens: TokenMeasurements) -> Figure:
+    """When predictions stop changing, and the accuracy of those that stop in each loop."""
     figure, axes = panels(2)
     counted = tokens.targets >= 0
     settled, loops = tokens.settled()[counted], np.arange(1, tokens.loops + 1)
@@ -52,13 +51,15 @@ def settling(tokens: Tokens) -> Figure:
     axes[0][0].bar(loops, 100 * shares, color=BLUE)
     tidy(axes[0][0], title="predictions that change last in a loop", xlabel="loop",
          ylabel="% of tokens")  # fmt: skip
-    hit, first_hit = (tokens.hits()[k][counted] for k in (-1, 0))
-    for values, label, color in ((first_hit, "after loop 1", "#8ecae6"), (hit, "at the end", BLUE)):
-        right = [values[settled == k].mean() if (settled == k).any() else np.nan for k in loops]
-        axes[0][1].plot(loops, 100 * np.array(right), "o-", color=color, label=label, markersize=4)
+    last, first = (tokens.correct()[k][counted] for k in (-1, 0))
+    for values, label, color in ((first, "after loop 1", "#8ecae6"), (last, "at the end", BLUE)):
+        accuracy = [values[settled == k].mean() if (settled == k).any() else np.nan for k in loops]
+        axes[0][1].plot(
+            loops, 100 * np.array(accuracy), "o-", color=color, label=label, markersize=4
+        )
     axes[0][1].legend(fontsize=8)
-    tidy(axes[0][1], title="how often they are right", xlabel="loop of the last change",
-         ylabel="% right")  # fmt: skip
+    tidy(axes[0][1], title="accuracy of these predictions", xlabel="loop of the last change",
+         ylabel="% of tokens")  # fmt: skip
     for axis in axes[0]:
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -68,12 +69,14 @@ def attention(weights: np.ndarray, words: Sequence[str]) -> Figure:
     """Attention of one row [K, L, H, T, T]: loops down, layers and heads across."""
     loops, layers, heads, time, _ = weights.shape
     down = np.unique(np.linspace(0, loops - 1, min(loops, 6)).round().astype(int))
-    places = [(layer, head) for layer in range(layers) for head in range(heads)]
-    across = np.unique(np.linspace(0, len(places) - 1, min(len(places), 6)).round().astype(int))
+    positions = [(layer, head) for layer in range(layers) for head in range(heads)]
+    across = np.unique(
+        np.linspace(0, len(positions) - 1, min(len(positions), 6)).round().astype(int)
+    )
     figure, axes = panels(len(across), len(down), width=2.6, height=2.6)
     for row, loop in enumerate(down):
-        for column, place in enumerate(across):
-            layer, head = places[place]
+        for column, position in enumerate(across):
+            layer, head = positions[position]
             axis = axes[row][column]
             axis.imshow(weights[loop, layer, head], cmap="magma", vmin=0)
             if row == 0:
@@ -91,8 +94,8 @@ def attention(weights: np.ndarray, words: Sequence[str]) -> Figure:
     return figure
 
 
-def histograms(matrices: Mapping[str, Matrix]) -> Figure:
-    """A panel per kind of weight, a line per layer; entries over their rms."""
+def histograms(matrices: Mapping[str, MatrixStatistics]) -> Figure:
+    """A panel per kind of weight, a line per layer; counts on a log scale."""
     kinds: dict[str, list[str]] = {}
     for name in matrices:
         kind = name if "blocks" not in name else name.split(".", 2)[2]
@@ -111,16 +114,16 @@ def histograms(matrices: Mapping[str, Matrix]) -> Figure:
     return figure
 
 
-def spectra(matrices: Mapping[str, Matrix]) -> Figure:
+def spectra(matrices: Mapping[str, MatrixStatistics]) -> Figure:
     """Spectral norm and effective rank of every weight."""
     figure, axes = panels(2, width=6.4, height=0.24 * len(matrices) + 1.2)
-    names, places = list(matrices), np.arange(len(matrices))
+    names, positions = list(matrices), np.arange(len(matrices))
     for axis, title, values in (
-        (axes[0][0], "spectral norm", [m.spectral for m in matrices.values()]),
-        (axes[0][1], "effective rank", [m.rank for m in matrices.values()]),
+        (axes[0][0], "spectral norm", [m.spectral_norm for m in matrices.values()]),
+        (axes[0][1], "effective rank", [m.effective_rank for m in matrices.values()]),
     ):
-        axis.barh(places, values, color=BLUE)
-        axis.set_yticks(places, names if axis is axes[0][0] else [], fontsize=7)
+        axis.barh(positions, values, color=BLUE)
+        axis.set_yticks(positions, names if axis is axes[0][0] else [], fontsize=7)
         axis.invert_yaxis()
         tidy(axis, title=title)
     axes[0][0].set_xscale("log")  # an embedding's is hundreds of times a block's
@@ -133,12 +136,12 @@ def inside(entry: Mapping[str, Any], names: Sequence[str]) -> Figure:
     figure, axes = panels(2, -(-len(names) // 2), width=max(4.2, 0.6 * layers + 2),
                           height=max(2.4, 0.32 * loops + 1.3))  # fmt: skip
     for axis, name in zip(axes.flat, names, strict=False):
-        figures.draw_heatmap(axis, entry[f"inside/{name}"], title=name.replace("_", " "))
+        draw_heatmap(axis, entry[f"inside/{name}"], title=name.replace("_", " "))
     return figure
 
 
 def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, gradient norm, stream norm per loop and bits per byte of a run's log."""
+    """Loss, gradient norm, residual stream norm per loop and bits per byte of a run's log."""
     figure, axes = panels(2, 2, width=5.6, height=2.7)
     steps = [e for e in entries if "train/loss" in e]
     x = [e["step"] for e in steps]
@@ -151,7 +154,7 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
     for k, color in enumerate(shades(norms.shape[1])):
         axes[1][0].semilogy(x, norms[:, k], color=color, linewidth=1, label=f"{k + 1}")
     axes[1][0].legend(title="loop", fontsize=6, ncols=2)
-    tidy(axes[1][0], title="norm of the stream at the end of each loop", xlabel="step")
+    tidy(axes[1][0], title="norm of the residual stream after each loop", xlabel="step")
     scored = [e for e in entries if any(key.startswith("val/bpb_loops_") for key in e)]
     if scored:
         keys = [key for key in scored[-1] if key.startswith("val/bpb_loops_")]

@@ -11,7 +11,7 @@ import pytest
 
 from looped_jax import compare
 from looped_jax.config import Config, ModelConfig, OptimConfig
-from looped_jax.diagnostics import comparison as recorded
+from looped_jax.diagnostics import run_comparison
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -41,7 +41,7 @@ def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, sw
 
 
 def test_statistics_of_a_known_record(tmp_path):
-    found = recorded.summarise(recorded.read(record(tmp_path / "run", swing=0.3)))
+    found = run_comparison.summarise(run_comparison.read(record(tmp_path / "run", swing=0.3)))
     assert found.steps == STEPS
     assert found.loss == pytest.approx(np.mean([5 - s / STEPS for s in range(51, 61)]))
     assert found.growth == pytest.approx(3)
@@ -52,10 +52,10 @@ def test_statistics_of_a_known_record(tmp_path):
 
 
 def test_spikes_are_counted_where_they_stand_out(tmp_path):
-    run = recorded.read(record(tmp_path / "run", spike=(5, 30, 50)))
-    assert np.flatnonzero(recorded.spikes(run.loss)).tolist() == [29, 49]
-    assert recorded.summarise(run).spikes == 2  # the first has too little before it
-    assert not recorded.spikes(np.linspace(5, 2, 100)).any()
+    run = run_comparison.read(record(tmp_path / "run", spike=(5, 30, 50)))
+    assert np.flatnonzero(run_comparison.spikes(run.loss)).tolist() == [29, 49]
+    assert run_comparison.summarise(run).spikes == 2  # the first has too little before it
+    assert not run_comparison.spikes(np.linspace(5, 2, 100)).any()
 
 
 def test_a_page_of_runs_says_how_they_differ_and_what_was_not_recorded(tmp_path, capsys):
