@@ -1,4 +1,4 @@
-"""Runs side by side: one page on their losses, norms and gradients, from what they recorded.
+"""Compare runs: one page on their losses, norms and gradients, from their metrics.jsonl.
 
     python -m looped_jax.compare runs/check/* --out runs/check/comparison
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = [run.name for run in runs]
         if twice := {name for name in names if names.count(name) > 1}:
             raise DataError(f"two folders are named {', '.join(sorted(twice))}; rename one")
-        if broken := [r.name for r in runs if not math.isfinite(r.loss.sum() + r.gradient.sum())]:
+        if broken := [r.name for r in runs if not math.isfinite(r.loss.sum() + r.grad_norm.sum())]:
             raise DataError(f"{', '.join(broken)}: metrics.jsonl has values that are not finite")
         path = compare(runs, args.out)
     print(f"open {path}")

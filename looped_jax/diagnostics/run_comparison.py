@@ -1,4 +1,4 @@
-"""Runs side by side: what they recorded, in numbers, in curves and on one page."""
+"""Comparison of runs by their metrics.jsonl: statistics, curves, and one page with both."""
 
 from __future__ import annotations
 
@@ -20,56 +20,67 @@ from looped_jax.plotting import figures, html_report
 from looped_jax.plotting.html_report import Section
 from looped_jax.training.metric_log import read_log
 
-SETTLED = 20  # steps at the start that no statistic counts
-LAST = 10  # steps averaged for values "at the end"
+BURN_IN = 20  # first steps, left out of the gradient-norm CV and the spikes
+TAIL = 10  # last steps, averaged for values "at the end"
 SPIKE = 4.0  # robust deviations over the running median
-BEFORE = 20  # steps of that median
+WINDOW = 20  # steps of that median
+FILE_KEYS = {  # Summary field -> its key in comparison.json
+    "residual_growth": "growth",
+    "grad_norm_cv": "gradient_swings",
+    "loop_grad_norm_cv": "loop_swings",
+}
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One run's own record. S steps, K loops, L layers.
+class RunRecord:
+    """What a run wrote to its metrics.jsonl. S steps, K loops, N steps with train.inside_every.
 
-    steps [S]; loss, gradient [S]; norms [S, K] of the stream after each loop; inside [N, K] norm of
-    the gradient arriving in each loop, at the steps that looked inside; scores: bits per byte at
-    the last validation, by loop count
+    steps [S]; loss [S]; grad_norm [S] before clipping; stream_norms [S, K] of the residual stream
+    after each loop; loop_grad_norms [N, K] of the gradient that arrives in each loop; scores: bits
+    per byte at the last validation, by loop count
     """
 
     name: str
     config: Config
     steps: np.ndarray
     loss: np.ndarray
-    gradient: np.ndarray
-    norms: np.ndarray
-    inside: np.ndarray
+    grad_norm: np.ndarray
+    stream_norms: np.ndarray
+    loop_grad_norms: np.ndarray
     scores: dict[int, float]
 
     @property
-    def growth(self) -> np.ndarray:
-        """Norm after the last loop over that after the first, [S]."""
-        return self.norms[:, -1] / self.norms[:, 0]
+    def residual_growth(self) -> np.ndarray:
+        """Norm of the residual stream after the last loop over that after the first, [S]."""
+        return self.stream_norms[:, -1] / self.stream_norms[:, 0]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in numbers.
+    """Statistics of one run.
 
-    loss: mean of the last steps, nats; growth: of the stream's norm over the loops, likewise
-    gradient_swings: std over mean of the gradient norm; loop_swings: the same of the gradient
-    arriving in each loop, mean over loops, None where it was not recorded
-    spikes: steps whose loss stands SPIKE robust deviations above the median of the steps before
+    loss: mean of the last TAIL steps, nats; residual_growth: likewise
+    grad_norm_cv: coefficient of variation (std / mean) of the gradient norm over steps
+    loop_grad_norm_cv: that of the gradient arriving in each loop, mean over loops; None where it
+    was not recorded
+    spikes: steps whose loss is SPIKE robust deviations above the median of the steps before
     """
 
     steps: int
     loss: float
-    growth: float
-    gradient_swings: float
-    loop_swings: float | None
+    residual_growth: float
+    grad_norm_cv: float
+    loop_grad_norm_cv: float | None
     spikes: int
     scores: dict[int, float]
 
+    def as_json(self) -> dict[str, Any]:
+        """The values by their names in comparison.json, which are older than these fields."""
+        values = dataclasses.asdict(self)
+        return {FILE_KEYS.get(name, name): value for name, value in values.items()}
 
-def read(run_dir: Path) -> Recorded:
+
+def read(run_dir: Path) -> RunRecord:
     """Open a run folder's config.json and metrics.jsonl. Raises CheckpointError or DataError."""
     try:
         config = Config.from_dict(json.loads((run_dir / "config.json").read_text("utf-8")))
@@ -92,75 +103,84 @@ def read(run_dir: Path) -> Recorded:
         }
         scored = found or scored
     blocks = [e["inside/gradient_block"] for e in entries if "inside/gradient_block" in e]
-    return Recorded(
+    return RunRecord(
         name=run_dir.name,
         config=config,
         steps=np.array([e["step"] for e in steps]),
         loss=np.array([e["train/loss"] for e in steps]),
-        gradient=np.array([e["train/grad_norm"] for e in steps]),
-        norms=np.array([e["loop/stream_norm"] for e in steps]),
-        inside=np.array([np.linalg.norm(block, axis=-1) for block in blocks]),
+        grad_norm=np.array([e["train/grad_norm"] for e in steps]),
+        stream_norms=np.array([e["loop/stream_norm"] for e in steps]),
+        loop_grad_norms=np.array([np.linalg.norm(block, axis=-1) for block in blocks]),
         scores=scored,
     )
 
 
-def summarise(run: Recorded) -> Summary:
-    settled = run.steps > min(SETTLED, run.steps[-1] // 2)
-    loops = run.inside.std(axis=0) / run.inside.mean(axis=0) if len(run.inside) > 1 else None
+def summarize(run: RunRecord) -> Summary:
+    """Statistics of a run; in a short one the burn-in is half of it at most."""
+    counted = run.steps > min(BURN_IN, run.steps[-1] // 2)
+    by_loop = run.loop_grad_norms
     return Summary(
         steps=int(run.steps[-1]),
-        loss=float(run.loss[-LAST:].mean()),
-        growth=float(run.growth[-LAST:].mean()),
-        gradient_swings=float(run.gradient[settled].std() / run.gradient[settled].mean()),
-        loop_swings=None if loops is None else float(loops.mean()),
-        spikes=int(spikes(run.loss)[settled].sum()),
+        loss=float(run.loss[-TAIL:].mean()),
+        residual_growth=float(run.residual_growth[-TAIL:].mean()),
+        grad_norm_cv=_cv(run.grad_norm[counted]),
+        loop_grad_norm_cv=_cv(by_loop) if len(by_loop) > 1 else None,
+        spikes=int(spikes(run.loss)[counted].sum()),
         scores=run.scores,
     )
 
 
+def _cv(values: np.ndarray) -> float:
+    """Coefficient of variation over the first axis, mean over the others."""
+    return float((values.std(axis=0) / values.mean(axis=0)).mean())
+
+
 def spikes(losses: np.ndarray) -> np.ndarray:
-    """Which losses [S] are spikes: farther over the median of the BEFORE steps before them than is
-    usual, by SPIKE robust deviations (1.4826 times the median distance from the median, and at
-    least a milli-nat). The first BEFORE steps never are."""
+    """Which losses [S] are spikes.
+
+    A spike is farther above the median of the WINDOW steps before it than is usual, by SPIKE robust
+    deviations (1.4826 times the median absolute deviation, and at least 0.001 nats). The first
+    WINDOW steps never are.
+    """
     found = np.zeros(len(losses), bool)
-    if len(losses) > BEFORE:
-        windows = np.lib.stride_tricks.sliding_window_view(losses[:-1], BEFORE)
-        rises = losses[BEFORE:] - np.median(windows, axis=1)
+    if len(losses) > WINDOW:
+        windows = np.lib.stride_tricks.sliding_window_view(losses[:-1], WINDOW)
+        rises = losses[WINDOW:] - np.median(windows, axis=1)
         usual = np.median(rises)  # below 0 while the loss falls
         deviation = max(1.4826 * np.median(np.abs(rises - usual)), 1e-3)
-        found[BEFORE:] = rises - usual > SPIKE * deviation
+        found[WINDOW:] = rises - usual > SPIKE * deviation
     return found
 
 
-def differing(runs: Sequence[Recorded]) -> dict[str, list[str]]:
-    """Settings beside rule, loops and folder that are not the same in all runs, with their values.
+def differing(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Settings other than rule, loops and folder that differ between the runs, with their values.
 
-    What they differ in is part of any difference between their curves.
+    They may cause any difference between the curves.
     """
-    meant = {"model.variant", "model.loops", "train.run_dir", "train.eval_loops"}
+    expected = {"model.variant", "model.loops", "train.run_dir", "train.eval_loops"}
     flat = [{key: repr(value) for key, value in r.config.leaves().items()} for r in runs]
     values = {key: list(dict.fromkeys(settings[key] for settings in flat)) for key in flat[0]}
-    return {key: found for key, found in values.items() if len(found) > 1 and key not in meant}
+    return {key: found for key, found in values.items() if len(found) > 1 and key not in expected}
 
 
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def compare(runs: Sequence[Recorded], out: Path) -> Path:
-    """Write the page; its path."""
-    summaries = {run.name: summarise(run) for run in runs}
+def compare(runs: Sequence[RunRecord], out: Path) -> Path:
+    """Write the page and comparison.json into `out`; the page's path."""
+    summaries = {run.name: summarize(run) for run in runs}
     files.write_text(
         out / "comparison.json",
-        json.dumps({name: dataclasses.asdict(s) for name, s in summaries.items()}, indent=1),
+        json.dumps({name: s.as_json() for name, s in summaries.items()}, indent=1),
     )
     best = min(summaries.items(), key=lambda item: item[1].loss)
-    least = min(summaries.values(), key=lambda s: s.gradient_swings).gradient_swings
+    least = min(summaries.values(), key=lambda s: s.grad_norm_cv).grad_norm_cv
     lines = [f"Lowest training loss at the end: {best[0]}, {best[1].loss:.4f} nats."]
     lines += [
-        f"{name}: its gradient norm swings {s.gradient_swings / least:.1f} times as much as that "
-        "of the calmest run."
+        f"{name}: its gradient-norm CV is {s.grad_norm_cv / least:.1f} times the smallest of "
+        "these runs."
         for name, s in summaries.items()
-        if s.gradient_swings > 3 * least > 0
+        if s.grad_norm_cv > 3 * least > 0
     ]
     lines += [
         f"Not only rule and loops differ: {key} is {', '.join(values)}."
@@ -169,11 +189,12 @@ def compare(runs: Sequence[Recorded], out: Path) -> Path:
     sections = [
         Section(
             "In numbers",
-            f"Loss and growth are means of the last {LAST} steps. Growth: norm of the stream after "
-            "the last loop over that after the first. Swings: standard deviation over mean of the "
-            "gradient norm over steps, of all weights together and of what arrives in each loop "
-            "(recorded with train.inside_every). Spikes: steps whose loss stands "
-            f"{SPIKE:g} robust deviations above the median of the {BEFORE} before.",
+            f"Loss and residual growth are means of the last {TAIL} steps. Residual growth: norm "
+            "of the residual stream after the last loop over that after the first. CV: coefficient "
+            "of variation (standard deviation over mean) over steps, of the gradient norm of all "
+            "weights together and of the gradient arriving in each loop (recorded with "
+            "train.inside_every). Spikes: steps whose loss is "
+            f"{SPIKE:g} robust deviations above the median of the {WINDOW} before.",
             table=_table(summaries),
         ),
         Section(
@@ -183,11 +204,16 @@ def compare(runs: Sequence[Recorded], out: Path) -> Path:
             "loss",
         ),
         Section(
-            "Gradient and growth of the stream",
-            "Gradient norm before clipping, and the norm of the stream after the last loop over "
-            "that after the first. Swings of the first announce a plateau; growth alone does not.",
+            "Gradient norm and residual growth",
+            "Gradient norm before clipping, and the norm of the residual stream after the last "
+            "loop over that after the first. A gradient norm that varies strongly often precedes a "
+            "plateau of the loss; residual growth alone does not.",
             _over_steps(
-                runs, {"gradient norm": lambda r: r.gradient, "growth over the loops": _growth},
+                runs,
+                {
+                    "gradient norm": lambda r: r.grad_norm,
+                    "residual growth": lambda r: r.residual_growth,
+                },
                 log=True,
             ),
             "gradient",
@@ -203,13 +229,14 @@ def compare(runs: Sequence[Recorded], out: Path) -> Path:
                 "scores",
             )
         )
-    if any(len(run.inside) > 1 for run in runs):
+    if any(len(run.loop_grad_norms) > 1 for run in runs):
         sections.append(
             Section(
                 "Gradient in each loop",
                 "Norm of the gradient arriving in each loop, over steps; one line per loop, dark "
-                "first. Lines that cross and jump mean that loops fight over the shared weights.",
-                _inside([run for run in runs if len(run.inside) > 1]),
+                "first. Lines that cross and jump: the loops' shares of the gradient change from "
+                "step to step.",
+                _loop_gradients([run for run in runs if len(run.loop_grad_norms) > 1]),
                 "inside",
             )
         )
@@ -219,20 +246,21 @@ def compare(runs: Sequence[Recorded], out: Path) -> Path:
 
 def _table(summaries: Mapping[str, Summary]) -> str:
     counts = sorted({k for s in summaries.values() for k in s.scores})
-    heads = ["run", "steps", "loss", "growth", "gradient swings", "swings per loop", "spikes"]
-    heads += [f"bits per byte at {k}" for k in counts]
+    header = ["run", "steps", "loss", "residual growth", "gradient-norm CV", "CV per loop",
+              "spikes"]  # fmt: skip
+    header += [f"bits per byte at {k}" for k in counts]
     rows = []
     for name, s in summaries.items():
-        loops = "not recorded" if s.loop_swings is None else f"{s.loop_swings:.2f}"
-        cells = [name, str(s.steps), f"{s.loss:.4f}", f"{s.growth:.2f}",
-                 f"{s.gradient_swings:.2f}", loops, str(s.spikes)]  # fmt: skip
+        loops = "not recorded" if s.loop_grad_norm_cv is None else f"{s.loop_grad_norm_cv:.2f}"
+        cells = [name, str(s.steps), f"{s.loss:.4f}", f"{s.residual_growth:.2f}",
+                 f"{s.grad_norm_cv:.2f}", loops, str(s.spikes)]  # fmt: skip
         cells += [f"{s.scores[k]:.4f}" if k in s.scores else "–" for k in counts]
         rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-def _colors(runs: Sequence[Recorded]) -> dict[str, Any]:
+def _colors(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """A hue per rule; darker for more loops."""
     hues = ("Greens", "Reds", "Purples", "Oranges", "Blues", "Greys")
     rules = list(dict.fromkeys(run.config.model.variant for run in runs))
@@ -245,7 +273,7 @@ def _colors(runs: Sequence[Recorded]) -> dict[str, Any]:
     }
 
 
-def _over_steps(runs: Sequence[Recorded], values: Mapping[str, Any], *, log: bool = False):
+def _over_steps(runs: Sequence[RunRecord], values: Mapping[str, Any], *, log: bool = False):
     figure, axes = figures.panels(len(values), width=11 / len(values), height=4)
     colors = _colors(runs)
     for axis, (label, of) in zip(axes[0], values.items(), strict=True):
@@ -258,7 +286,7 @@ def _over_steps(runs: Sequence[Recorded], values: Mapping[str, Any], *, log: boo
     return figure
 
 
-def _scores(runs: Sequence[Recorded]) -> Figure:
+def _scores(runs: Sequence[RunRecord]) -> Figure:
     figure, axes = figures.panels(1, width=8, height=4)
     axis, colors = axes[0][0], _colors(runs)
     for run in runs:
@@ -274,18 +302,14 @@ def _scores(runs: Sequence[Recorded]) -> Figure:
     return figure
 
 
-def _inside(runs: Sequence[Recorded]) -> Figure:
+def _loop_gradients(runs: Sequence[RunRecord]) -> Figure:
     columns = min(3, len(runs))
     figure, axes = figures.panels(columns, -(-len(runs) // columns), width=4, height=2.8)
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     for axis, run in zip(axes.flat, runs, strict=False):
-        steps = np.linspace(run.steps[0], run.steps[-1], len(run.inside))
-        for k, color in enumerate(figures.shades(run.inside.shape[1])):
-            axis.semilogy(steps, run.inside[:, k], color=color, linewidth=1)
+        steps = np.linspace(run.steps[0], run.steps[-1], len(run.loop_grad_norms))
+        for k, color in enumerate(figures.shades(run.loop_grad_norms.shape[1])):
+            axis.semilogy(steps, run.loop_grad_norms[:, k], color=color, linewidth=1)
         figures.tidy(axis, title=run.name, xlabel="step")
     return figure
-
-
-def _growth(run: Recorded) -> np.ndarray:
-    return run.growth

@@ -1,4 +1,4 @@
-"""Runs side by side: known statistics, a page that stands alone, and the sweep's plan."""
+"""Comparison of runs: known statistics, a page that stands alone, and the sweep's plan."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 60
 
 
-def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, swing=0.0):
+def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, grad_norm_cv=0.0):
     """A run folder with a log whose statistics are known."""
     folder.mkdir()
     config = Config(
@@ -30,7 +30,7 @@ def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, sw
         loss = 5 - step / STEPS + 0.01 * (-1) ** step + (1.0 if step in spike else 0.0)
         norms = [4.0 * 3**k for k in range(loops)]
         lines.append({"step": step, "train/loss": loss, "loop/stream_norm": norms,
-                      "train/grad_norm": 1 + swing * (-1) ** step})  # fmt: skip
+                      "train/grad_norm": 1 + grad_norm_cv * (-1) ** step})  # fmt: skip
         if inside and step % 10 == 0:
             sign = (-1) ** (step // 10)
             blocks = [[3.0 + 1.5 * sign, 4.0 + 2.0 * sign] for _ in range(loops)]
@@ -41,12 +41,14 @@ def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, sw
 
 
 def test_statistics_of_a_known_record(tmp_path):
-    found = run_comparison.summarise(run_comparison.read(record(tmp_path / "run", swing=0.3)))
+    found = run_comparison.summarize(
+        run_comparison.read(record(tmp_path / "run", grad_norm_cv=0.3))
+    )
     assert found.steps == STEPS
     assert found.loss == pytest.approx(np.mean([5 - s / STEPS for s in range(51, 61)]))
-    assert found.growth == pytest.approx(3)
-    assert found.gradient_swings == pytest.approx(0.3)
-    assert found.loop_swings == pytest.approx(0.5)  # norms 2.5 and 7.5 by turns
+    assert found.residual_growth == pytest.approx(3)
+    assert found.grad_norm_cv == pytest.approx(0.3)
+    assert found.loop_grad_norm_cv == pytest.approx(0.5)  # norms 2.5 and 7.5 by turns
     assert found.spikes == 0
     assert found.scores == {1: 2.5, 2: 2.0}
 
@@ -54,15 +56,15 @@ def test_statistics_of_a_known_record(tmp_path):
 def test_spikes_are_counted_where_they_stand_out(tmp_path):
     run = run_comparison.read(record(tmp_path / "run", spike=(5, 30, 50)))
     assert np.flatnonzero(run_comparison.spikes(run.loss)).tolist() == [29, 49]
-    assert run_comparison.summarise(run).spikes == 2  # the first has too little before it
+    assert run_comparison.summarize(run).spikes == 2  # the first has too little before it
     assert not run_comparison.spikes(np.linspace(5, 2, 100)).any()
 
 
 def test_a_page_of_runs_says_how_they_differ_and_what_was_not_recorded(tmp_path, capsys):
     runs = [
-        record(tmp_path / "calm & <b>", swing=0.05),
-        record(tmp_path / "wild", variant="LT", loops=4, inside=False, lr=0.08, swing=0.9),
-        record(tmp_path / "calm", swing=0.1),
+        record(tmp_path / "calm & <b>", grad_norm_cv=0.05),
+        record(tmp_path / "wild", variant="LT", loops=4, inside=False, lr=0.08, grad_norm_cv=0.9),
+        record(tmp_path / "calm", grad_norm_cv=0.1),
     ]
     out = tmp_path / "page"
     compare.main([*map(str, runs), "--out", str(out)])
@@ -70,9 +72,11 @@ def test_a_page_of_runs_says_how_they_differ_and_what_was_not_recorded(tmp_path,
     assert f"open {out / 'index.html'}" in capsys.readouterr().out
     assert not re.search(r"(src|href)='(?!data:)|https?:", text) and "<b>" not in text
     assert "optim.matrix_learning_rate is 0.02, 0.08" in text
-    assert "not recorded" in text and "wild: its gradient norm swings" in text
+    assert "not recorded" in text and "wild: its gradient-norm CV is" in text
     written = json.loads((out / "comparison.json").read_text())
-    assert written["wild"]["loop_swings"] is None and written["wild"]["spikes"] == 0
+    wild = written["wild"]
+    assert wild["loop_swings"] is None and wild["growth"] == pytest.approx(27)
+    assert wild["gradient_swings"] == pytest.approx(0.9) and wild["spikes"] == 0
     pictures = {path.stem for path in out.glob("*.png")}
     assert pictures == {"loss", "gradient", "scores", "inside"}
 
