@@ -1,9 +1,9 @@
-"""Will it fit, how long will it take, what should change: a run, planned before it has a machine.
+"""Plan a run for some hardware: whether it fits, how long it takes, and what to change.
 
     python -m looped_jax.plan --config configs/flt.py --mesh data=64,fsdp=8 --hardware h100 \\
         --vocab_size 151669
 
-Needs neither data nor accelerators: the real train step is compiled for fake devices.
+Needs neither data nor accelerators: the real train step is compiled for fake CPU devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, MeshConfig, parse_mesh, plain
+from looped_jax.config import Config, MeshConfig, parse_mesh
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import ConfigError
 from looped_jax.planning import planner
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
             planner.with_horizon(config), device, efficiency=values.efficiency, say=_progress
         )
         if out:
-            files.write_text(out, json.dumps(plain(plan), indent=1))
+            files.write_text(out, json.dumps(plan.as_json(), indent=1))
     print(describe(plan))
 
 

@@ -1,7 +1,7 @@
-"""Communication of a compiled program: what is sent, along which axis, how often.
+"""Collectives of a compiled program: kind, mesh axes, purpose, calls and bytes sent.
 
 Works on programs compiled for fake CPU devices and for real ones. The CPU compiler sends bfloat16
-as float32, so the reader is told the type of each purpose instead of believing the text.
+as float32, so the caller gives the bytes per number of each purpose.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of message along one set of mesh axes, for one purpose, over a whole step.
+    """Collectives of one kind over one set of mesh axes, for one purpose, of a whole step.
 
-    axes: mesh axes that the message crosses; devices: size of one group
-    calls: times a step; sent: bytes that one device sends in all of them
+    axes: mesh axes that are crossed; devices: size of one group
+    calls: times a step; bytes_sent: by one device, in all calls
     depth: loops that surround it in the program
     """
 
@@ -34,7 +34,7 @@ class Collective:
     devices: int
     purpose: str
     calls: int
-    sent: int
+    bytes_sent: int
     depth: int = 0
 
 
@@ -48,15 +48,15 @@ def read(
     """Collectives of one run of `program`, loops counted, the largest first.
 
     `widths` gives the true bytes per number of a purpose: "weights", "gradients", "optimizer",
-    "activations" or "other"; else the text is believed. Sent bytes are those of a ring: of an
-    array of S bytes and n devices S (n − 1) / n for gather, scatter and all-to-all, twice that for
-    all-reduce. Raises ValueError for a loop of unknown length around a collective, unless
-    `unknown_loops` count once.
+    "activations" or "other"; by default those in the program's text count. bytes_sent is that of a
+    ring: of an array of S bytes and n devices S (n − 1) / n for gather, scatter and all-to-all,
+    twice that for all-reduce. Raises ValueError for a loop of unknown length around a collective,
+    unless `unknown_loops` count once.
     """
     parsed = hlo.Program.read(program.as_text() or "")
     found: dict[tuple[str, tuple[str, ...], int, str, int], list[tuple[int, float]]]
     found = defaultdict(list)
-    chains: dict[tuple, int] = {}  # of a message that is spread over fusions: the deepest
+    chains: dict[tuple, int] = {}  # of a collective that is spread over fusions: the deepest
     for computation, instruction in parsed:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
@@ -92,7 +92,7 @@ def read(
         Collective(*key[:4], sum(n for n, _ in parts), round(sum(s for _, s in parts)), key[4])
         for key, parts in found.items()
     ]
-    return sorted(summed, key=lambda c: -c.sent)
+    return sorted(summed, key=lambda c: -c.bytes_sent)
 
 
 def _ring(kind: str, n: int) -> float:
@@ -105,16 +105,16 @@ def _ring(kind: str, n: int) -> float:
 
 def _axes(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     """The mesh axes along which the devices of one group differ."""
-    places = np.unravel_index(groups, mesh.devices.shape)
+    positions = np.unravel_index(groups, mesh.devices.shape)
     return tuple(
         axis
-        for axis, place in zip(mesh.axis_names, places, strict=True)
-        if (place != place[:, :1]).any()
+        for axis, position in zip(mesh.axis_names, positions, strict=True)
+        if (position != position[:, :1]).any()
     )
 
 
 def _purpose(scope: str) -> str:
-    """What the message is for, from the scopes that state.py and optim.py set."""
+    """What the collective is for, by the scopes that JAX and training set in its name."""
     if "optimizer" in scope:
         return "optimizer"
     if "/while/" in scope:

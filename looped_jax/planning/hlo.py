@@ -1,4 +1,4 @@
-"""A compiled program as a structure: computations, their instructions, and which of them loop.
+"""A parser of compiled programs: computations, their instructions, and which of them loop.
 
 Read from XLA's text form, of any of its compilers: CPU, GPU and TPU print types, replica groups and
 loop lengths in different ways.
@@ -67,12 +67,12 @@ class Instruction:
 
     @property
     def chain(self) -> str | None:
-        """A TPU spreads one message over several fusions; what they share, else None."""
+        """The id shared by the fusions over which a TPU spreads one collective, else None."""
         found = _CHAIN.search(self.attributes)
         return found[1] if found else None
 
     def groups(self, devices: int) -> np.ndarray:
-        """Devices that a collective joins, int [groups, size], as places in the mesh's order."""
+        """Devices of each group of a collective, int [groups, size], by position in the mesh."""
         return _groups(self.attributes, devices)
 
 
@@ -162,17 +162,20 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Place of the parenthesis that closes the one at `opening`."""
+    """Index of the parenthesis that closes the one at `opening`."""
     depth = 0
-    for place in range(opening, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"a parenthesis is never closed: {text[:80]}")
 
 
 def _trips(loop: Instruction, condition: list[Instruction]) -> float:
-    """What the compiler knows, or the constant that the counter has to stay below, or NaN."""
+    """Iterations of a while loop, NaN if unknown.
+
+    They are what the compiler states, or the constant that the counter has to stay below.
+    """
     if known := _TRIPS.search(loop.attributes):
         return int(known[1])
     values = {i.name: i.given for i in condition if i.opcode == "constant" and i.given.isdigit()}
@@ -207,7 +210,7 @@ def _groups(attributes: str, devices: int) -> np.ndarray:
             order = iota(listed[1], listed[2]).reshape(-1)
         order = order.reshape(tuple(axes.values()))
         along = re.findall(r"'([^']+)'", found[3])
-        places = [i for i, name in enumerate(axes) if name in along]
-        joined = np.moveaxis(order, places, range(-len(places), 0))
+        along_axes = [i for i, name in enumerate(axes) if name in along]
+        joined = np.moveaxis(order, along_axes, range(-len(along_axes), 0))
         return joined.reshape(-1, math.prod(axes[name] for name in along))
     return order[None]

@@ -1,8 +1,10 @@
-"""What a training step holds on one device, counted from the model itself, without compiling it.
+"""Bytes that a training step holds on one device, counted from the model without compiling it.
 
-The compiler's own figure (`memory_analysis` of the compiled step) belongs to the compiler that was
-asked. The one for CPUs holds attention weights and turns bfloat16 products into float32, which a
-GPU or TPU with a fused kernel does not: for them, this count is the better guide.
+`memory_analysis` of a compiled step tells what one compiler needs. The compiler for CPUs
+materializes attention weights and turns bfloat16 products into float32, which a GPU or TPU with a
+fused kernel does not: for them, this count is closer.
+
+Residuals are the arrays that the forward pass saves for the backward pass, as JAX calls them.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class Memory:
     parameters, optimizer: the shards that live between steps
     weights: whole float32 weights gathered over `fsdp`, and their copies in the compute type
     gradients: whole float32 gradients, twice where micro-batches are summed
-    kept: what the forward pass leaves for the backward pass, all loops
-    recomputed: of one loop, what the backward pass computes anew before it can use it
+    saved_activations: residuals of all loops
+    recomputed: residuals of one loop that the backward pass recomputes
     logits: one chunk of float32 logits and their gradient
     """
 
@@ -43,15 +45,15 @@ class Memory:
     optimizer: int
     weights: int
     gradients: int
-    kept: int
+    saved_activations: int
     recomputed: int
     logits: int
 
     @property
     def total(self) -> int:
-        """The sum, where logits and a recomputed loop take turns: the head comes before them."""
-        always = self.parameters + self.optimizer + self.weights + self.gradients + self.kept
-        return always + max(self.recomputed, self.logits)
+        """The sum, but the larger of logits and a recomputed loop: they are never held together."""
+        always = self.parameters + self.optimizer + self.weights + self.gradients
+        return always + self.saved_activations + max(self.recomputed, self.logits)
 
 
 def count(
@@ -60,12 +62,11 @@ def count(
     """Memory of the train step of a resolved config whose abstract state is `state`.
 
     `kernel`: one of model/attention_kernels.py; any but "xla" never holds attention weights. Let
-    R(K, keep) be the bytes of all arrays that JAX's forward pass hands to its backward pass for K
-    loops, weights left out: then kept = R(K, remat) and recomputed = R(1, "none") − R(1, remat).
-    Left out are the passing buffers of single operations and of the optimizer. In float32 with
-    XLA's attention this is 0.88 to 1.03 times what the CPU compiler reports (18 small models, K
-    from 4 to 12, one device), least where all of few loops is kept: the compiler then holds a part
-    of one twice.
+    S(K, remat) be the bytes of all residuals for K loops, weights left out: then saved_activations
+    = S(K, remat) and recomputed = S(1, "none") − S(1, remat). Temporary buffers of single
+    operations and of the optimizer are not counted. In float32 with XLA's attention this is 0.88 to
+    1.03 times what the CPU compiler reports (18 small models, K from 4 to 12, one device), least
+    where everything of few loops is saved: the compiler then holds a part of one loop twice.
     """
     model, rows, tensor = config.model, config.train.batch_size, mesh.shape["tensor"]
     size, looped = (
@@ -85,9 +86,11 @@ def count(
         optimizer=shard_bytes(jax.tree.leaves(state["optimizer"])),
         weights=(4 * size if mesh.shape["fsdp"] > 1 else 0) + cast,
         gradients=4 * size * (2 if micro_batches > 1 else 1),
-        kept=handed_over(model, rows, kernel, tensor),
+        saved_activations=saved_residuals(model, rows, kernel, tensor),
         recomputed=max(
-            0, handed_over(plain, rows, kernel, tensor) - handed_over(once, rows, kernel, tensor)
+            0,
+            saved_residuals(plain, rows, kernel, tensor)
+            - saved_residuals(once, rows, kernel, tensor),
         ),
         logits=2 * 4 * logit_chunk(model, rows) * model.padded_vocab // tensor,
     )
@@ -106,18 +109,18 @@ def shard_bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
     )
 
 
-def handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int = 1) -> int:
-    """Bytes that the forward pass over `rows` rows hands to the backward pass, weights left out.
+def saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int = 1) -> int:
+    """Bytes of residuals of a forward pass over `rows` rows, weights left out.
 
-    Read off JAX's own program for XLA's attention. A fused `kernel` keeps its query, key, value and
-    one float32 per query and head instead of what XLA's attention keeps.
+    Those of JAX's own program with XLA's attention. A fused `kernel` saves its query, key, value
+    and one float32 per query and head instead of what XLA's attention saves.
     """
-    one, two = (_handed_over(model, n, kernel, tensor) for n in (1, 2))
-    return one + (rows - 1) * (two - one)  # tables of positions do not grow with the rows
+    one, two = (_saved_residuals(model, n, kernel, tensor) for n in (1, 2))
+    return one + (rows - 1) * (two - one)  # RoPE tables do not grow with the rows
 
 
 @functools.lru_cache(maxsize=64)
-def _handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int:
+def _saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int:
     assert model.width and model.heads and model.kv_heads
     hidden, all_heads = 4 * model.width, model.heads + 2 * model.kv_heads
     per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
@@ -128,7 +131,7 @@ def _handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int
         return transformer.forward(model, params, tokens, return_loops=model.scored_loops()).hidden
 
     def by_tensor(shape: tuple[int, ...]) -> bool:
-        """Whether the tensor axis cuts it: by hidden units or by heads."""
+        """Whether it is sharded over the tensor axis: by hidden units or by heads."""
         heads = {model.heads, model.kv_heads}.intersection(shape[1 if len(shape) > 4 else 2 : -1])
         return shape[-1:] == (hidden,) or (len(shape) > 3 and bool(heads))
 
@@ -136,15 +139,17 @@ def _handed_over(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int
         array.size * array.dtype.itemsize // (tensor if by_tensor(array.shape) else 1)
         for array in _residuals(states, params, tokens)
     )
-    if kernel == "xla" or model.remat != "none":  # else attention is recomputed and hands over nil
+    if kernel == "xla" or model.remat != "none":  # else attention is recomputed
         return size
     fused = model.loops * rows * model.seq_len * per_token
-    return size + sum(fused - _attention(model, rows, w) for w in model.windows()) // tensor
+    return (
+        size + sum(fused - _attention_residuals(model, rows, w) for w in model.windows()) // tensor
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _attention(model: ModelConfig, rows: int, window: int | None) -> int:
-    """Bytes that XLA's attention of one layer keeps for the backward pass, over all loops."""
+def _attention_residuals(model: ModelConfig, rows: int, window: int | None) -> int:
+    """Bytes of residuals of XLA's attention in one layer, over all loops."""
 
     def looped(query: Array, key: Array, value: Array) -> Array:
         def loop(_: None, parts: tuple[Array, Array, Array]) -> tuple[None, Array]:
@@ -158,20 +163,20 @@ def _attention(model: ModelConfig, rows: int, window: int | None) -> int:
         )
         for heads in (model.heads, model.kv_heads)
     )
-    kept = _residuals(looped, query, key, key, of=(0, 1, 2))
-    return sum(array.size * array.dtype.itemsize for array in kept)
+    residuals = _residuals(looped, query, key, key, of=(0, 1, 2))
+    return sum(array.size * array.dtype.itemsize for array in residuals)
 
 
 def _residuals(function: Callable, *args: Any, of: tuple[int, ...] = (0,)) -> list[Any]:
-    """What `function` keeps to be differentiated by its arguments `of`, arguments left out."""
+    """Abstract residuals of `function` for gradients by its arguments `of`, arguments left out."""
 
-    def kept(*args: Any) -> list[Any]:
+    def saved(*args: Any) -> list[Any]:
         def partly(*chosen: Any) -> Any:
             given = dict(zip(of, chosen, strict=True))
             return function(*(given.get(i, arg) for i, arg in enumerate(args)))
 
         return jax.tree.leaves(jax.vjp(partly, *(args[i] for i in of))[1])
 
-    program = jax.make_jaxpr(kept)(*args).jaxpr
+    program = jax.make_jaxpr(saved)(*args).jaxpr
     results = [v for v in program.outvars if isinstance(v, jax.extend.core.Var)]
     return [v.aval for v in dict.fromkeys(results) if v not in set(program.invars)]

@@ -1,7 +1,8 @@
-"""What a run would take on hardware that is not here: memory, work, messages, time, and a way out.
+"""Estimated costs of a run on any hardware, and recommended settings.
 
-Compiles the real train step for fake CPU devices, one for every device of the mesh, without any
-array. plan.py is the program around it.
+Counts memory, work and communication of a step and estimates its time. Compiles the real train step
+for fake CPU devices, one for every device of the mesh, without allocating an array. The program is
+looped_jax/plan.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from looped_jax.config import Config, micro_batches
+from looped_jax.config import Config, micro_batches, plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import attention_kernels, flops
 from looped_jax.planning import collectives, memory, step_time
@@ -29,14 +30,17 @@ from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import Hardware
 from looped_jax.training import optim, train_step
 
-REMATS = ("loop", "dots", "none")  # what is planned, from least to most memory
-USABLE = 0.9  # share of device memory to plan with; the rest is for the runtime and the uncounted
-WORTHWHILE = 0.05  # share of the step time that a proposed change must save
+PLANNED_REMATS = ("loop", "dots", "none")  # from least to most memory
+USABLE_MEMORY = 0.9  # share of device memory to plan with; the rest: runtime, temporaries
+MIN_SAVING = 0.05  # share of the step time that a recommended change must save
+FILE_KEYS = {  # field -> its key in the JSON of a plan
+    "recommended": "better", "saved_activations": "kept", "bytes_sent": "sent",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one configuration takes of every device, per step. Bytes, FLOPs and seconds.
+    """Estimated costs of one configuration, per device and step. Bytes, FLOPs and seconds.
 
     memory: counted, with the attention kernel of the hardware; memory_xla: with XLA's attention
     arguments, temporaries: as the CPU compiler reports them
@@ -56,11 +60,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """One Choice for every value of model.remat, and settings that are better than the configured.
+    """A Choice for every value of model.remat, and recommended changes of the configuration.
 
     warnings: what had to be changed for a plan to be possible at all; changes: settings that make
-    it fit or, where it fits already, clearly faster; better: what it takes then. Nothing and None
-    where there are no such settings.
+    it fit or, where it fits already, faster; recommended: the costs with them. Empty and None
+    where no such settings were found.
     """
 
     config: Config
@@ -69,15 +73,25 @@ class Plan:
     choices: dict[str, Choice]
     warnings: tuple[str, ...] = ()
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    better: Choice | None = None
+    recommended: Choice | None = None
 
     @property
-    def asked(self) -> Choice:
-        """What the configuration asks for."""
+    def requested(self) -> Choice:
+        """The configuration as it is."""
         return self.choices[self.config.model.remat]
 
     def fits(self, choice: Choice) -> bool:
-        return choice.memory.total <= USABLE * self.hardware.memory
+        return choice.memory.total <= USABLE_MEMORY * self.hardware.memory
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values by their names in files, which are older than some of these fields."""
+        return _file_keys(plain(self))
+
+
+def _file_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {FILE_KEYS.get(key, key): _file_keys(one) for key, one in value.items()}
+    return [_file_keys(one) for one in value] if isinstance(value, list) else value
 
 
 def make(
@@ -85,7 +99,7 @@ def make(
     hardware: Hardware,
     *,
     efficiency: float = 0.45,
-    remats: tuple[str, ...] = REMATS,
+    remats: tuple[str, ...] = PLANNED_REMATS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Plan a resolved config with a given number of steps, on the first of jax.devices().
@@ -93,54 +107,56 @@ def make(
     `efficiency` is the share of the peak that matrix products are assumed to reach. Raises
     ConfigError for a mesh, batch or kernel that cannot work.
     """
-    if config.model.remat not in REMATS:
+    if config.model.remat not in PLANNED_REMATS:
         raise ConfigError(
-            f"model.remat={config.model.remat} depends on the way to the host's memory, of which "
-            f"nothing is known here; plan with one of {', '.join(REMATS)}"
+            f"model.remat={config.model.remat} depends on the bandwidth to the host's memory, "
+            f"which is not known here; plan with one of {', '.join(PLANNED_REMATS)}"
         )
     say(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)
     choices = {
-        remat: weigh(changed(config, {"model.remat": remat}), hardware, efficiency, say)
-        for remat in REMATS
+        remat: estimate_cost(changed(config, {"model.remat": remat}), hardware, efficiency, say)
+        for remat in PLANNED_REMATS
         if remat in (*remats, config.model.remat)
     }
     plan = Plan(config, hardware, efficiency, choices, warnings)
-    changes = faster(plan) if plan.fits(plan.asked) else smaller(plan, say)
+    changes = (
+        changes_that_speed_up(plan) if plan.fits(plan.requested) else changes_that_fit(plan, say)
+    )
     if not changes:
         return plan
     if changes.keys() == {"model.remat"}:  # compiled already
-        better = choices[changes["model.remat"]]
+        recommended = choices[changes["model.remat"]]
     else:
         say(f"trying {', '.join(f'{key}={value}' for key, value in changes.items())}")
-        better = weigh(changed(config, changes), hardware, efficiency, say)
-    return dataclasses.replace(plan, changes=changes, better=better)
+        recommended = estimate_cost(changed(config, changes), hardware, efficiency, say)
+    return dataclasses.replace(plan, changes=changes, recommended=recommended)
 
 
-def smaller(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def changes_that_fit(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """The changes that cost least among those that make the configured run fit; {} if none does."""
     say("too big; looking for settings that fit ...")
-    for changes in cheaper(plan.config):
+    for changes in fit_candidates(plan.config):
         with contextlib.suppress(ConfigError):  # sizes that do not divide
             counted = count_memory(changed(plan.config, changes), plan.hardware)
-            if counted.total <= USABLE * plan.hardware.memory:
+            if counted.total <= USABLE_MEMORY * plan.hardware.memory:
                 return changes
     return {}
 
 
-def faster(plan: Plan) -> dict[str, Any]:
-    """Changes that keep more instead of recomputing it, with smaller micro-batches where needed.
+def changes_that_speed_up(plan: Plan) -> dict[str, Any]:
+    """Changes that recompute less, with smaller micro-batches where memory requires them.
 
-    They have to save WORTHWHILE of the time, since small matrices may cost some of it again.
+    Only if they save MIN_SAVING of the step time: products of smaller matrices may be slower.
     """
-    best, best_time, mesh = {}, plan.asked.time.total, mesh_of(plan.config)
+    best, best_time, mesh = {}, plan.requested.time.total, mesh_of(plan.config)
     devices = sharding.batch_devices(mesh)
     for remat, choice in plan.choices.items():
         for rows in divisors(plan.config.train.batch_size):
             changes = {"model.remat": remat, "train.batch_size": rows}
             other = changed(plan.config, changes)
             counted = count_memory(other, plan.hardware)
-            if counted.total > USABLE * plan.hardware.memory:
+            if counted.total > USABLE_MEMORY * plan.hardware.memory:
                 continue
             work = step_time.work(
                 other,
@@ -148,29 +164,28 @@ def faster(plan: Plan) -> dict[str, Any]:
                 micro_batches=micro_batches(other, devices=devices),
                 kernel=choice.kernel,
             )
-            sent = choice.collectives  # as much for any number of micro-batches
-            time = step_time.estimate(
-                work, sent, mesh.shape, plan.hardware, efficiency=plan.efficiency
+            time = step_time.estimate(  # collectives do not depend on the number of micro-batches
+                work, choice.collectives, mesh.shape, plan.hardware, efficiency=plan.efficiency
             )
-            if time.total < (1 - WORTHWHILE) * best_time:
+            if time.total < (1 - MIN_SAVING) * best_time:
                 best, best_time = changes, time.total
             break
-    asked = {
+    current = {
         "model.remat": plan.config.model.remat,
         "train.batch_size": plan.config.train.batch_size,
     }
-    return {key: value for key, value in best.items() if value != asked[key]}
+    return {key: value for key, value in best.items() if value != current[key]}
 
 
-def weigh(
+def estimate_cost(
     config: Config, hardware: Hardware, efficiency: float, say: Callable[[str], None]
 ) -> Choice:
-    """Compile the train step of one config and count what it takes."""
+    """Compile the train step of one config and estimate its costs."""
     mesh, began = mesh_of(config), time.perf_counter()
     say(f"compiling remat={config.model.remat} for {mesh.size} fake devices ...")
     program = compile_step(config)
     say(f"compiled in {time.perf_counter() - began:.0f} s")
-    sent = collectives.read(
+    communication = collectives.read(
         program,
         mesh,
         widths={
@@ -182,7 +197,7 @@ def weigh(
     kernel = kernel_on(config, hardware)
     work = step_time.work(config, mesh.shape, micro_batches=accumulated, kernel=kernel)
     analysis = program.memory_analysis()
-    assert analysis is not None  # the CPU compiler tells
+    assert analysis is not None  # the CPU compiler has one
     return Choice(
         config=config,
         kernel=kernel,
@@ -191,9 +206,9 @@ def weigh(
         memory_xla=count_memory(config, hardware, kernel="xla"),
         arguments=analysis.argument_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
-        collectives=sent,
+        collectives=communication,
         work=work,
-        time=step_time.estimate(work, sent, mesh.shape, hardware, efficiency=efficiency),
+        time=step_time.estimate(work, communication, mesh.shape, hardware, efficiency=efficiency),
     )
 
 
@@ -210,7 +225,7 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     )
     optimizer, shapes = abstract_state(config, mesh)
     step = train_step.make_train_step(config, optimizer, mesh).lower(shapes, tokens)
-    # Nobody will run it: quick machine code halves the time, and memory and messages are the same.
+    # It is never run: level 0 halves compile time, with the same memory and the same collectives.
     return step.compile(compiler_options={"xla_backend_optimization_level": "0"})
 
 
@@ -279,30 +294,30 @@ def with_horizon(config: Config) -> Config:
     return changed(config, {"train.steps": max(1, tokens // config.train.tokens_per_step)})
 
 
-def cheaper(config: Config) -> Iterator[dict[str, Any]]:
+def fit_candidates(config: Config) -> Iterator[dict[str, Any]]:
     """Changes that need less memory, those that cost least first.
 
-    A smaller micro-batch with the same tokens per step changes no result; smaller chunks of logits
-    change none either; recomputing costs up to a third more FLOPs; more `fsdp` in place of `data`
-    costs messages.
+    Smaller micro-batches with the same tokens per step and smaller chunks of logits change no
+    result; recomputing costs up to a third more FLOPs; more `fsdp` in place of `data` costs
+    communication.
     """
     model, mesh, batch = config.model, config.mesh, config.train.batch_size
     chunk = memory.logit_chunk(model, batch)
-    for times in reversed(divisors(mesh.data)):
-        for remat in reversed(REMATS[: REMATS.index(model.remat) + 1]):
+    for factor in reversed(divisors(mesh.data)):
+        for remat in reversed(PLANNED_REMATS[: PLANNED_REMATS.index(model.remat) + 1]):
             for tokens in (chunk, max(1, chunk // 4)):
                 for rows in divisors(batch):
-                    wanted = {
+                    settings = {
                         "train.batch_size": (batch, rows),
                         "model.loss_chunk": (chunk, tokens),
                         "model.remat": (model.remat, remat),
-                        "mesh.data": (mesh.data, mesh.data // times),
-                        "mesh.fsdp": (mesh.fsdp, mesh.fsdp * times),
+                        "mesh.data": (mesh.data, mesh.data // factor),
+                        "mesh.fsdp": (mesh.fsdp, mesh.fsdp * factor),
                     }
-                    if changes := {key: new for key, (old, new) in wanted.items() if new != old}:
+                    if changes := {key: new for key, (old, new) in settings.items() if new != old}:
                         yield changes
 
 
 def divisors(number: int) -> list[int]:
-    """From the number itself down to 1."""
+    """Divisors, from the number itself down to 1."""
     return [n for n in range(number, 0, -1) if number % n == 0]

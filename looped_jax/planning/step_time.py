@@ -1,4 +1,4 @@
-"""How long one training step should take, from counted work and stated rates of the hardware."""
+"""Estimated time of one training step, from counted work and the data sheet of the hardware."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from looped_jax.config import Config
 from looped_jax.model import flops
 from looped_jax.planning.collectives import Collective
-from looped_jax.planning.memory import handed_over, logit_chunk
+from looped_jax.planning.memory import logit_chunk, saved_residuals
 from looped_jax.runtime.hardware import Hardware
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one device does in one step: FLOPs, and bytes to and from its memory.
+    """Work of one device in one step: FLOPs, and bytes to and from its memory.
 
-    model: forward and backward, by flops.count; recomputed: forward again, as model.remat wants;
-    newton_schulz: Muon; traffic: bytes that must pass whatever the compiler does
+    model: forward and backward, by flops.count; recomputed: forward again, by model.remat;
+    newton_schulz: of Muon; traffic: bytes that no compiler can avoid to read or write
     """
 
     model: float
@@ -38,7 +38,7 @@ class StepTime:
     """Seconds of one step: the larger of compute and memory, then communication, all of it exposed.
 
     by_axes: the part of communication that crosses these mesh axes
-    utilization: model FLOPs of all the time, as a share of the data sheet's peak
+    utilization: model FLOPs per second over the peak of the data sheet
     """
 
     compute: float
@@ -63,8 +63,8 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     """Work of one device; `mesh` is the size of each axis.
 
     recomputed: remat "loop" repeats the forward pass of the loops, "dots" that of attention alone;
-    the head is repeated when its logits come in chunks. traffic: every array handed from forward to
-    backward is written and read once; per loop and micro-batch looped weights are read for the
+    the head is repeated when its logits come in chunks. traffic: every residual of the forward
+    pass is written and read once; per loop and micro-batch looped weights are read for the
     forward and for the backward pass (and for recomputing), their float32 gradients read and
     written; the optimizer reads and writes weights and state and reads gradients.
     """
@@ -77,20 +77,20 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     attention = 4 * model.width * keys * model.loops
     head = 2 * model.padded_vocab * model.width * len(model.scored_loops())
     loops = counted.flops / 3 - head
-    again = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
+    recomputed = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
     if len(model.scored_loops()) * rows * model.seq_len > logit_chunk(model, rows):
-        again += head
+        recomputed += head
     copies = 2 if model.dtype == "bfloat16" else 4
     reads = 3 if model.remat == "loop" else 2
     one_loop = dataclasses.replace(model, loops=1, loss="END", remat="none")
-    handed = handed_over(one_loop, rows, kernel, tensor)
+    residuals = saved_residuals(one_loop, rows, kernel, tensor)
     shards = counted.parameters / mesh["fsdp"] / tensor
     tables = 2 * model.padded_vocab * model.width / mesh["fsdp"] / tensor  # AdamW keeps two
     return Work(
         model=tokens * counted.flops / tensor,
-        recomputed=tokens * again / tensor,
+        recomputed=tokens * recomputed / tensor,
         newton_schulz=newton_schulz_flops(config, devices=math.prod(mesh.values())),
-        traffic=2 * passes * handed
+        traffic=2 * passes * residuals
         + passes * counted.looped / tensor * (reads * copies + 2 * 4)
         + 4 * (5 * shards + 2 * tables),
     )
@@ -116,8 +116,8 @@ def newton_schulz_flops(config: Config, *, devices: int = 1) -> float:
 
 
 def estimate(
-    done: Work,
-    sent: Sequence[Collective],
+    work: Work,
+    collectives: Sequence[Collective],
     mesh: dict[str, int],
     hardware: Hardware,
     *,
@@ -125,16 +125,16 @@ def estimate(
 ) -> StepTime:
     """Time of a step in which matrix products reach `efficiency` of the peak.
 
-    Memory and links run at their stated rates, and no message hides behind compute: weights are
-    gathered before the first loop and gradients reduced after the last.
+    Memory and links run at the rates of the data sheet, and communication does not overlap with
+    compute: weights are gathered before the first loop and gradients reduced after the last.
     """
     by_axes: dict[str, float] = {}
-    for message in sent:
-        seconds = message.sent / rate(message, mesh, hardware)
-        name = " × ".join(message.axes)
+    for collective in collectives:
+        seconds = collective.bytes_sent / rate(collective, mesh, hardware)
+        name = " × ".join(collective.axes)
         by_axes[name] = by_axes.get(name, 0) + seconds
-    compute = done.flops / (efficiency * hardware.peak_flops)
-    memory = done.traffic / hardware.memory_bandwidth
+    compute = work.flops / (efficiency * hardware.peak_flops)
+    memory = work.traffic / hardware.memory_bandwidth
     communication = sum(by_axes.values())
     total = max(compute, memory) + communication
     return StepTime(
@@ -142,29 +142,29 @@ def estimate(
         memory=memory,
         communication=communication,
         by_axes=by_axes,
-        utilization=done.model / (total * hardware.peak_flops),
+        utilization=work.model / (total * hardware.peak_flops),
     )
 
 
-def rate(message: Collective, mesh: dict[str, int], hardware: Hardware) -> float:
-    """Bytes per second at which one device of the message's group can send.
+def rate(collective: Collective, mesh: dict[str, int], hardware: Hardware) -> float:
+    """Bytes per second at which one device of the collective's group can send.
 
     Devices fill nodes in the order of the mesh, the last axis first. A ring that leaves the node
-    does so once for all the group's members in it, which share their network; an all-to-all sends
-    from every member to everywhere.
+    does so once for all members of the group in it, which share its network; an all-to-all sends
+    from every member to every other.
     """
-    inside = members_in_node(message.axes, mesh, hardware)
-    if inside == message.devices:
+    inside = members_in_node(collective.axes, mesh, hardware)
+    if inside == collective.devices:
         return hardware.link
-    sharing = 1 if message.kind == "all-to-all" else inside
+    sharing = 1 if collective.kind == "all-to-all" else inside
     return min(hardware.link, sharing * hardware.network)
 
 
 def members_in_node(axes: Sequence[str], mesh: dict[str, int], hardware: Hardware) -> int:
-    """How many devices of a group along `axes` stand in one node."""
-    inside, room = 1, hardware.per_node
+    """How many devices of a group along `axes` are in one node."""
+    inside, left = 1, hardware.per_node
     for axis, size in reversed(mesh.items()):
-        here = min(size, room)
+        here = min(size, left)
         inside *= here if axis in axes else 1
-        room = max(1, room // here)
+        left = max(1, left // here)
     return inside

@@ -1,4 +1,4 @@
-"""Reading messages from compiled programs: written ones here, real ones in test_plan.py."""
+"""Reading collectives from compiled programs: written ones here, real ones in test_plan.py."""
 
 import jax
 import pytest
@@ -69,12 +69,12 @@ def test_axes_bytes_purposes_and_nested_loops(mesh):
         "collective-permute": (("tensor",), 2, "other", 1, whole),
     }
     assert found.keys() == expected.keys()
-    for kind, (axes, devices, purpose, calls, sent) in expected.items():
+    for kind, (axes, devices, purpose, calls, bytes_sent) in expected.items():
         depth = 2 if purpose == "activations" else 0
         assert found[kind] == collectives.Collective(
-            kind, axes, devices, purpose, calls, sent, depth
+            kind, axes, devices, purpose, calls, bytes_sent, depth
         )
-    plain = {c.kind: c.sent for c in collectives.read(Program(PROGRAM), mesh)}
+    plain = {c.kind: c.bytes_sent for c in collectives.read(Program(PROGRAM), mesh)}
     assert plain["all-reduce"] == 36 * whole and plain["all-to-all"] == whole // 2
 
 

@@ -161,7 +161,7 @@ def print_traffic(sizes):
     program = jax.jit(update, in_shardings=(where,), out_shardings=where).lower(shapes).compile()
     sent = collectives.read(program, mesh, widths={"optimizer": 2})
     whole = sum(2 * matrix.size for matrix in weights.values())
-    print(sum(c.sent for c in sent), whole)
+    print(sum(c.bytes_sent for c in sent), whole)
 
 
 @pytest.mark.parametrize("sizes", [(512, 1, 1), (64, 8, 1), (128, 2, 2), (4, 128, 1)])

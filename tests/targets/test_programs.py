@@ -95,7 +95,9 @@ def check(target, sizes, program, loops, *, time=None, fused=True, **model):
     sent = collectives.read(compiled, mesh, unknown_loops=True)
     sent = [c for c in sent if c.axes != ("tensor",)]
     assert not [c for c in sent if c.depth], "batch devices talk inside a loop"
-    large = [c.kind for c in sent if c.sent > 2**16]  # what the reader misses would pass unseen
+    large = [
+        c.kind for c in sent if c.bytes_sent > 2**16
+    ]  # what the reader misses would pass unseen
     if program in TRAINING["program"] and sharding.batch_devices(mesh) > 1:
         assert {"all-reduce", "reduce-scatter"} & set(large), "gradients are not reduced"
     if mesh.shape["fsdp"] > 1 and program not in ("prefill", "decode"):
@@ -105,7 +107,7 @@ def check(target, sizes, program, loops, *, time=None, fused=True, **model):
 
 def check_training(target, sizes, program="train", **model):
     one, twelve = (check(target, sizes, program, loops, **model) for loops in (1, 12))
-    bytes_of = [{(c.kind, c.axes, c.purpose): c.sent for c in sent} for sent in (one, twelve)]
+    bytes_of = [{(c.kind, c.axes, c.purpose): c.bytes_sent for c in sent} for sent in (one, twelve)]
     assert bytes_of[0].keys() == bytes_of[1].keys()
     for kind, sent in bytes_of[0].items():  # metrics hold a few numbers of every loop
         assert abs(bytes_of[1][kind] - sent) < 8192, kind
