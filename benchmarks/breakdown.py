@@ -1,9 +1,9 @@
-"""Where the time of a training step goes, part by part, beside what the machine could do.
+"""Where the time of a training step goes, part by part, beside a bound from measured rates.
 
     python -m benchmarks.breakdown --layers 4 --width 256 --loops 4 --out benchmarks/results/cpu
 
 Three views of each part: its share of a profiler trace; what the step gains when the part is taken
-out (leave one out, all variants stepped in turn, medians); and its bound, the larger of its FLOPs
+out (ablation; all variants stepped in turn, medians); and its bound, the larger of its FLOPs
 over the measured matrix product rate and its bytes over the measured copy rate. Bytes are the
 least that has to move: every operand read and every result written once. Fusions that hold several
 parts count for the part of their last operation. Leaving a part out can hide work of its neighbours
@@ -94,8 +94,8 @@ def measure_roofline(dtype: str) -> Roofline:
         x = jnp.ones((size, size), dtype)
         best = max(best, 2 * size**3 / _fastest(jax.jit(jnp.matmul), x, x))
     x = jnp.ones(2**26 if on_cpu else 2**29, jnp.float32)
-    copied = 2 * x.nbytes / _fastest(jax.jit(lambda x: x + 1), x)
-    return Roofline(best, copied)
+    copy_rate = 2 * x.nbytes / _fastest(jax.jit(lambda x: x + 1), x)
+    return Roofline(best, copy_rate)
 
 
 def _fastest(function: Callable, *arguments: Any) -> float:
@@ -108,7 +108,7 @@ def _fastest(function: Callable, *arguments: Any) -> float:
     return min(seconds)
 
 
-# ---- the least that each part has to do ----------------------------------------------------------
+# ---- lower bounds of the work of each part -----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ def elementwise(entries: int, passes: int, size: int) -> Work:
 
 
 def work_of(config: Config, rows: int) -> dict[str, Work]:
-    """What each part of one step over `rows` rows takes at least, with the recomputation that
-    config.model.remat asks for.
+    """Lower bound of the work of each part of one step over `rows` rows.
+
+    Includes the recomputation of config.model.remat.
 
     A product runs forward, and twice backward; once more if it is recomputed. An elementwise
     function reads and writes once forward and reads twice and writes once backward.
@@ -417,14 +418,14 @@ def table(step_seconds: float, rows: Sequence[Row], waited: float) -> str:
 def draw(rows: Sequence[Row], title: str) -> Any:
     """Bars per part: trace, leave-one-out, bound."""
     figure, axes = figures.panels(1, width=9, height=0.55 * len(rows) + 1.4)
-    axis, places = axes[0][0], np.arange(len(rows))
+    axis, positions = axes[0][0], np.arange(len(rows))
     for shift, label, color, values in (
         (-0.27, "trace", figures.BLUE, [row.trace for row in rows]),
         (0.0, "left out", "#8ecae6", [row.left_out or 0.0 for row in rows]),
         (0.27, "bound", figures.RED, [row.bound for row in rows]),
     ):
-        axis.barh(places + shift, 1e3 * np.array(values), 0.25, label=label, color=color)
-    axis.set_yticks(places, [row.part for row in rows])
+        axis.barh(positions + shift, 1e3 * np.array(values), 0.25, label=label, color=color)
+    axis.set_yticks(positions, [row.part for row in rows])
     axis.invert_yaxis()
     axis.legend()
     figures.tidy(axis, title=title, xlabel="milliseconds of a step")

@@ -1,19 +1,21 @@
-"""The paper's claim, small: every loop rule at growing loop counts, same tokens, several seeds.
+"""The paper's claim at small size: every loop rule at several loop counts, on the same tokens.
 
     python -m benchmarks.claim                     # 2 cores, about half an hour
-    python -m benchmarks.claim --preset larger     # 2 cores, hours
+    python -m benchmarks.claim --preset larger     # 2 cores, about half an hour
     python -m benchmarks.claim --preset gpu        # the paper's width, one GPU
 
 Claim (arXiv 2605.18797): with more loops plain looping (LT), and at K = 12 also LT_i and LT_ia, end
-on a plateau of the loss while gradients swing and the stream's norm climbs; FLT trains on.
+on a plateau of the loss, with a strongly varying gradient norm and a growing norm of the residual
+stream; FLT trains on.
 
-Every finished run is one line of <out>/runs.jsonl, so a sweep that was stopped goes on where it
-was. benchmarks/claim.md says what was seen. A run is judged by two signs, never by the norm:
+Every finished run is one line of <out>/runs.jsonl, so a sweep that was stopped continues.
+benchmarks/claim.md has the results. A run is judged by two signs, never by the norm of the
+residual stream:
 
-plateau   its last losses are PLATEAU_GAP nats above those of one loop with the same seed, and in
-          the second half it gained less than PLATEAU_GAIN of what one loop gained
-swings    standard deviation over mean of its gradient norm exceeds SWING_CV, or the norm's peak
-          exceeds SWING_PEAK times that of one loop
+plateau     its last losses are PLATEAU_GAP nats above those of one loop with the same seed, and in
+            the second half it gained less than PLATEAU_GAIN of what one loop gained
+gradient    the coefficient of variation (CV) of its gradient norm exceeds MAX_CV, or the
+            gradient norm's peak exceeds MAX_PEAK times that of one loop
 
 Both signs: collapsed; one: unstable; none: trains.
 """
@@ -28,7 +30,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,70 +37,25 @@ import jax
 import numpy as np
 
 from benchmarks import claim_figures
+from benchmarks.claim_runs import Run, Setting, Verdict
 from looped_jax import files
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config import MeshConfig, ModelConfig
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels, flops, loss, transformer
 from looped_jax.registry import LOOP_RULES
-from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.training import optim, train_step
 
-# In the PyTorch reference, at the laptop preset, runs that train well have a coefficient of
-# variation of 0.14 to 0.35 and a peak below twice that of one loop; LT has 0.54 to 3.9 and 6 to 65
-# times. The gap lies between FLT's worst seed (0.26) and LT at 6 loops (0.84).
+# In the PyTorch reference, at the laptop preset, runs that train have a gradient-norm CV of 0.14 to
+# 0.35 and a peak below three times that of one loop; LT at the same learning rate has a CV of 0.54
+# to 3.9 and a peak of 6 to 65 times. The thresholds lie between.
 PLATEAU_GAP, PLATEAU_GAIN = 0.5, 0.5
-SWING_CV, SWING_PEAK = 0.5, 5.0
-SETTLED = 10  # first step whose gradient norm counts for the coefficient of variation
-LAST = 10  # losses that are averaged
-KEPT_NORMS = 5  # every so many steps
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One experiment. text: "bytes", the first `characters` of the corpus, in random crops; or
-    "tokens", the training pipeline's rows in order. rates: further runs (rule, K, multiplier of all
-    learning rates). equal_flops: also one loop for as many FLOPs as the most loops took."""
-
-    layers: int
-    width: int
-    heads: int
-    seq_len: int
-    batch_size: int
-    steps: int
-    text: str
-    loops: tuple[int, ...] = (1, 3, 6, 9, 12)
-    rules: tuple[str, ...] = ("FLT", "FLT_res", "LT_ia", "LT_i", "LT")
-    seeds: tuple[int, ...] = (1, 2, 3)
-    rates: tuple[tuple[str, int, float], ...] = ()
-    equal_flops: bool = False
-    characters: int = 64_000
-    data: str = "builtin"
-    dtype: str = "float32"
-
-    def config(self, run: Run, vocab_size: int) -> Config:
-        scale = run.rate
-        model = ModelConfig(
-            variant=run.rule, layers=self.layers, loops=run.loops, width=self.width,
-            heads=self.heads, seq_len=self.seq_len, dtype=self.dtype,
-        )  # fmt: skip
-        plain = OptimConfig()
-        rates = dataclasses.replace(
-            plain,
-            matrix_learning_rate=scale * plain.matrix_learning_rate,
-            embedding_learning_rate=scale * plain.embedding_learning_rate,
-            head_learning_rate=scale * plain.head_learning_rate,
-            warmdown_ratio=0.0,
-        )
-        train = TrainConfig(
-            seed=run.seed,
-            steps=run.steps,
-            tokens_per_step=self.batch_size * self.seq_len,
-            batch_size=self.batch_size,
-        )
-        return resolve(Config(model=model, optim=rates, train=train), vocab_size=vocab_size)
+MAX_CV, MAX_PEAK = 0.5, 5.0
+BURN_IN = 10  # first steps, left out of the gradient-norm CV
+TAIL = 10  # losses that are averaged
+NORMS_EVERY = 5  # steps between recorded norms of the residual stream
 
 
 PRESETS = {
@@ -118,19 +74,8 @@ PRESETS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run of a setting. With one loop all rules are the same: it is run as FLT."""
-
-    rule: str
-    loops: int
-    seed: int
-    rate: float = 1.0
-    steps: int = 0
-
-
-def plan(setting: Setting, vocab_size: int) -> list[Run]:
-    """All runs, one loop first: the others are compared with it."""
+def list_runs(setting: Setting, vocab_size: int) -> list[Run]:
+    """All runs of a setting, those with one loop first: the others are compared with them."""
 
     def runs(rule: str, loops: int, rate: float = 1.0, steps: int = setting.steps) -> list[Run]:
         return [Run(rule, loops, seed, rate, steps) for seed in setting.seeds]
@@ -142,11 +87,11 @@ def plan(setting: Setting, vocab_size: int) -> list[Run]:
     for rule, k, rate in setting.rates:
         found += runs(rule, k, rate)
     if setting.equal_flops and max(setting.loops) > 1:
-        of_each = [
+        flops_of = [
             flops.count(setting.config(Run("FLT", k, 0, steps=1), vocab_size).model).flops
             for k in (1, max(setting.loops))
         ]
-        found += runs("FLT", 1, steps=round(setting.steps * of_each[1] / of_each[0]))
+        found += runs("FLT", 1, steps=round(setting.steps * flops_of[1] / flops_of[0]))
     return found
 
 
@@ -226,7 +171,7 @@ def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> d
         **dataclasses.asdict(run),
         "loss": _short([step["loss"] for step in found]),
         "grad_norm": _short([step["grad_norm"] for step in found]),
-        "norms": [_short(row) for row in norms[KEPT_NORMS - 1 :: KEPT_NORMS]],
+        "norms": [_short(row) for row in norms[NORMS_EVERY - 1 :: NORMS_EVERY]],
         "mean_norms": _short(norms.mean(axis=0)),
         "held_out": held_out(config.model, current["params"], text.held_out, setting.batch_size),
         "flops": flops.count(config.model).flops * config.train.tokens_per_step * run.steps,
@@ -257,12 +202,12 @@ def _short(values: Sequence[float]) -> list[float]:
 def sweep(setting: Setting, out: Path) -> list[dict[str, Any]]:
     """Run what <out>/runs.jsonl does not have yet; all lines of this setting."""
     text = Text(setting)
-    runs = plan(setting, text.vocab_size)
+    runs = list_runs(setting, text.vocab_size)
     described = json.loads(json.dumps(_comparable(setting)))
-    about = out / "setting.json"
-    if about.is_file() and json.loads(about.read_text("utf-8")) != described:
-        raise ValueError(f"{about} is another setting's; give another --out")
-    files.write_text(about, json.dumps(described, indent=1))
+    setting_file = out / "setting.json"
+    if setting_file.is_file() and json.loads(setting_file.read_text("utf-8")) != described:
+        raise ValueError(f"{setting_file} is another setting's; give another --out")
+    files.write_text(setting_file, json.dumps(described, indent=1))
     path = out / "runs.jsonl"
     done = {_key(line): line for line in read(path)}
     missing = [run for run in runs if _key(dataclasses.asdict(run)) not in done]
@@ -278,7 +223,7 @@ def sweep(setting: Setting, out: Path) -> list[dict[str, Any]]:
         rate = f" ×{run.rate:g}" if run.rate != 1 else ""
         print(
             f"{number + 1}/{len(missing)} {run.rule} K={run.loops} seed {run.seed}{rate} "
-            f"{run.steps} steps: loss {np.mean(line['loss'][-LAST:]):.3f}, "
+            f"{run.steps} steps: loss {np.mean(line['loss'][-TAIL:]):.3f}, "
             f"{line['seconds']:.0f} s; about {left / 60:.0f} min left",
             flush=True,
         )
@@ -286,7 +231,7 @@ def sweep(setting: Setting, out: Path) -> list[dict[str, Any]]:
 
 
 def _comparable(setting: Setting) -> dict[str, Any]:
-    """What all runs of a file must share; which of them were asked for may differ."""
+    """The values that all runs of a file share; which runs are requested may differ."""
     values = dataclasses.asdict(setting)
     for name in ("loops", "rules", "seeds", "rates", "equal_flops"):
         del values[name]
@@ -305,7 +250,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Finished runs; a last line that was cut by a kill is dropped from the file."""
+    """Finished runs; a last line that a kill left incomplete is dropped from the file."""
     if not path.is_file():
         return []
     text = path.read_text("utf-8")
@@ -318,45 +263,26 @@ def read(path: Path) -> list[dict[str, Any]]:
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a run came to. middle, end: mean of LAST losses at half and at the end, nats; cv, peak:
-    of the gradient norm before clipping; first_norm, last_norm: mean norm at the end of the first
-    and last loop."""
-
-    word: str
-    middle: float
-    end: float
-    held_out: float
-    cv: float
-    peak: float
-    first_norm: float
-    last_norm: float
-
-
 def judge(line: dict[str, Any], single: dict[str, Any]) -> Verdict:
     """The verdict on a run, against the run of one loop with the same seed and number of steps."""
-    middle, end = _levels(line["loss"])
-    single_middle, single_end = _levels(single["loss"])
+    half, end = _levels(line["loss"])
+    single_half, single_end = _levels(single["loss"])
     norms = np.array(line["grad_norm"], float)
-    cv = float(norms[SETTLED:].std() / norms[SETTLED:].mean())
+    cv = float(norms[BURN_IN:].std() / norms[BURN_IN:].mean())
     peak = float(norms.max())
     plateau = not math.isfinite(end) or (
-        end - single_end > PLATEAU_GAP
-        and middle - end < PLATEAU_GAIN * (single_middle - single_end)
+        end - single_end > PLATEAU_GAP and half - end < PLATEAU_GAIN * (single_half - single_end)
     )
-    swings = not math.isfinite(peak) or (
-        cv > SWING_CV or peak > SWING_PEAK * max(single["grad_norm"])
-    )
-    word = ("trains", "unstable", "collapsed")[int(plateau) + int(swings)]
+    varies = not math.isfinite(peak) or (cv > MAX_CV or peak > MAX_PEAK * max(single["grad_norm"]))
+    outcome = ("trains", "unstable", "collapsed")[int(plateau) + int(varies)]
     first, last = line["mean_norms"][0], line["mean_norms"][-1]
-    return Verdict(word, middle, end, line["held_out"], cv, peak, first, last)
+    return Verdict(outcome, half, end, line["held_out"], cv, peak, first, last)
 
 
 def _levels(losses: Sequence[float]) -> tuple[float, float]:
-    """Mean of the LAST losses up to the middle, and up to the end."""
+    """Mean of the TAIL last losses of the first half, and of all."""
     half = len(losses) // 2
-    return float(np.mean(losses[half - LAST : half])), float(np.mean(losses[-LAST:]))
+    return float(np.mean(losses[half - TAIL : half])), float(np.mean(losses[-TAIL:]))
 
 
 def judge_all(lines: list[dict[str, Any]], setting: Setting) -> list[tuple[dict, Verdict]]:
@@ -396,8 +322,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     setting = dataclasses.replace(PRESETS[given.pop("preset")], **given)
     if unknown := set(setting.rules) - set(LOOP_RULES):
         flags.error(f"--rules: {', '.join(sorted(unknown))}: choose from {', '.join(LOOP_RULES)}")
-    if min(setting.loops) < 1 or setting.steps < 2 * LAST:
-        flags.error(f"--loops start at 1, --steps at {2 * LAST}")
+    if min(setting.loops) < 1 or setting.steps < 2 * TAIL:
+        flags.error(f"--loops start at 1, --steps at {2 * TAIL}")
     keep_compiled()
     out.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Table and figures of benchmarks/claim.py, with the PyTorch reference's numbers beside ours."""
+"""Table and figures of benchmarks/claim.py, with the numbers of the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.claim_runs import Setting, Verdict
 from looped_jax import files
 from looped_jax.plotting import figures
 
-if TYPE_CHECKING:
-    from benchmarks.claim import Setting, Verdict
-
-# What the PyTorch reference did at the laptop preset on a corpus of its own, a row per seed:
-# loss at 100 and 200 steps, peak and coefficient of variation of the gradient norm, last and first
-# loop's norm where it was noted.
+# Results of the PyTorch reference at the laptop preset on another corpus, a row per seed: loss at
+# 100 and 200 steps, peak and coefficient of variation of the gradient norm, norm of the residual
+# stream after the last and the first loop where it was recorded.
 REFERENCE: dict[tuple[str, int, float], list[tuple[float, ...]]] = {
     ("FLT", 1, 1.0): [(2.20, 1.76, 1.6, 0.14, 56, 56)],
     ("LT", 3, 1.0): [(2.29, 1.92, 9.9, 0.54, 103, 62)],
@@ -44,7 +42,7 @@ REFERENCE: dict[tuple[str, int, float], list[tuple[float, ...]]] = {
 }
 COLORS = {"FLT": "#1b7837", "FLT_res": "#80b1d3", "LT_ia": "#e08214", "LT_i": "#8073ac",
           "LT": "#c1121f"}  # fmt: skip
-Judged = Sequence[tuple[dict[str, Any], "Verdict"]]
+Judged = Sequence[tuple[dict[str, Any], Verdict]]
 
 
 def grouped(judged: Judged) -> dict[tuple, list[tuple[dict[str, Any], Verdict]]]:
@@ -67,12 +65,12 @@ def table(judged: Judged, *, reference: bool) -> str:
         name = f"{rule if loops > 1 else 'any rule'} K={loops}"
         name += (f" ×{rate:g} rate" if rate != 1 else "") + f", {steps} steps"
         cells = [
-            ", ".join(v.word for v in verdicts),
+            ", ".join(v.outcome for v in verdicts),
             *(
                 " ".join(format(getattr(v, field), form) for v in verdicts)
                 for field, form in (
-                    ("middle", ".2f"), ("end", ".2f"), ("held_out", ".2f"), ("peak", ".1f"),
-                    ("cv", ".2f"),
+                    ("loss_at_half", ".2f"), ("loss_at_end", ".2f"), ("held_out", ".2f"),
+                    ("grad_norm_peak", ".1f"), ("grad_norm_cv", ".2f"),
                 )
             ),
             " ".join(f"{v.last_norm:.0f}/{v.first_norm:.0f}" for v in verdicts),
@@ -82,8 +80,8 @@ def table(judged: Judged, *, reference: bool) -> str:
         if theirs and steps == 200:
             columns = [" ".join(f"{row[i]:g}" for row in theirs) for i in range(4)]
             norms = " ".join("/".join(f"{n:g}" for n in row[4:]) or "–" for row in theirs)
-            middle, end, peak, cv = columns
-            lines.append(f"| *reference* | | {middle} | {end} | – | {peak} | {cv} | {norms} |")
+            half, end, peak, cv = columns
+            lines.append(f"| *reference* | | {half} | {end} | – | {peak} | {cv} | {norms} |")
     return "\n".join(lines)
 
 
@@ -95,9 +93,9 @@ def draw(judged: Judged, setting: Setting, out: Path) -> list[str]:
     drawn = {"curves": _curves(usual), "summary": _summary(usual)}
     for name, figure in drawn.items():
         for ending in ("png", "svg"):
-            memory = io.BytesIO()
-            figure.savefig(memory, format=ending, dpi=110)
-            files.write_bytes(out / f"{name}.{ending}", memory.getvalue())
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, dpi=110)
+            files.write_bytes(out / f"{name}.{ending}", buffer.getvalue())
     return [f"{name}.png" for name in drawn]
 
 
@@ -116,11 +114,11 @@ def _curves(judged: Judged) -> Figure:
                 continue
             color, steps = colors[line["loops"]], np.arange(1, line["steps"] + 1)
             norms = np.array(line["norms"], float)
-            look = {"color": color, "linewidth": 0.8, "alpha": 0.75}
-            row[0].plot(steps, figures.running_mean(line["loss"]), **look)
-            row[1].semilogy(steps, line["grad_norm"], **look)
-            row[2].semilogy(np.linspace(1, line["steps"], len(norms)), norms[:, -1], **look)
-            row[3].semilogy(range(1, line["loops"] + 1), norms[-1], "o-", markersize=3, **look)
+            style = {"color": color, "linewidth": 0.8, "alpha": 0.75}
+            row[0].plot(steps, figures.running_mean(line["loss"]), **style)
+            row[1].semilogy(steps, line["grad_norm"], **style)
+            row[2].semilogy(np.linspace(1, line["steps"], len(norms)), norms[:, -1], **style)
+            row[3].semilogy(range(1, line["loops"] + 1), norms[-1], "o-", markersize=3, **style)
         row[0].set_ylabel(rule, fontsize=12)
     titles = ("loss, mean of 10 steps", "gradient norm", "norm after the last loop",
               "norm after each loop, last step")  # fmt: skip
@@ -136,15 +134,15 @@ def _curves(judged: Judged) -> Figure:
 
 
 def _summary(judged: Judged) -> Figure:
-    """Loss and gradient swings at the end against K, points for seeds, crosses: the reference."""
+    """Loss at the end and gradient-norm CV against K; points: seeds, crosses: the reference."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     rules = list(dict.fromkeys(line["rule"] for line, _ in judged if line["loops"] > 1)) or ["FLT"]
     counts = sorted({line["loops"] for line, _ in judged})
     small = max(line["steps"] for line, _ in judged) == 200
-    for axis, field, place, title in (
-        (axes[0], "end", 1, "training loss at the end, nats"),
-        (axes[1], "cv", 3, "swings of the gradient norm (std / mean)"),
+    for axis, field, column, title in (
+        (axes[0], "loss_at_end", 1, "training loss at the end, nats"),
+        (axes[1], "grad_norm_cv", 3, "gradient-norm CV (std / mean)"),
     ):
         for offset, rule in enumerate(rules):
             shift = 0.12 * (offset - (len(rules) - 1) / 2)
@@ -159,7 +157,7 @@ def _summary(judged: Judged) -> Figure:
                 axis.plot([x + shift] * len(values), values, "o", markersize=4, alpha=0.6,
                           color=COLORS[rule])  # fmt: skip
                 theirs = REFERENCE.get(("FLT" if k == 1 else rule, k, 1.0), []) if small else []
-                axis.plot([x + shift] * len(theirs), [row[place] for row in theirs], "x",
+                axis.plot([x + shift] * len(theirs), [row[column] for row in theirs], "x",
                           markersize=7, color=COLORS[rule])  # fmt: skip
             axis.plot(np.arange(len(counts)) + shift, means, color=COLORS[rule], label=rule)
         axis.set_xticks(range(len(counts)), [str(k) for k in counts])

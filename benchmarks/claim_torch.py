@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import claim, claim_figures
-from benchmarks.claim import Run, Setting, Text
+from benchmarks.claim import Text
+from benchmarks.claim_runs import Run, Setting
 from looped_jax import files
 from torch_ref.config import ModelConfig
 from torch_ref.loss import score

@@ -1,4 +1,4 @@
-"""Decoding: tokens per second and cache bytes, against recomputing, and what exactness buys.
+"""Decoding: tokens per second, cache bytes and drift of logits, for every kind of KV cache.
 
     python -m benchmarks.decoding --loops 1,3,12
 
@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from looped_jax.config import Config, ModelConfig
-from looped_jax.model import kv_cache as caches
-from looped_jax.model import loss, transformer
+from looped_jax.model import kv_cache, loss, transformer
 from looped_jax.resolve import resolve
 
 
@@ -55,7 +54,7 @@ def main() -> None:
     for loops in (int(k) for k in args.loops.split(",")):
         ways = {
             kind: functools.partial(cached, model, params, tokens, args.prompt, loops, kind)
-            for kind in caches.CACHE_TYPES
+            for kind in kv_cache.CACHE_TYPES
         }
         ways["none"] = functools.partial(recomputed, model, params, tokens, args.prompt, loops)
         logits = {kind: way()[1] for kind, way in ways.items()}  # compiles, too
@@ -80,11 +79,11 @@ def unit_scale(params: transformer.Params) -> transformer.Params:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=6)
-def _extend(model, loops, kind, params, tokens, places, memory):
-    hidden, memory = transformer.extend(
-        model, params, tokens, places, memory, loops=loops, kind=kind
+def _extend(model, loops, kind, params, tokens, positions, cache):
+    hidden, cache = transformer.extend(
+        model, params, tokens, positions, cache, loops=loops, kind=kind
     )
-    return loss.logits(model, params["head"], hidden[:, -1]), memory
+    return loss.logits(model, params["head"], hidden[:, -1]), cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -96,14 +95,16 @@ def _forward(model, loops, params, tokens, last):
 def cached(model, params, tokens, prompt, loops, kind):
     """Seconds for the tokens after the prompt, and their logits [B, tokens, V]."""
     batch, length = tokens.shape
-    memory = transformer.empty_cache(model, batch=batch, length=length, loops=loops, kind=kind)
-    places = np.broadcast_to(np.arange(length), tokens.shape)
-    _, memory = _extend(model, loops, kind, params, tokens[:, :prompt], places[:, :prompt], memory)
-    jax.block_until_ready(memory)
+    cache = transformer.empty_cache(model, batch=batch, length=length, loops=loops, kind=kind)
+    positions = np.broadcast_to(np.arange(length), tokens.shape)
+    _, cache = _extend(model, loops, kind, params, tokens[:, :prompt], positions[:, :prompt], cache)
+    jax.block_until_ready(cache)
     start, found = time.perf_counter(), []
     for t in range(prompt, length):
         now = slice(t, t + 1)
-        logits, memory = _extend(model, loops, kind, params, tokens[:, now], places[:, now], memory)
+        logits, cache = _extend(
+            model, loops, kind, params, tokens[:, now], positions[:, now], cache
+        )
         found.append(np.asarray(logits))  # a token has to be known before the next one
     return time.perf_counter() - start, np.stack(found, axis=1)
 

@@ -1,4 +1,4 @@
-"""What Python costs per training step: the whole program against its compiled step alone.
+"""Python's overhead per training step: the whole program against its compiled step alone.
 
     python -m benchmarks.host --steps 400
 
@@ -62,13 +62,13 @@ def bare(steps: int) -> float:
     tokens = np.random.default_rng(0).integers(0, 512, (1, 4, 17)).astype(np.int32)
     tokens = jax.device_put(tokens, sharding.batch_sharding(mesh))
     program = step.lower(current, tokens).compile()
-    seconds, before = [], None
+    seconds, previous = [], None
     for _ in range(steps):
         start = time.perf_counter()
         current, metrics = program(current, tokens)
-        if before is not None:
-            jax.block_until_ready(before)
-        before = metrics
+        if previous is not None:
+            jax.block_until_ready(previous)
+        previous = metrics
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[20:])
 

@@ -44,7 +44,7 @@ def running_mean(values: Sequence[float] | np.ndarray, width: int = 10) -> np.nd
 
 
 def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
-    """Loops down, layers across, each cell with its number while there is room; the caller closes.
+    """Loops down, layers across, each cell with its number while there is room.
 
     Colours are on a log scale where all values are positive and span more than a decade.
     """
@@ -56,7 +56,7 @@ def heatmap(values: Sequence[Sequence[float]], *, title: str) -> Figure:
 
 
 def draw_heatmap(axis: Axes, values: Sequence[Sequence[float]], *, title: str) -> None:
-    """What `heatmap` draws, into a part of a larger figure."""
+    """A heatmap, as `heatmap` draws it, into one axis of a larger figure."""
     array = np.asarray(values, float)
     loops, layers = array.shape
     wide = array.min() > 0 and array.max() > 10 * array.min()
@@ -89,14 +89,14 @@ def against_loops(
     )
     for axis in axes.flat[len(scores) :]:
         axis.set_visible(False)
-    places = range(len(loops))
+    positions = range(len(loops))
     for axis, (name, values) in zip(axes.flat, scores.items(), strict=False):
-        axis.plot(places, values, marker="o", markersize=4, color=BLUE)
+        axis.plot(positions, values, marker="o", markersize=4, color=BLUE)
         if trained in loops:
-            place = list(loops).index(trained)
-            axis.plot(place, values[place], marker="o", markersize=9, mfc="none", color=RED)
+            position = list(loops).index(trained)
+            axis.plot(position, values[position], marker="o", markersize=9, mfc="none", color=RED)
         axis.set_title(name, fontsize=9)
-        axis.set_xticks(list(places), [str(k) for k in loops], fontsize=8)
+        axis.set_xticks(list(positions), [str(k) for k in loops], fontsize=8)
         axis.tick_params(axis="y", labelsize=8)
         if max(values) - min(values) < 0.02:  # a flat line should look flat
             axis.set_ylim(min(values) - 0.05, max(values) + 0.05)
@@ -109,7 +109,7 @@ def against_loops(
 
 
 class Ramp(Protocol):
-    """What learning_rate_ramps draws; see lr_find.Ramp."""
+    """The data of learning_rate_ramps; see training/lr_range_test.py."""
 
     @property
     def multipliers(self) -> np.ndarray: ...
@@ -134,11 +134,11 @@ def learning_rate_ramps(ramps: Mapping[int, Ramp], *, path: Path) -> None:
     for color, (k, found) in zip(colors, ramps.items(), strict=True):
         axis.plot(found.multipliers, found.losses, color=color, alpha=0.25, linewidth=0.8)
         points = {"steepest": found.steepest, "elbow": found.elbow, "lowest": found.lowest}
-        words = ", ".join(f"{name} ×{place:.2g}" for name, place in points.items())
+        words = ", ".join(f"{name} ×{multiplier:.2g}" for name, multiplier in points.items())
         axis.plot(found.multipliers, found.smoothed, color=color, label=f"{k} loops: {words}")
-        for place, marker in zip(points.values(), "vos", strict=True):
-            height = np.interp(place, found.multipliers, found.smoothed)
-            axis.plot(place, height, marker, color=color, mec="black", mew=0.6, zorder=3)
+        for multiplier, marker in zip(points.values(), "vos", strict=True):
+            height = np.interp(multiplier, found.multipliers, found.smoothed)
+            axis.plot(multiplier, height, marker, color=color, mec="black", mew=0.6, zorder=3)
     axis.set_xscale("log")
     axis.set_ylim(top=top)
     axis.set(

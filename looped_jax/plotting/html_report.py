@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: text, tables and figures in a single file."""
+"""An HTML page that needs no other file: text, tables and figures in a single file."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ def write(
 
 
 def png(figure: Figure) -> bytes:
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=110)
-    return memory.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

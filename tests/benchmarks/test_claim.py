@@ -16,20 +16,20 @@ TINY = dataclasses.replace(
 
 
 def like(row):
-    """A run with the losses, peak and swings of one row of the reference's table."""
+    """A run with the losses, gradient-norm peak and CV of one row of the reference's table."""
     middle, end, peak, cv = row[:4]
     losses = np.concatenate([np.full(100, middle), np.full(100, end)])
     norms = np.ones(200)
-    norms[claim.SETTLED :: 2], norms[claim.SETTLED + 1 :: 2] = 1 + cv, 1 - cv  # mean 1, std cv
+    norms[claim.BURN_IN :: 2], norms[claim.BURN_IN + 1 :: 2] = 1 + cv, 1 - cv  # mean 1, std cv
     norms[0] = peak
     return {"loss": losses, "grad_norm": norms, "mean_norms": [9, 5000], "held_out": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("run", "words"),
+    ("run", "outcomes"),
     [
         (("FLT", 1, 1.0), ["trains"]),
-        (("LT", 3, 1.0), ["unstable"]),  # it swings and still learns
+        (("LT", 3, 1.0), ["unstable"]),  # its gradient norm varies, and it still learns
         (("LT", 6, 1.0), ["collapsed"]),
         (("LT", 9, 1.0), ["collapsed"]),
         (("LT", 12, 1.0), ["collapsed"] * 3),
@@ -40,23 +40,23 @@ def like(row):
         (("FLT", 12, 4.0), ["trains"]),  # with a norm of thousands
     ],
 )
-def test_verdicts_on_what_the_reference_did(run, words):
+def test_verdicts_on_what_the_reference_did(run, outcomes):
     single = like(REFERENCE["FLT", 1, 1.0][0])
-    assert [claim.judge(like(row), single).word for row in REFERENCE[run]] == words
+    assert [claim.judge(like(row), single).outcome for row in REFERENCE[run]] == outcomes
 
 
 def test_numbers_behind_a_verdict():
     found = claim.judge(like((3.0, 2.5, 7.0, 0.3)), like((3.0, 2.0, 1.0, 0.1)))
-    assert (found.middle, found.end, found.peak) == (3.0, 2.5, 7.0)
-    assert found.cv == pytest.approx(0.3)
-    assert found.word == "unstable"  # seven times the single loop's peak
+    assert (found.loss_at_half, found.loss_at_end, found.grad_norm_peak) == (3.0, 2.5, 7.0)
+    assert found.grad_norm_cv == pytest.approx(0.3)
+    assert found.outcome == "unstable"  # seven times the single loop's peak
     broken = like((3.0, float("nan"), float("nan"), 0.3))
-    assert claim.judge(broken, like((3.0, 2.0, 1.0, 0.1))).word == "collapsed"
+    assert claim.judge(broken, like((3.0, 2.0, 1.0, 0.1))).outcome == "collapsed"
 
 
 def test_one_loop_is_run_once_and_equal_flops_are_equal():
     setting = dataclasses.replace(TINY, loops=(1, 2, 12), seeds=(1, 2), equal_flops=True)
-    runs = claim.plan(setting, 256)
+    runs = claim.list_runs(setting, 256)
     assert len(runs) == len(set(runs)) == 2 + 2 * 2 * 2 + 2
     assert sum(run.loops == 1 and run.steps == 20 for run in runs) == 2
     longer = claim.flops.count(setting.config(runs[-1], 256).model).flops * runs[-1].steps

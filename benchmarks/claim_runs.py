@@ -1,0 +1,88 @@
+"""Settings, runs and verdicts of the claim's experiment; see benchmarks/claim.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from looped_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.resolve import resolve
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One experiment.
+
+    text: "bytes", the first `characters` of the corpus, in random crops; or "tokens", the training
+    pipeline's rows in order
+    rates: further runs (rule, K, multiplier of all learning rates)
+    equal_flops: also one loop for as many FLOPs as the largest loop count takes
+    """
+
+    layers: int
+    width: int
+    heads: int
+    seq_len: int
+    batch_size: int
+    steps: int
+    text: str
+    loops: tuple[int, ...] = (1, 3, 6, 9, 12)
+    rules: tuple[str, ...] = ("FLT", "FLT_res", "LT_ia", "LT_i", "LT")
+    seeds: tuple[int, ...] = (1, 2, 3)
+    rates: tuple[tuple[str, int, float], ...] = ()
+    equal_flops: bool = False
+    characters: int = 64_000
+    data: str = "builtin"
+    dtype: str = "float32"
+
+    def config(self, run: Run, vocab_size: int) -> Config:
+        model = ModelConfig(
+            variant=run.rule, layers=self.layers, loops=run.loops, width=self.width,
+            heads=self.heads, seq_len=self.seq_len, dtype=self.dtype,
+        )  # fmt: skip
+        plain = OptimConfig()
+        rates = dataclasses.replace(
+            plain,
+            matrix_learning_rate=run.rate * plain.matrix_learning_rate,
+            embedding_learning_rate=run.rate * plain.embedding_learning_rate,
+            head_learning_rate=run.rate * plain.head_learning_rate,
+            warmdown_ratio=0.0,
+        )
+        train = TrainConfig(
+            seed=run.seed,
+            steps=run.steps,
+            tokens_per_step=self.batch_size * self.seq_len,
+            batch_size=self.batch_size,
+        )
+        return resolve(Config(model=model, optim=rates, train=train), vocab_size=vocab_size)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a setting. With one loop all rules are the same: it is run as FLT."""
+
+    rule: str
+    loops: int
+    seed: int
+    rate: float = 1.0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a run, and the numbers behind it.
+
+    outcome: "trains", "unstable" or "collapsed"
+    loss_at_half, loss_at_end: mean of the last losses of each half, nats; held_out: on other text
+    grad_norm_cv, grad_norm_peak: coefficient of variation and maximum before clipping
+    first_norm, last_norm: mean norm of the residual stream after the first and the last loop
+    """
+
+    outcome: str
+    loss_at_half: float
+    loss_at_end: float
+    held_out: float
+    grad_norm_cv: float
+    grad_norm_peak: float
+    first_norm: float
+    last_norm: float
