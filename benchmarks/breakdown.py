@@ -38,22 +38,22 @@ import optax
 from jax.sharding import Mesh
 
 from looped_jax import files
-from looped_jax.config import (
+from looped_jax.config.resolved import Config, ModelConfig
+from looped_jax.config.settings import (
     REMATS,
-    Config,
     DataConfig,
     MeshConfig,
-    ModelConfig,
+    ModelSettings,
     OptimConfig,
-    TrainConfig,
+    Settings,
+    TrainSettings,
 )
-from looped_jax.data import corpus, pipeline, tokenizer
-from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels, block, loss, transformer
 from looped_jax.plotting import figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.tasks.text import Text
+from looped_jax.training import optimizers, train_step
 
 # Innermost scope first: a norm within attention is a norm.
 PARTS = {
@@ -145,7 +145,6 @@ def work_of(config: Config, rows: int) -> dict[str, Work]:
     function reads and writes once forward and reads twice and writes once backward.
     """
     m = config.model
-    assert m.width and m.heads and m.kv_heads and m.vocab_size
     if m.attention != "full":
         raise ValueError("the breakdown counts attention=full; mla has other products")
     tokens, size = rows * m.seq_len, jnp.dtype(m.dtype).itemsize
@@ -248,9 +247,8 @@ class Step:
         patches: Sequence[Any] = (),
         optimizer: optax.GradientTransformation | None = None,
     ):
-        assert config.model.width
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        optimizer = optimizer or optim.make_optimizer(config, mesh, steps=100)
+        optimizer = optimizer or optimizers.make_optimizer(config, mesh, steps=100)
         self.tokens, self.seconds = tokens, []
         with contextlib.ExitStack() as patched:
             for patch in patches:
@@ -306,7 +304,7 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
         ),
         "RoPE": step(mock.patch.object(block, "rotate", unchanged)),
         "head and loss": step(mock.patch.object(loss, "token_losses", summed)),
-        "Newton–Schulz": step(mock.patch.object(optim, "orthogonalize", unchanged)),
+        "Newton–Schulz": step(mock.patch.object(optimizers, "orthogonalize", unchanged)),
         "optimizer": step(optimizer=optax.sgd(1e-6)),
     }
 
@@ -331,19 +329,18 @@ class Row:
 
 def break_down(config: Config, rows: int, rounds: int) -> tuple[float, Roofline, list[Row], float]:
     """Step seconds, the machine, a row per part, and milliseconds waited for data per step."""
-    assert config.model.vocab_size
     shape = (1, rows, config.model.seq_len + 1)
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, shape).astype(np.int32)
-    say("measuring the machine ...")
+    log("measuring the machine ...")
     roofline = measure_roofline(config.model.dtype)
-    say("compiling the whole step ...")
+    log("compiling the whole step ...")
     whole = Step(config, tokens)
     others: dict[str, Step] = {}
     for name, make in without(config, tokens).items():
-        say(f"compiling the step without {name} ...")
+        log(f"compiling the step without {name} ...")
         others[name] = make()
     for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
+        log(f"round {number + 1} of {rounds}")
         for step in (whole, *others.values()):
             step()
     step_seconds = whole.median
@@ -375,16 +372,8 @@ def break_down(config: Config, rows: int, rounds: int) -> tuple[float, Roofline,
 
 def wait_for_data(config: Config, rows: int, step: Step) -> float:
     """Median milliseconds that a step waits for its batch of text, as training does."""
-    cache = default_cache_dir()
-    path, entries = config.data.path, config.data.tokenizer_vocab_size
-    texts = corpus.open_corpus(path, val_shard=None, train_shards=None, cache_dir=cache)
-    words = tokenizer.load_tokenizer(
-        None, corpus=texts, vocab_size=entries, bos_token=None, cache_dir=cache
-    )
     waits = []
-    with contextlib.closing(
-        iter(pipeline.train_rows(texts, words, seq_len=config.model.seq_len, batch_size=rows))
-    ) as batches:
+    with contextlib.closing(Text(config).train_rows(config, batch_size=rows)) as batches:
         for _ in range(8):
             start = time.perf_counter()
             next(batches)
@@ -432,7 +421,7 @@ def draw(rows: Sequence[Row], title: str) -> Any:
     return figure
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, flush=True)
 
 
@@ -451,16 +440,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--remat", default="loop", choices=REMATS)
     flags.add_argument("--out", type=Path, help="folder for breakdown.json and the figure")
     args = flags.parse_args(argv)
-    model = ModelConfig(
+    model = ModelSettings(
         variant=args.variant, layers=args.layers, loops=args.loops, width=args.width,
         seq_len=args.seq_len, dtype=args.dtype, remat=args.remat,
     )  # fmt: skip
     config = resolve(
-        Config(
+        Settings(
             model=model,
             optim=OptimConfig(newton_schulz_dtype=args.dtype),
             data=DataConfig(path=args.data),
-            train=TrainConfig(
+            train=TrainSettings(
                 batch_size=args.batch_size, tokens_per_step=args.batch_size * args.seq_len
             ),
         ),
@@ -472,11 +461,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{device}, {args.variant} L={args.layers} D={args.width} K={args.loops} T={args.seq_len} "
         f"B={args.batch_size} V={args.vocab_size} {args.dtype}, remat {args.remat}"
     )
-    say(
+    log(
         f"\n{title}; jax {jax.__version__}; measured {roofline.flops / 1e9:,.0f} GFLOP/s of "
         f"{args.dtype} products, copies at {roofline.bandwidth / 1e9:,.1f} GB/s\n"
     )
-    say(table(seconds, rows, waited))
+    log(table(seconds, rows, waited))
     if args.out:
         record = {
             "title": title, "jax": jax.__version__, "step_seconds": seconds,
@@ -487,7 +476,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figure = draw(rows, title)
         for ending in ("png", "svg"):
             figure.savefig(args.out / f"breakdown.{ending}", dpi=110)
-        say(f"open {args.out / 'breakdown.png'}")
+        log(f"open {args.out / 'breakdown.png'}")
 
 
 if __name__ == "__main__":

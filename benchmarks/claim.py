@@ -39,14 +39,15 @@ import numpy as np
 from benchmarks import claim_figures
 from benchmarks.claim_runs import Run, Setting, Verdict
 from looped_jax import files
-from looped_jax.config import MeshConfig, ModelConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.config.settings import DataConfig, MeshConfig
 from looped_jax.data import corpus, pipeline, tokenizer
-from looped_jax.files import default_cache_dir
+from looped_jax.data.corpus import Corpus
 from looped_jax.model import attention_kernels, flops, loss, transformer
-from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 
 # In the PyTorch reference, at the laptop preset, runs that train have a gradient-norm CV of 0.14 to
 # 0.35 and a peak below three times that of one loop; LT at the same learning rate has a CV of 0.54
@@ -103,10 +104,8 @@ class Text:
 
     def __init__(self, setting: Setting):
         self._setting = setting
-        cache = default_cache_dir()
-        self._corpus = corpus.open_corpus(
-            setting.data, val_shard=None, train_shards=None, cache_dir=cache
-        )
+        data = DataConfig(path=setting.data)
+        self._corpus = Corpus.open(data)
         size = setting.seq_len + 1
         if setting.text == "bytes":
             whole = _characters(self._corpus.train, setting.characters)
@@ -114,12 +113,10 @@ class Text:
             self.vocab_size, self._bytes = 256, whole
             self.held_out = held_out[: len(held_out) // size * size].reshape(-1, size)
         else:
-            self._words = tokenizer.load_tokenizer(
-                None, corpus=self._corpus, vocab_size=4096, bos_token=None, cache_dir=cache
-            )
-            self.vocab_size = self._words.vocab_size
+            self._tokenizer = tokenizer.load_tokenizer(data, self._corpus)
+            self.vocab_size = self._tokenizer.vocab_size
             rows = pipeline.val_rows(
-                self._corpus, self._words, seq_len=setting.seq_len,
+                self._corpus, self._tokenizer, seq_len=setting.seq_len,
                 batch_size=setting.batch_size, max_tokens=2**16,
             )  # fmt: skip
             whole = [np.c_[r["inputs"], r["targets"][:, -1:]] for r in rows]
@@ -133,7 +130,9 @@ class Text:
             while True:
                 starts = chance.integers(0, len(self._bytes) - size + 1, rows)
                 yield np.stack([self._bytes[start : start + size] for start in starts])
-        yield from pipeline.train_rows(self._corpus, self._words, seq_len=size - 1, batch_size=rows)
+        yield from pipeline.train_rows(
+            self._corpus, self._tokenizer, seq_len=size - 1, batch_size=rows
+        )
 
 
 def _characters(shards: Sequence[Path], count: int) -> np.ndarray:
@@ -155,8 +154,7 @@ def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> d
     """Train once; the line of runs.jsonl. `programs` keeps compiled steps: seeds share them."""
     config = setting.config(run, text.vocab_size)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    assert config.model.width
-    optimizer = optim.make_optimizer(config, mesh, steps=run.steps)
+    optimizer = optimizers.make_optimizer(config, mesh, steps=run.steps)
     key = dataclasses.replace(run, seed=0)
     if key not in programs:
         programs.clear()
@@ -173,7 +171,7 @@ def train(setting: Setting, run: Run, text: Text, programs: dict[Any, Any]) -> d
         "grad_norm": _short([step["grad_norm"] for step in found]),
         "norms": [_short(row) for row in norms[NORMS_EVERY - 1 :: NORMS_EVERY]],
         "mean_norms": _short(norms.mean(axis=0)),
-        "held_out": held_out(config.model, current["params"], text.held_out, setting.batch_size),
+        "held_out": held_out(config.model, current.params, text.held_out, setting.batch_size),
         "flops": flops.count(config.model).flops * config.train.tokens_per_step * run.steps,
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -192,7 +190,7 @@ def held_out(config: ModelConfig, params: Any, rows: np.ndarray, batch_size: int
 def _losses(config: ModelConfig, params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
     attend = attention_kernels.for_mesh(config, sharding.one_device())
     hidden = transformer.forward(config, params, inputs, attend=attend).hidden
-    return loss.token_losses(config, params["head"], hidden, targets).mean()
+    return loss.token_losses(config, params, hidden, targets).mean()
 
 
 def _short(values: Sequence[float]) -> list[float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from looped_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import ModelSettings, OptimConfig, Settings, TrainSettings
 from looped_jax.resolve import resolve
 
 
@@ -36,7 +37,7 @@ class Setting:
     dtype: str = "float32"
 
     def config(self, run: Run, vocab_size: int) -> Config:
-        model = ModelConfig(
+        model = ModelSettings(
             variant=run.rule, layers=self.layers, loops=run.loops, width=self.width,
             heads=self.heads, seq_len=self.seq_len, dtype=self.dtype,
         )  # fmt: skip
@@ -48,13 +49,13 @@ class Setting:
             head_learning_rate=run.rate * plain.head_learning_rate,
             warmdown_ratio=0.0,
         )
-        train = TrainConfig(
+        train = TrainSettings(
             seed=run.seed,
             steps=run.steps,
             tokens_per_step=self.batch_size * self.seq_len,
             batch_size=self.batch_size,
         )
-        return resolve(Config(model=model, optim=rates, train=train), vocab_size=vocab_size)
+        return resolve(Settings(model=model, optim=rates, train=train), vocab_size=vocab_size)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typing import Any
 import jax
 from absl import flags as absl_flags
 
+from looped_jax.config.settings import DataConfig
 from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.data.corpus import Corpus
 from looped_jax.errors import DataError
-from looped_jax.files import default_cache_dir
 
 
 def encoded(texts: corpus.Corpus, words: tokenizer.Tokenizer, threads: bool) -> Iterator[int]:
@@ -67,13 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--rounds", type=int, default=3)
     args = flags.parse_args(argv)
     absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-    cache = default_cache_dir()
+    data = DataConfig(path=args.data, tokenizer=str(args.tokenizer) if args.tokenizer else None)
     try:
-        texts = corpus.open_corpus(args.data, val_shard=None, train_shards=None, cache_dir=cache)
-        words = tokenizer.load_tokenizer(
-            str(args.tokenizer) if args.tokenizer else None,
-            corpus=texts, vocab_size=4096, bos_token=None, cache_dir=cache,
-        )  # fmt: skip
+        texts = Corpus.open(data)
+        words = tokenizer.load_tokenizer(data, texts)
     except DataError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.model import kv_cache, loss, transformer
 from looped_jax.resolve import resolve
 
@@ -37,10 +37,10 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=3)
     args = flags.parse_args()
     length = args.prompt + args.tokens
-    settings = ModelConfig(
+    settings = ModelSettings(
         variant=args.variant, layers=args.layers, width=args.width, seq_len=length, dtype=args.dtype
     )
-    model = resolve(Config(model=settings), vocab_size=args.vocab_size).model
+    model = resolve(Settings(model=settings), vocab_size=args.vocab_size).model
     params = unit_scale(jax.jit(lambda: transformer.init_params(model, jax.random.key(0)))())
     shape = (args.batch_size, length)
     tokens = np.random.default_rng(0).integers(0, args.vocab_size, shape, np.int32)
@@ -83,13 +83,13 @@ def _extend(model, loops, kind, params, tokens, positions, cache):
     hidden, cache = transformer.extend(
         model, params, tokens, positions, cache, loops=loops, kind=kind
     )
-    return loss.logits(model, params["head"], hidden[:, -1]), cache
+    return loss.logits(model, params, hidden[:, -1]), cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(model, loops, params, tokens, last):
     hidden = transformer.forward(model, params, tokens, loops=loops).hidden[0]
-    return loss.logits(model, params["head"], hidden[:, last])
+    return loss.logits(model, params, hidden[:, last])
 
 
 def cached(model, params, tokens, prompt, loops, kind):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from looped_jax.config import Config, MeshConfig, ModelConfig
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.evaluation import scoring
 from looped_jax.model import transformer
 from looped_jax.resolve import resolve
@@ -35,10 +35,10 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=5)
     args = flags.parse_args()
     loops = tuple(int(k) for k in args.loops.split(","))
-    settings = ModelConfig(
+    settings = ModelSettings(
         layers=args.layers, width=args.width, seq_len=args.seq_len, dtype=args.dtype
     )
-    model = resolve(Config(model=settings), vocab_size=args.vocab_size).model
+    model = resolve(Settings(model=settings), vocab_size=args.vocab_size).model
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     params = jax.jit(lambda: transformer.init_params(model, jax.random.key(0)))()
     shape = (args.batch_size, args.seq_len + 1)

@@ -16,8 +16,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import Config, ModelConfig
-from looped_jax.model import loss
+from looped_jax.config.settings import ModelSettings, Settings
+from looped_jax.model import loss, transformer
 from looped_jax.resolve import resolve
 
 
@@ -28,16 +28,18 @@ def main() -> None:
     flags.add_argument("--chunks", default="128,512,2048", help="tokens at once")
     flags.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = flags.parse_args()
-    model = ModelConfig(layers=1, width=args.width, seq_len=args.tokens, dtype=args.dtype)
-    config = resolve(Config(model=model), vocab_size=args.vocab_size).model
+    model = ModelSettings(layers=1, width=args.width, seq_len=args.tokens, dtype=args.dtype)
+    config = resolve(Settings(model=model), vocab_size=args.vocab_size).model
     keys = jax.random.split(jax.random.key(0), 3)
     head = 0.02 * jax.random.normal(keys[0], (args.width, config.padded_vocab))
     hidden = jax.random.normal(keys[1], (1, 1, args.tokens, args.width), args.dtype)
     targets = jax.random.randint(keys[2], (1, args.tokens), 0, args.vocab_size)
 
+    others = transformer.init_params(config, keys[0])
+
     def objective(chunk: int, head: jax.Array, hidden: jax.Array) -> jax.Array:
         chunked = dataclasses.replace(config, loss_chunk=chunk)
-        return loss.token_losses(chunked, head, hidden, targets).mean()
+        return loss.token_losses(chunked, others | {"head": head}, hidden, targets).mean()
 
     chunks = [*(int(c) for c in args.chunks.split(",") if int(c) < args.tokens), args.tokens]
     programs = {}

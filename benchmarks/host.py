@@ -22,19 +22,20 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from looped_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import DataConfig, ModelSettings, Settings, TrainSettings
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.train import train
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from looped_jax.training.metric_log import read_log
 
 
 def config_of(steps: int, run_dir: str) -> Config:
-    return Config(
-        model=ModelConfig(layers=1, loops=2, width=16, heads=1, seq_len=16, dtype="float32"),
+    return Settings(
+        model=ModelSettings(layers=1, loops=2, width=16, heads=1, seq_len=16, dtype="float32"),
         data=DataConfig(tokenizer_vocab_size=512),
-        train=TrainConfig(
+        train=TrainSettings(
             run_dir=run_dir, steps=steps, tokens_per_step=64, batch_size=4, eval_every=0,
             eval_tokens=64, save_every=0, sample_tokens=0, log_every=10,
         ),
@@ -56,7 +57,7 @@ def bare(steps: int) -> float:
     """Median seconds per step of the compiled step, its results waited for one step later."""
     config = resolve(config_of(steps, "unused"), vocab_size=512)
     mesh = sharding.make_mesh(dataclasses.replace(config.mesh, data=1), jax.devices()[:1])
-    optimizer = optim.make_optimizer(config, mesh, steps=steps)
+    optimizer = optimizers.make_optimizer(config, mesh, steps=steps)
     current = train_step.create(config, optimizer, mesh)
     step = train_step.make_train_step(config, optimizer, mesh)
     tokens = np.random.default_rng(0).integers(0, 512, (1, 4, 17)).astype(np.int32)

@@ -15,10 +15,16 @@ import time
 import jax
 import numpy as np
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 
 
 def main() -> None:
@@ -67,18 +73,18 @@ class Case:
     def __init__(self, args: argparse.Namespace, loops: int, remat: str):
         self.loops, self.remat, self.seconds = loops, remat, []
         config = resolve(
-            Config(
-                model=ModelConfig(
+            Settings(
+                model=ModelSettings(
                     layers=args.layers, loops=loops, width=args.width, seq_len=args.seq_len,
                     dtype=args.dtype, remat=remat,
                 ),
                 optim=OptimConfig(newton_schulz_dtype=args.dtype),
-                train=TrainConfig(batch_size=args.batch_size),
+                train=TrainSettings(batch_size=args.batch_size),
             ),
             vocab_size=args.vocab_size,
         )  # fmt: skip
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        optimizer = optim.make_optimizer(config, steps=100)
+        optimizer = optimizers.make_optimizer(config, steps=100)
         shape = (1, args.batch_size, args.seq_len + 1)
         self.tokens = np.random.default_rng(0).integers(0, args.vocab_size, shape, np.int32)
         self.state = train_step.create(config, optimizer, mesh)

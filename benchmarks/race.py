@@ -31,11 +31,18 @@ import jax
 import numpy as np
 import torch
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.evaluation import scoring
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from torch_ref import config as torch_config
 from torch_ref.loss import nats_and_bytes, score, token_losses
 from torch_ref.model import LoopedTransformer
@@ -155,7 +162,7 @@ class LoopedJax(Contender):
         super().__init__(size, tokens)
         config = jax_config(size)
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        optimizer = optim.make_optimizer(config, steps=1000)
+        optimizer = optimizers.make_optimizer(config, steps=1000)
         self.state = train_step.create(config, optimizer, mesh)
         self.step = train_step.make_train_step(config, optimizer, mesh)
         self.score = scoring.make_score_step(config.model, mesh, size.loop_counts)
@@ -170,7 +177,7 @@ class LoopedJax(Contender):
 
     def evaluate(self) -> None:
         inputs, targets = self.tokens[:, :-1], self.tokens[:, 1:]
-        jax.device_get(self.score(self.state["params"], inputs, targets, self.byte_sizes))
+        jax.device_get(self.score(self.state.params, inputs, targets, self.byte_sizes))
 
     def program_bytes(self) -> int | None:
         memory = self.program.memory_analysis()
@@ -181,10 +188,12 @@ CONTENDERS: dict[str, type[Contender]] = {c.name: c for c in (Torch, CompiledTor
 
 
 def jax_config(size: Size) -> Config:
-    model = ModelConfig(layers=size.L, loops=size.K, width=size.D, seq_len=size.T, dtype=size.dtype)
-    train = TrainConfig(batch_size=size.B, steps=1000, tokens_per_step=size.B * size.T)
+    model = ModelSettings(
+        layers=size.L, loops=size.K, width=size.D, seq_len=size.T, dtype=size.dtype
+    )
+    train = TrainSettings(batch_size=size.B, steps=1000, tokens_per_step=size.B * size.T)
     recipe = OptimConfig(newton_schulz_dtype=size.dtype)
-    return resolve(Config(model=model, optim=recipe, train=train), vocab_size=size.V)
+    return resolve(Settings(model=model, optim=recipe, train=train), vocab_size=size.V)
 
 
 def random_tokens(size: Size) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""What every configuration starts from: a loop rule and a preset of looped_jax/presets.py."""
+"""What every configuration starts from: a loop rule and a preset."""
 
-from looped_jax.presets import make
+from looped_jax.config.presets import make
 
 __all__ = ["make"]

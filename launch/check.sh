@@ -16,7 +16,7 @@ for loops in ${LOOPS:-1 4 12}; do
     runs+=("$run")
     "${say[@]}" python -m looped_jax.train --config "configs/$rule.py:${PRESET:-tiny}" \
       --config.model.loops="$loops" --config.train.steps="${STEPS:-200}" \
-      --config.train.inside_every=10 --config.train.run_dir="$run" "$@" ||
+      --config.train.diagnostics_every=10 --config.train.run_dir="$run" "$@" ||
       echo "$run ended early: the page shows it up to there" >&2 # a loss that broke is a result
   done
 done

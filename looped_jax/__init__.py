@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from looped_jax.inference.run import Edit, Run
+    from looped_jax.inference.inspection import Edit, Run
     from looped_jax.inference.trained_model import TrainedModel
 
 __all__ = ["Edit", "Run", "TrainedModel", "load"]
@@ -35,9 +35,9 @@ def load(
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are asked for: data workers import us without jax."""
     if name in ("Edit", "Run"):
-        from looped_jax.inference import run
+        from looped_jax.inference import inspection
 
-        return getattr(run, name)
+        return getattr(inspection, name)
     if name == "TrainedModel":
         from looped_jax.inference.trained_model import TrainedModel
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from looped_jax.config import plain_type, setting_types, unknown_key
+from looped_jax.config.settings import plain_type, setting_types, unknown_key
 from looped_jax.errors import ConfigError
 
 

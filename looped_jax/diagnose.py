@@ -10,6 +10,7 @@ file, PNGs and measurements.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -21,11 +22,12 @@ import numpy as np
 
 import looped_jax
 from looped_jax import cli, errors, files
-from looped_jax.data import corpus, pipeline
+from looped_jax.data import pipeline
+from looped_jax.data.corpus import Corpus
 from looped_jax.diagnostics import weight_statistics
 from looped_jax.diagnostics.measure import TokenMeasurements, measure
 from looped_jax.diagnostics.sections import make_sections, numbers, summary
-from looped_jax.files import check_writable, default_cache_dir
+from looped_jax.files import check_writable
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
 from looped_jax.plotting import html_report
@@ -46,13 +48,13 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
         validation(model, args),
         loops=loops,
         mesh=model.mesh,
-        progress=lambda done, total: say(f"validation: batch {done} of {total}", done == total),
+        progress=lambda done, total: log(f"validation: batch {done} of {total}", done == total),
     )
     ids = traced_tokens(model, tokens, args.text)
-    say(f"attention and the residual stream on {len(ids)} tokens ...")
+    log(f"attention and the residual stream on {len(ids)} tokens ...")
     record = ("block", "weights")
     trace = jax.device_get(model.run(ids[None], loops=(loops,), record=record).seen)
-    say("weights ...")
+    log("weights ...")
     matrices = weight_statistics.compute(model.params)
     entries = read_log(Path(args.checkpoint))
     sections = make_sections(model, tokens, trace, ids, matrices, entries)
@@ -71,14 +73,9 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
 
 def validation(model: TrainedModel, args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
     config = model.config
-    texts = corpus.open_corpus(
-        args.data or config.data.path,
-        val_shard=config.data.val_shard,
-        train_shards=config.data.train_shards,
-        cache_dir=default_cache_dir(),
-    )
+    data = dataclasses.replace(config.data, path=args.data or config.data.path)
     return pipeline.val_rows(
-        texts,
+        Corpus.open(data),
         model.tokenizer,
         seq_len=config.model.seq_len,
         batch_size=args.batch_size,
@@ -94,7 +91,7 @@ def traced_tokens(model: TrainedModel, tokens: TokenMeasurements, text: str | No
     return np.array(ids, np.int32)
 
 
-def say(line: str, last: bool = True) -> None:
+def log(line: str, last: bool = True) -> None:
     print(line, end="\n" if last or not sys.stdout.isatty() else "\r", flush=True)
 
 
@@ -126,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mesh = sharding.mesh_of(args.mesh)
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
         if line := attention_kernels.fall_back(model.config.model, model.mesh):
-            say(line)
+            log(line)
         args.out = args.out or Path(args.checkpoint) / "diagnosis" / f"step_{model.step:06d}"
         check_writable(Path(args.out))
         path = diagnose(model, args)

@@ -19,7 +19,7 @@ import numpy as np
 import looped_jax
 from looped_jax import cli, errors
 from looped_jax.data import fetch
-from looped_jax.evaluation.evaluation import Evaluation, Scores, table
+from looped_jax.evaluation.evaluator import Evaluator, Scores, table
 from looped_jax.runtime import distributed, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.training.progress import Console
@@ -65,15 +65,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         distributed.initialize()
         mesh = sharding.mesh_of(args.mesh, default="data=-1")
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
-        evaluation = Evaluation(model, args, Console(quiet=jax.process_index() > 0))
+        evaluator = Evaluator(model, args, Console(quiet=jax.process_index() > 0))
         scores: Scores = {}
         for mode in args.modes:
-            scores |= getattr(evaluation, mode)()
-            evaluation.write(scores)
+            scores |= getattr(evaluator, mode)()
+            evaluator.write(scores)
     if scores:
-        evaluation.say(table(scores, evaluation.loops))
-    evaluation.say(f"results: {evaluation.out}")
-    return {"loops": evaluation.loops, "scores": {k: np.array(v) for k, v in scores.items()}}
+        evaluator.log(table(scores, evaluator.loops))
+    evaluator.log(f"results: {evaluator.out}")
+    return {"loops": evaluator.loops, "scores": {k: np.array(v) for k, v in scores.items()}}
 
 
 if __name__ == "__main__":

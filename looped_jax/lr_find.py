@@ -18,11 +18,15 @@ from absl import app, flags, logging
 
 from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config
+from looped_jax.config.registry import TASKS
+from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError
 from looped_jax.files import check_writable
 from looped_jax.plotting import figures
+from looped_jax.resolve import resolve
+from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
+from looped_jax.tasks.task import Task
 from looped_jax.training.lr_range_test import find, overrides
 
 
@@ -36,16 +40,22 @@ def main(argv: list[str]) -> None:
                 f"--low={values.low}, --high={values.high}, --steps={values.steps} make no ramp; "
                 "give 0 < low < high and at least 16 steps"
             )
-        config = Config.from_dict(values.config)
-        loops = tuple(int(k) for k in values.loops or (config.model.loops,))
+        settings = Settings.from_dict(values.config)
+        loops = tuple(int(k) for k in values.loops or (settings.model.loops,))
         if min(loops) < 1:
             raise ConfigError(f"--loops={values.loops} must be whole numbers from 1; as 1,4,12")
         out = Path(values.out)
         check_writable(out)
         keep_compiled()
+        mesh = sharding.make_mesh(settings.mesh)
+        task: Task = TASKS[settings.data.task](settings)
+        config = resolve(settings, vocab_size=task.vocab_size)
+        batch_size = config.train.tokens_per_step // config.model.seq_len
         ramps = find(
             config,
             loops,
+            lambda: task.train_rows(config, batch_size=batch_size),
+            mesh,
             low=values.low,
             high=values.high,
             steps=values.steps,

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from looped_jax import errors, files
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, MeshConfig, parse_mesh
+from looped_jax.config.settings import MeshConfig, Settings, parse_mesh
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import ConfigError
 from looped_jax.planning import planner
@@ -38,21 +38,19 @@ def main(argv: list[str]) -> None:
         if not 0 < values.efficiency <= 1:
             raise ConfigError(f"--efficiency={values.efficiency} is no share; give one, as 0.45")
         out = writable(values.out) if values.out else None
-        config = Config.from_dict(values.config)
-        mesh = parse_mesh(values.mesh) if values.mesh else config.mesh
+        settings = Settings.from_dict(values.config)
+        mesh = parse_mesh(values.mesh) if values.mesh else settings.mesh
         _imitate_devices(mesh)
-        config = dataclasses.replace(config, mesh=mesh)
-        config = resolve(config, vocab_size=values.vocab_size or vocabulary(config))
+        settings = dataclasses.replace(settings, mesh=mesh)
+        config = resolve(settings, vocab_size=values.vocab_size or vocabulary(settings))
         keep_compiled()
-        plan = planner.make(
-            planner.with_horizon(config), device, efficiency=values.efficiency, say=_progress
-        )
+        plan = planner.make(config, device, efficiency=values.efficiency, log=_progress)
         if out:
             files.write_text(out, json.dumps(plan.as_json(), indent=1))
     print(describe(plan))
 
 
-def vocabulary(config: Config) -> int:
+def vocabulary(config: Settings) -> int:
     """Entries of the configured tokenizer. Raises ConfigError if its file is not here."""
     path = config.data.tokenizer
     if config.model.vocab_size:

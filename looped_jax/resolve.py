@@ -1,4 +1,4 @@
-"""From settings as they are given to settings that a run can start with: sizes, and a folder."""
+"""From settings as they are given to the configuration of a run: sizes, length and folder."""
 
 from __future__ import annotations
 
@@ -10,40 +10,47 @@ import re
 from pathlib import Path
 from typing import Any
 
-from looped_jax import presets
-from looped_jax.config import SPEED, Config, either, plain
+from looped_jax.config import presets
+from looped_jax.config.resolved import Config, ModelConfig, TrainConfig
+from looped_jax.config.settings import PERFORMANCE, Settings, either, plain
 from looped_jax.errors import ConfigError
+from looped_jax.model import transformer
 
 # Model settings that the first part of a name holds, and settings that change no result.
 NAMED = {
     f"model.{name}"
     for name in ("variant", "loops", "layers", "loss", "width", "attention", "latent_rank",
-                 "kv_heads", "window_pattern", "vocab_size", *SPEED)
+                 "kv_heads", "window_pattern", "vocab_size", *PERFORMANCE)
 }  # fmt: skip
 DATA = ("path", "val_shard", "train_shards", "tokenizer", "tokenizer_vocab_size", "bos_token")
 TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
 LONGEST = 40  # of what differs from the preset, then a hash stands for it
 
 
-def resolve(config: Config, *, vocab_size: int) -> Config:
-    """Fill in the sizes that follow from depth and tokenizer, and check what needs them.
+def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
+    """The run that `settings` describe, where the tokenizer has `vocab_size` entries.
 
+    None takes model.vocab_size, as a run's own config.json has it. The length is by default 20
+    tokens per parameter (Hoffmann et al., "Training compute-optimal large language models", 2022).
     Raises ConfigError for sizes that do not divide or contradict each other.
     """
-    m = config.model
+    m, train = settings.model, settings.train
+    vocab_size = vocab_size or m.vocab_size
+    if vocab_size is None:
+        raise ConfigError("model.vocab_size is missing; give the tokenizer's number of entries")
     if m.vocab_size is not None and m.vocab_size < vocab_size:
         raise ConfigError(
             f"model.vocab_size={m.vocab_size} is smaller than the tokenizer's {vocab_size} "
             "entries; leave it out or raise it"
         )
     width = m.width or 64 * m.layers
-    heads = m.heads or max(1, math.ceil(width / 128))
-    kv_heads = m.kv_heads or heads
     fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
     if not fits:
         raise ConfigError(
             f"model.width={width} is odd, so no head has an even width; choose {width + 1}"
         )
+    heads = m.heads or next(h for h in fits if h >= min(math.ceil(width / 128), fits[-1]))
+    kv_heads = m.kv_heads or heads
     if heads not in fits:
         near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
         raise ConfigError(
@@ -55,23 +62,35 @@ def resolve(config: Config, *, vocab_size: int) -> Config:
             f"model.kv_heads={kv_heads} does not divide model.heads={heads}; "
             f"choose {either([h for h in range(1, heads + 1) if heads % h == 0])}"
         )
-    model = dataclasses.replace(
-        m, width=width, heads=heads, kv_heads=kv_heads, vocab_size=m.vocab_size or vocab_size
+    model = ModelConfig(
+        **_fields(m)
+        | {"width": width, "heads": heads, "kv_heads": kv_heads}
+        | {"vocab_size": m.vocab_size or vocab_size}
     )
-    train = config.train
-    if train.run_dir is None:
-        train = dataclasses.replace(train, run_dir=f"runs/{run_name(config)}")
-    return dataclasses.replace(config, model=model, train=train)
+    steps = train.steps or max(1, 20 * parameters(model) // train.tokens_per_step)
+    run_dir = train.run_dir or f"runs/{run_name(settings)}"
+    resolved = TrainConfig(**_fields(train) | {"steps": steps, "run_dir": run_dir})
+    return Config(**_fields(settings) | {"model": model, "train": resolved})
 
 
-def run_name(config: Config) -> str:
+def parameters(model: ModelConfig) -> int:
+    """How many numbers are trained; nothing is computed."""
+    return sum(weight.size for weight in transformer.weights(model).values())
+
+
+def _fields(settings: Any) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+def run_name(config: Settings) -> str:
     """A name for what `config` trains, before it is resolved, such as `FLT_K12_L6_END`.
 
     The model first, then whatever else matters to the result and is not as the nearest preset has
     it: `FLT_K4_L2_END_D128_seed1`. Two runs that differ in their result differ in their name.
     """
     m = config.model
-    parts = [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
+    parts = [] if config.data.task == "text" else [config.data.task]
+    parts += [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
     parts += [f"D{m.width}"] if m.width else []
     parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
     parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
@@ -84,14 +103,14 @@ def run_name(config: Config) -> str:
     return "_".join([*parts, *told])
 
 
-def _different(config: Config, preset: str) -> dict[str, Any]:
+def _different(config: Settings, preset: str) -> dict[str, Any]:
     """Settings that matter to the result and are not as the preset has them, beside NAMED ones."""
-    base = Config.from_dict(presets.make(config.model.variant, preset)).leaves()
+    base = Settings.from_dict(presets.make(config.model.variant, preset)).leaves()
     groups = tuple(f"data.{n}" for n in DATA) + tuple(f"train.{n}" for n in TRAIN)
     return {
         key: value
         for key, value in config.leaves().items()
-        if (key in groups or key.startswith(("model.", "optim.")))
+        if (key in groups or key.startswith(("model.", "optim.", "data.tasks.")))
         and key not in NAMED
         and not key.endswith(".on")
         and value != base.get(key)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from torch_ref.names import from_reference
 
 FOLDER = Path(__file__).parent / "golden"

@@ -8,14 +8,14 @@ import ml_collections
 import pytest
 
 from configs import base, flt, flt_res, lt, lt_i, lt_ia
-from looped_jax.config import (
-    Config,
+from looped_jax.config.resolved import micro_batches
+from looped_jax.config.settings import (
     MeshConfig,
-    ModelConfig,
+    ModelSettings,
     OptimConfig,
-    TrainConfig,
+    Settings,
+    TrainSettings,
     default_config,
-    micro_batches,
 )
 from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve
@@ -26,33 +26,57 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("preset", [None, "paper", "tiny"])
 @pytest.mark.parametrize("file", [flt, flt_res, lt_ia, lt_i, lt])
 def test_every_file_and_preset_resolves(file, preset):
-    config = resolve(Config.from_dict(file.get_config(preset)), vocab_size=4096)
+    config = resolve(Settings.from_dict(file.get_config(preset)), vocab_size=4096)
     assert config.model.variant.lower() == file.__name__.split(".")[-1]
     assert micro_batches(config, devices=1) >= 1
-    assert Config.from_dict(config.to_dict()) == config
+    assert resolve(Settings.from_dict(config.to_dict())) == config
 
 
 def test_no_preset_is_paper_scale():
-    config = resolve(Config.from_dict(flt.get_config()), vocab_size=151_670)
+    config = resolve(Settings.from_dict(flt.get_config()), vocab_size=151_670)
     m = config.model
     assert (m.layers, m.loops, m.seq_len, m.width, m.heads) == (6, 12, 1024, 384, 3)
     assert config.train.tokens_per_step == 524_288 and m.padded_vocab == 151_680
 
 
 def test_sizes_follow_from_depth_unless_given():
-    deep = resolve(Config(model=ModelConfig(layers=3)), vocab_size=97).model
+    deep = resolve(Settings(model=ModelSettings(layers=3)), vocab_size=97).model
     assert (deep.width, deep.heads, deep.kv_heads, deep.head_dim) == (192, 2, 2, 96)
-    given = resolve(Config(model=ModelConfig(layers=3, width=64, heads=4)), vocab_size=97).model
+    given = resolve(Settings(model=ModelSettings(layers=3, width=64, heads=4)), vocab_size=97).model
     assert (given.width, given.heads, given.kv_heads, given.head_dim) == (64, 4, 4, 16)
 
 
+def test_length_follows_from_the_parameters_unless_given():
+    sizes = ModelSettings(layers=1, width=64, heads=1)
+    config = resolve(
+        Settings(model=sizes, train=TrainSettings(tokens_per_step=1000)), vocab_size=128
+    )
+    parameters = 2 * 128 * 64 + 12 * 64 * 64
+    assert config.train.steps == 20 * parameters // 1000
+    longer = Settings(model=sizes, train=TrainSettings(steps=7))
+    assert resolve(longer, vocab_size=128).train.steps == 7
+
+
+def test_heads_by_default_are_the_fewest_that_cut_the_width():
+    model = resolve(Settings(model=ModelSettings(layers=5)), vocab_size=97).model
+    assert (model.width, model.heads) == (320, 4)  # three of at most 128 would not divide it
+
+
+def test_names_of_earlier_versions_are_read():
+    settings = Settings.from_dict({"train": {"inside_every": 5}, "data": {"follow_hosts": True}})
+    assert settings.train.diagnostics_every == 5 and settings.data.allow_host_change
+
+
 def test_windows_and_scored_loops():
-    model = ModelConfig(layers=5, window_pattern="SSL", seq_len=32)
-    assert model.windows() == (8, 8, None, 8, None)
-    assert ModelConfig(layers=1, window_pattern="S").windows() == (None,)
-    assert ModelConfig(loops=12, loss="FEW").scored_loops() == (8, 9, 10, 11)
-    assert ModelConfig(loops=3, loss="STEP").scored_loops() == (0, 1, 2)
-    assert ModelConfig(loops=3).scored_loops() == (2,)
+    def model(**settings):
+        return resolve(Settings(model=ModelSettings(**settings)), vocab_size=97).model
+
+    short = model(layers=5, window_pattern="SSL", seq_len=32)
+    assert short.windows() == (8, 8, None, 8, None)
+    assert model(layers=1, window_pattern="S").windows() == (None,)
+    assert model(loops=12, loss="FEW").scored_loops() == (8, 9, 10, 11)
+    assert model(loops=3, loss="STEP").scored_loops() == (0, 1, 2)
+    assert model(loops=3).scored_loops() == (2,)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +100,7 @@ def test_windows_and_scored_loops():
 )
 def test_bad_settings(values, message):
     with pytest.raises(ConfigError) as error:
-        Config.from_dict(values)
+        Settings.from_dict(values)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -91,15 +115,16 @@ def test_bad_settings(values, message):
 )  # fmt: skip
 def test_impossible_combinations(model, message):
     with pytest.raises(ConfigError) as error:
-        resolve(Config(model=ModelConfig(**model)), vocab_size=97)
+        resolve(Settings(model=ModelSettings(**model)), vocab_size=97)
     assert message in str(error.value)
 
 
 def test_batch_that_is_no_whole_number_of_micro_batches():
-    config = Config(train=TrainConfig(tokens_per_step=100_000))
+    uneven = Settings(train=TrainSettings(tokens_per_step=100_000))
+    config, even = (resolve(settings, vocab_size=97) for settings in (uneven, Settings()))
     with pytest.raises(ConfigError, match="choose 98304 or 106496, or another train.batch_size"):
         micro_batches(config, devices=1)
-    assert micro_batches(Config(), devices=4) == 16
+    assert micro_batches(even, devices=4) == 16
 
 
 def test_mesh_that_does_not_fill_the_devices():
@@ -118,7 +143,7 @@ def test_unknown_preset():
 def test_defaults_carry_their_types():
     config = default_config()
     assert isinstance(config, ml_collections.ConfigDict)
-    assert Config.from_dict(config) == Config()
+    assert Settings.from_dict(config) == Settings()
     with pytest.raises(TypeError):
         config.model.heads = "two"  # None by default, yet an int
     assert OptimConfig().eps == 1e-10

@@ -6,9 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "looped_jax"
 # Each may import what stands before it. Programs are at the end and import no other program.
 ORDER = (
-    "errors", "files", "registry", "config", "presets", "resolve", "cli", "runtime", "model",
-    "data", "plotting", "training", "planning", "inference", "evaluation", "diagnostics",
-    "looped_jax", "programs",
+    "errors", "files", "config", "cli", "runtime", "model", "resolve", "data", "plotting",
+    "training", "planning", "inference", "evaluation", "tasks", "diagnostics", "looped_jax",
+    "programs",
 )  # fmt: skip
 PROGRAMS = ("train", "evaluate", "generate", "diagnose", "compare", "lr_find", "plan")
 

@@ -7,27 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from looped_jax.registry import LOOP_RULES, PARTS, Registry
+from looped_jax.config.registry import LOOP_RULES, PARTS, Registry
 from tests.test_train import finish, start
 
 ROOT = Path(__file__).parents[1]
 MINE = '''
 import dataclasses
 import jax.numpy as jnp
-from looped_jax import presets
+import optax
+from looped_jax.config import presets
 from looped_jax.model.loop_rules import LoopRule
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Part, PartSettings
 from looped_jax.model.weights import weight
-from looped_jax.registry import LOOP_RULES, PARTS
+from looped_jax.config.registry import LOOP_RULES, OBJECTIVES, OPTIMIZERS, PARTS
+from looped_jax.model.objectives import Step
+from looped_jax.training.optimizers import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class HalvesSettings:
+    share: float = 0.5
 
 
 @LOOP_RULES.register("halves")
 class Halves(LoopRule):
     """Later loops start from a learned mix of embedding and state."""
 
+    Settings = HalvesSettings
+
     def __init__(self, config, *, rngs):
-        self.share = weight(jnp.full((config.width,), 0.5), "embed", group="vector")
+        share = jnp.full((config.width,), config.rules["halves"].share)
+        self.share = weight(share, "embed", group="vector")
 
     def start(self, here):
         mixed = here.e + self.share[...].astype(here.e.dtype) * (here.h - here.e)
@@ -50,6 +61,38 @@ class MLPScale(Part):
         return x * self.scale[...].astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class FadingSettings:
+    factor: float = 0.5
+
+
+@OBJECTIVES.register("fading")
+class Fading(Step):
+    """Every loop, earlier ones less by a factor."""
+
+    Settings = FadingSettings
+
+    def total(self, config, nats):
+        shares = config.objectives["fading"].factor ** jnp.arange(len(nats))[::-1]
+        return (nats * shares / shares.sum()).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class SignSettings:
+    learning_rate: float = 0.001
+
+
+@OPTIMIZERS.register("sign")
+class Sign(Optimizer):
+    """A step of the same size for every weight."""
+
+    Settings = SignSettings
+
+    def transformation(self, config, weights, *, width, multiplier, mesh=None):
+        rate = config.optimizers["sign"].learning_rate
+        return optax.sign_sgd(lambda step: rate * multiplier(step))
+
+
 def get_config(preset=None):
     return presets.make("halves", preset)
 '''
@@ -63,18 +106,33 @@ print(sorted(n for n in m.params if "share" in n or "scale" in n), m.generate(["
 """
 
 
-def test_a_rule_and_a_part_of_ones_own_train_and_open_again(home, tmp_path):
+def test_what_is_of_ones_own_trains_and_opens_again(home, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     run = tmp_path / "run"
     overrides = (
         "--config.model.parts.mlp_scale.on=True", "--config.model.parts.mlp_scale.start=0.5",
+        "--config.model.rules.halves.share=0.25", "--config.model.loss=fading",
+        "--config.model.objectives.fading.factor=0.75", "--config.optim.optimizer=sign",
+        "--config.optim.optimizers.sign.learning_rate=0.01",
     )  # fmt: skip
     file, environment = f"{tmp_path / 'mine.py'}:tiny", {"PYTHONPATH": str(ROOT)}
     code, out, err = finish(
         start(home, run, *overrides, steps=4, config=file, environment=environment)
     )
     assert code == 0, err
-    assert "model.variant = 'halves'" in out and "model.parts.mlp_scale.start = 0.5" in out
+    for line in (
+        "model.variant = 'halves'", "model.parts.mlp_scale.start = 0.5",
+        "model.rules.halves.share = 0.25", "model.objectives.fading.factor = 0.75",
+        "optim.optimizer = 'sign'", "optim.optimizers.sign.learning_rate = 0.01",
+    ):  # fmt: skip
+        assert line in out
+    assert (
+        "continuing"
+        in finish(start(home, run, *overrides, steps=5, config=file, environment=environment))[1]
+    )
+    other = [o.replace("0.25", "0.3") for o in overrides]
+    code, _, err = finish(start(home, run, *other, steps=5, config=file, environment=environment))
+    assert code == 1 and "model.rules.halves.share: 0.25 there, 0.3 here" in err
     opened = subprocess.run(
         [sys.executable, "-c", OPEN, str(tmp_path), str(run)], cwd=ROOT, capture_output=True,
         text=True,
@@ -96,7 +154,7 @@ def test_a_rule_and_a_part_of_ones_own_train_and_open_again(home, tmp_path):
 
 
 def test_names_are_given_once():
-    registry = Registry("thing", "looped_jax.registry")
+    registry = Registry("thing", "looped_jax.config.registry")
 
     class One:
         pass
@@ -113,7 +171,8 @@ def test_names_are_given_once():
 
 def test_what_comes_with_the_package_is_there_without_importing_the_model_first():
     program = (
-        "from looped_jax.registry import LOOP_RULES, PARTS; print(list(LOOP_RULES), list(PARTS))"
+        "from looped_jax.config.registry import LOOP_RULES, PARTS\n"
+        "print(list(LOOP_RULES), list(PARTS))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == f"{list(LOOP_RULES)} {list(PARTS)}"

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig
+from looped_jax.config.settings import MeshConfig
 from looped_jax.data.corpus import BUILTIN_VAL_SHARD
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_folder import read_config
 from tests import QUICK
 
 ROOT = Path(__file__).parents[1]
@@ -64,9 +65,9 @@ def until(happened):
 
 def final_state(run_dir):
     """Every array of the last checkpoint, optimizer included."""
-    config = Config.from_dict(json.loads((Path(run_dir) / "config.json").read_text()))
+    config = read_config(run_dir)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(config, steps=STEPS)
+    optimizer = optimizers.make_optimizer(config, steps=STEPS)
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.latest() == STEPS
     return checkpoints.restore(STEPS, train_step.abstract(config, optimizer, mesh))
@@ -108,11 +109,11 @@ def test_a_run_reports_scores_saves_and_speaks(uninterrupted):
     assert steps == list(range(1, STEPS + 1))
     wanted = {
         "train/loss", "train/loss_smooth", "train/grad_norm", "train/learning_rate_multiplier",
-        "loop/stream_norm", "speed/tokens_per_second", "speed/flop_utilization",
+        "loop/residual_norm", "speed/tokens_per_second", "speed/flop_utilization",
         "speed/flop_utilization_reference", "speed/data_wait_seconds", "memory/bytes",
     }  # fmt: skip
     assert wanted <= entries(run_dir)[0].keys()
-    assert len(entries(run_dir)[0]["loop/stream_norm"]) == 2
+    assert len(entries(run_dir)[0]["loop/residual_norm"]) == 2
     assert {"val/bpb_loops_1", "val/bpb_loops_2"} <= {k for e in entries(run_dir) for k in e}
     assert list((run_dir / "tensorboard").glob("events.*"))
 

@@ -25,18 +25,18 @@ import torch
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from looped_jax import files
+from looped_jax import files, tasks
 from looped_jax.cli import define_config, parse_flags
-from looped_jax.config import Config, MeshConfig, micro_batches
-from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.config.resolved import Config, micro_batches
+from looped_jax.config.settings import MeshConfig, Settings
+from looped_jax.data import pipeline
 from looped_jax.errors import ConfigError, DataError
 from looped_jax.evaluation import scoring
 from looped_jax.evaluation.bits_per_byte import bits_per_byte
-from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels, loss, transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from torch_ref import loss as torch_loss
 from torch_ref import optim as torch_optim
 from torch_ref.agreement import Curve, Row, curve_rows, draw, pass_rows, table, tally
@@ -81,16 +81,16 @@ def compare(config: Config, *, steps: int, out: Path) -> list[Row]:
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     config, text = open_text(config, steps)
     check_recipe(config)
-    say = Progress()
-    say(
+    log = Progress()
+    log(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} on "
         f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}; "
         f"compute {config.model.dtype}, {steps} steps"
     )
     # True float32 products on both sides; bfloat16 ones are not affected.
     with jax.default_matmul_precision("highest"):
-        rows = single_pass(config, text, mesh, device, say)
-        curves = train_all(config, text, mesh, device, say)
+        rows = single_pass(config, text, mesh, device, log)
+        curves = train_all(config, text, mesh, device, log)
     rows += curve_rows(curves)
     print(table(rows), flush=True)
     print(tally(rows), flush=True)
@@ -101,43 +101,29 @@ def compare(config: Config, *, steps: int, out: Path) -> list[Row]:
     }
     files.write_text(out / "compare.json", json.dumps(record, indent=1))
     draw(rows, curves, out / "compare")
-    say(f"written: {out}/compare.json, .png and .svg")
+    log(f"written: {out}/compare.json, .png and .svg")
     return rows
 
 
-def open_text(config: Config, steps: int) -> tuple[Config, Text]:
-    """The resolved config of a run of `steps` steps, and the rows that run would see."""
-    cache = default_cache_dir()
-    data = config.data
-    texts = corpus.open_corpus(
-        data.path, val_shard=data.val_shard, train_shards=data.train_shards, cache_dir=cache
-    )
-    words = tokenizer.load_tokenizer(
-        data.tokenizer,
-        corpus=texts,
-        vocab_size=data.tokenizer_vocab_size,
-        bos_token=data.bos_token,
-        cache_dir=cache,
-    )
-    config = resolve(config, vocab_size=words.vocab_size)
+def open_text(settings: Settings, steps: int) -> tuple[Config, Text]:
+    """The config of a run of `steps` steps, and the rows that run would see."""
+    task = tasks.text.Text(settings)
+    config = resolve(settings, vocab_size=task.vocab_size)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
     accumulated, seq_len = micro_batches(config, devices=1), config.model.seq_len
-    rows = iter(
-        pipeline.train_rows(
-            texts, words, seq_len=seq_len, batch_size=accumulated * config.train.batch_size
-        )
-    )
+    rows = task.train_rows(config, batch_size=accumulated * config.train.batch_size)
     train = np.stack([next(rows) for _ in range(steps)])
     rows.close()
     val = pipeline.val_rows(
-        texts,
-        words,
+        task.corpus,
+        task.tokenizer,
         seq_len=seq_len,
         batch_size=rows_at_once(config),
         max_tokens=min(config.train.eval_tokens, EVAL_TOKENS),
     )
-    sizes = np.zeros(config.model.vocab_size or 0, words.token_bytes.dtype)
-    sizes[: len(words.token_bytes)] = words.token_bytes  # a wider table has tokens without text
+    token_bytes = task.tokenizer.token_bytes
+    sizes = np.zeros(config.model.vocab_size, token_bytes.dtype)
+    sizes[: len(token_bytes)] = token_bytes  # a wider table has tokens without text
     return config, Text(train.reshape(steps, accumulated, -1, seq_len + 1), val, sizes)
 
 
@@ -150,7 +136,7 @@ def rows_at_once(config: Config) -> int:
 
 
 def single_pass(
-    config: Config, text: Text, mesh: Mesh, device: torch.device, say: Progress
+    config: Config, text: Text, mesh: Mesh, device: torch.device, log: Progress
 ) -> list[Row]:
     params = loud(transformer.init_params(config.model, jax.random.key(config.train.seed)))
     weights = to_torch(params)
@@ -158,11 +144,11 @@ def single_pass(
     counts = tuple(sorted({*config.train.eval_loops, config.model.loops}))
     compute = getattr(torch, config.model.dtype)
     ours = jax_pass(config, params, tokens, text, counts, mesh)
-    say("one pass: jax")
+    log("one pass: jax")
     theirs = torch_pass(config, weights, tokens, text, counts, compute, device)
-    say("one pass: torch")
+    log("one pass: torch")
     exact = torch_pass(config, weights, tokens, text, counts, torch.float64, device)
-    say("one pass: torch in float64")
+    log("one pass: torch in float64")
     return pass_rows(ours, theirs, exact)
 
 
@@ -202,10 +188,8 @@ def jax_pass(
         hidden = transformer.forward(
             model, params, tokens[:, :-1], loops=deepest, return_loops=every, attend=attend
         ).hidden
-        nats = loss.token_losses(model, params["head"], hidden, tokens[:, 1:])
-        return nats.mean((1, 2)), [
-            loss.logits(model, params["head"], hidden[k - 1]) for k in counts
-        ]
+        nats = loss.token_losses(model, params, hidden, tokens[:, 1:])
+        return nats.mean((1, 2)), [loss.logits(model, params, hidden[k - 1]) for k in counts]
 
     losses, logits = jax.device_get(look(params, tokens))
     gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
@@ -259,7 +243,7 @@ def torch_model(
 
 
 def train_all(
-    config: Config, text: Text, mesh: Mesh, device: torch.device, say: Progress
+    config: Config, text: Text, mesh: Mesh, device: torch.device, log: Progress
 ) -> dict[str, Curve]:
     """Both programs with each kind of orthogonalisation, and torch again from nudged weights."""
     start = to_torch(transformer.init_params(config.model, jax.random.key(config.train.seed)))
@@ -267,11 +251,11 @@ def train_all(
     for dtype in ("float32", "bfloat16"):
         chosen = dataclasses.replace(config.optim, newton_schulz_dtype=dtype)
         run = dataclasses.replace(config, optim=chosen)
-        curves[f"jax {dtype}"] = train_jax(run, text, mesh, say)
-        curves[f"torch {dtype}"] = train_torch(run, start, text, device, say, f"torch {dtype}")
+        curves[f"jax {dtype}"] = train_jax(run, text, mesh, log)
+        curves[f"torch {dtype}"] = train_torch(run, start, text, device, log, f"torch {dtype}")
         if dtype == "float32":
             name = "torch nudged"
-            curves[name] = train_torch(run, nudged(start), text, device, say, name)
+            curves[name] = train_torch(run, nudged(start), text, device, log, name)
     return curves
 
 
@@ -284,24 +268,23 @@ def nudged(weights: Weights) -> Weights:
     }
 
 
-def train_jax(config: Config, text: Text, mesh: Mesh, say: Progress) -> Curve:
-    assert config.train.steps and config.model.width
-    optimizer = optim.make_optimizer(config)
+def train_jax(config: Config, text: Text, mesh: Mesh, log: Progress) -> Curve:
+    optimizer = optimizers.make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
-    start = to_torch(current["params"])
+    start = to_torch(current.params)
     step = train_step.make_train_step(config, optimizer, mesh)
     curve = Curve()
     for tokens in text.train:
         current, metrics = step(current, tokens)
         curve.add(metrics["loss"].item(), metrics["grad_norm"].item())
-        say.step(f"jax {config.optim.newton_schulz_dtype}", curve, len(text.train))
-    end = to_torch(current["params"])
+        log.step(f"jax {config.optim.newton_schulz_dtype}", curve, len(text.train))
+    end = to_torch(current.params)
     curve.moved = {name: end[name] - start[name] for name in start}
     return curve
 
 
 def train_torch(
-    config: Config, start: Weights, text: Text, device: torch.device, say: Progress, name: str
+    config: Config, start: Weights, text: Text, device: torch.device, log: Progress, name: str
 ) -> Curve:
     o = config.optim
     model = torch_model(config, start, getattr(torch, config.model.dtype), device)
@@ -331,7 +314,7 @@ def train_torch(
             last_losses.append(scores.losses[-1].item())
         facts = recipe.step(index)
         curve.add(float(np.mean(last_losses)), facts.grad_norm.item())
-        say.step(name, curve, len(text.train))
+        log.step(name, curve, len(text.train))
     curve.moved = {
         name: weight.detach().cpu().numpy() - start[name]
         for name, weight in model.named_parameters()
@@ -375,7 +358,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     values = flags.FLAGS
     try:
-        rows = compare(Config.from_dict(values.config), steps=values.steps, out=Path(values.out))
+        rows = compare(Settings.from_dict(values.config), steps=values.steps, out=Path(values.out))
     except (ConfigError, DataError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None

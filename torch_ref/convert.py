@@ -25,13 +25,17 @@ import numpy as np
 import torch
 
 from looped_jax import files
-from looped_jax.config import Config, TrainConfig
-from looped_jax.config import ModelConfig as JaxModelConfig
+from looped_jax.config.resolved import ModelConfig as JaxModelConfig
+from looped_jax.config.settings import Settings, TrainSettings
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from looped_jax.model import transformer
+from looped_jax.resolve import resolve
 from looped_jax.training import checkpoint
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_folder import read_config, write_config
+from looped_jax.training.run_meta import RunMeta
+from looped_jax.training.train_state import TrainState
 from torch_ref import names
 from torch_ref.config import ModelConfig
 from torch_ref.tiktoken_reader import UnsafeTokenizer, to_tokenizer_json
@@ -151,22 +155,21 @@ def from_reference(
     words = tokenizer_json(run_dir, tokenizer)
     arrays = {name: tensor.float().numpy() for name, tensor in weights.items()}
     params = {n: np.ascontiguousarray(a) for n, a in names.from_reference(arrays).items()}
-    config = Config(model=jax_model(model, dtype), train=TrainConfig(run_dir=str(out)))
-    record = {
-        "step": step,
-        "positions": [],
-        "smoothed_loss": None,
-        "best_bpb": None,
-        "bpb": meta.get("val_bpb"),
-        "config": config.to_dict(),
-        "identity": {"converted": f"weights of {run_dir.name}, without optimizer or data position"},
-        "reference": {
+    settings = Settings(model=jax_model(model, dtype), train=TrainSettings(run_dir=str(out)))
+    config = resolve(settings)
+    bpb = meta.get("val_bpb")
+    record = RunMeta(
+        step=step,
+        scores={} if bpb is None else {"bpb": {model.loops: bpb}},
+        config=config.to_dict(),
+        fingerprint={"converted": f"weights of {run_dir.name}, without optimizer or data position"},
+        reference={
             "meta": meta,
             "dtypes": {name: str(t.dtype).removeprefix("torch.") for name, t in weights.items()},
         },
-    }
+    )
     with files.new_folder(out) as part:
-        files.write_text(part / "config.json", json.dumps(config.to_dict(), indent=1))
+        write_config(part, config)
         if words is not None:
             files.write_text(part / "tokenizer.json", words)
             found = read_tokenizer(part / "tokenizer.json", bos_token=None)
@@ -176,8 +179,8 @@ def from_reference(
                     "give the tokenizer it was trained with as --tokenizer"
                 )
         with Checkpoints(part) as checkpoints:
-            on_device = jax.tree.map(jax.numpy.asarray, {"params": params, "step": np.int32(step)})
-            checkpoints.save(step, on_device, record)
+            state = TrainState(params, optimizer=(), step=np.int32(step))
+            checkpoints.save(step, jax.tree.map(jax.numpy.asarray, state), record)
     return step
 
 
@@ -207,10 +210,7 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
     trained further, it is float32. Raises ConvertError or CheckpointError.
     """
     check_new(out)
-    try:
-        config = Config.from_dict(json.loads((run_dir / "config.json").read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{run_dir}/config.json: {error}; give the folder of a run") from error
+    config = read_config(run_dir)
     if parts := config.model.parts.on():
         raise ConvertError(
             f"{run_dir} has the parts {', '.join(parts)}, which the reference does not have; "
@@ -222,7 +222,7 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
     step, params = checkpoint.load_params(run_dir, shapes, step=step)
     with Checkpoints(run_dir) as checkpoints:
         record = checkpoints.meta(step)
-    origin = record.get("reference", {"meta": {}, "dtypes": {}})
+    origin = record.reference or {"meta": {}, "dtypes": {}}
     arrays = names.to_reference({name: np.asarray(array) for name, array in params.items()})
     weights = {
         name: narrowed(torch.from_numpy(np.array(array)), origin["dtypes"].get(name, "float32"))

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from looped_jax import files
+from looped_jax.config.settings import DataConfig
 from looped_jax.errors import DataError
 
 BUILTIN_TRAIN_SHARDS = 8
@@ -37,48 +38,47 @@ class Corpus:
     train: tuple[Path, ...]
     val: Path
 
-    def identity(self) -> dict[str, Any]:
+    @classmethod
+    def open(cls, data: DataConfig) -> Corpus:
+        """The shards of folder data.path, or of the builtin corpus; all of them are checked.
+
+        Validation is the named shard, or builtin's own, or the last by name; training takes the
+        first `data.train_shards` of the others, by name. Raises DataError that names file and mend.
+        """
+        if data.path == "builtin":
+            folder = build_builtin(files.default_cache_dir())
+            val_shard: str | None = data.val_shard or BUILTIN_VAL_SHARD
+        else:
+            folder, val_shard = Path(data.path), data.val_shard
+        if not folder.is_dir():
+            raise DataError(
+                f"data.path: there is no folder {folder}; put parquet shards with a `text` column "
+                "there, or use --config.data.path=builtin"
+            )
+        shards = sorted(folder.glob("*.parquet"))
+        if not shards:
+            raise DataError(f"data.path: {folder} holds no *.parquet file; give a folder that does")
+        val = folder / val_shard if val_shard else shards[-1]
+        if val not in shards:
+            raise DataError(
+                f"data.val_shard: {folder} holds no {val_shard}; choose one that it holds, "
+                f"such as {shards[-1].name}"
+            )
+        train, needed = [shard for shard in shards if shard != val], data.train_shards or 1
+        if len(train) < needed:
+            raise DataError(
+                f"data.path: {folder} holds {len(shards)} shards, but {needed} for training and "
+                f"{val.name} for validation are needed; add shards"
+                + (" or lower data.train_shards" if data.train_shards else "")
+            )
+        corpus = cls(tuple(train[: data.train_shards]), val)
+        for shard in (*corpus.train, corpus.val):
+            _check(shard)
+        return corpus
+
+    def fingerprint(self) -> dict[str, Any]:
         """What two corpora of the same text share, from parquet footers alone; ready for JSON."""
         return {"val": _describe(self.val), "train": [_describe(path) for path in self.train]}
-
-
-def open_corpus(
-    path: str, *, val_shard: str | None, train_shards: int | None, cache_dir: Path
-) -> Corpus:
-    """The shards of folder `path`, or of the builtin corpus; all of them are checked.
-
-    Validation is the named shard, or builtin's own, or the last by name; training takes the first
-    `train_shards` of the others, by name. Raises DataError that names file and mend.
-    """
-    if path == "builtin":
-        folder, val_shard = build_builtin(cache_dir), val_shard or BUILTIN_VAL_SHARD
-    else:
-        folder = Path(path)
-    if not folder.is_dir():
-        raise DataError(
-            f"data.path: there is no folder {folder}; put parquet shards with a `text` column "
-            "there, or use --config.data.path=builtin"
-        )
-    shards = sorted(folder.glob("*.parquet"))
-    if not shards:
-        raise DataError(f"data.path: {folder} holds no *.parquet file; give a folder that does")
-    val = folder / val_shard if val_shard else shards[-1]
-    if val not in shards:
-        raise DataError(
-            f"data.val_shard: {folder} holds no {val_shard}; choose one that it holds, "
-            f"such as {shards[-1].name}"
-        )
-    train = [shard for shard in shards if shard != val]
-    if len(train) < (train_shards or 1):
-        raise DataError(
-            f"data.path: {folder} holds {len(shards)} shards, but {(train_shards or 1)} for "
-            f"training and {val.name} for validation are needed; add shards"
-            + (" or lower data.train_shards" if train_shards else "")
-        )
-    corpus = Corpus(tuple(train[:train_shards]), val)
-    for shard in (*corpus.train, corpus.val):
-        _check(shard)
-    return corpus
 
 
 def _check(path: Path) -> None:

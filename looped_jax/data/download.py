@@ -64,8 +64,8 @@ def check_parquet(path: Path) -> None:
 class Progress:
     """Bytes and files so far, as one line every few seconds; safe to call from many threads."""
 
-    def __init__(self, files: int, say: Callable[[str], None], *, every: float = 5.0):
-        self.files, self.say, self.every = files, say, every
+    def __init__(self, files: int, log: Callable[[str], None], *, every: float = 5.0):
+        self.files, self.log, self.every = files, log, every
         self.done = 0
         self._lock = threading.Lock()
         self._bytes: dict[str, int] = {}
@@ -98,7 +98,7 @@ class Progress:
             unknown = self.files - self.done - sum(n in self._totals for n in self._bytes)
             left = sum(self._totals.values()) - have + max(unknown, 0) * mean
             line += f", {max(left, 0) / rate / 60:.1f} min left"
-        self.say(line)
+        self.log(line)
 
 
 def download_shards(
@@ -110,7 +110,7 @@ def download_shards(
     dataset: str = DATASET,
     token: str | None = None,
     on_shard: Callable[[set[str]], None] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     **settings: float,
 ) -> None:
     """Fetch `count` shards into `folder`, `parallel` at a time; `settings` are fetch's.
@@ -119,7 +119,7 @@ def download_shards(
     others; raises DataError for the first that did when all the rest are there.
     """
     names = wanted_shards(count)
-    progress = Progress(len(names), say)
+    progress = Progress(len(names), log)
     present: set[str] = set()
     problems: list[str] = []
 
@@ -145,7 +145,7 @@ def download_shards(
                         present.add(future.result())
                     except DataError as error:
                         problems.append(str(error))
-                        say(f"failed: {error}")
+                        log(f"failed: {error}")
                         continue
                     progress.finished()
                     if on_shard is not None:
@@ -178,14 +178,14 @@ def tokenizer_path(repository: str) -> Path:
 class Starter:
     """Starts a command, once, when the validation shard and the first N others are there."""
 
-    def __init__(self, command: Sequence[str], after: int, say: Callable[[str], None]):
-        self.command, self.say = list(command), say
+    def __init__(self, command: Sequence[str], after: int, log: Callable[[str], None]):
+        self.command, self.log = list(command), log
         self.needed = set(wanted_shards(after + 1))
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, present: set[str]) -> None:
         if self.process is None and self.needed <= present:
-            self.say(f"starting: {' '.join(self.command)}")
+            self.log(f"starting: {' '.join(self.command)}")
             self.process = subprocess.Popen(self.command)
 
 
@@ -224,16 +224,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if urllib.parse.urlsplit(endpoint).scheme not in ("http", "https"):
         flags.error(f"--endpoint={args.endpoint!r} is no URL; give one, as {HUB}")
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(line, flush=True)
 
     settings = {"retries": args.retries, "timeout": args.timeout}
-    starter = Starter(command, args.start_after, say) if command else None
+    starter = Starter(command, args.start_after, log) if command else None
     try:
         if args.tokenizer:
             path = args.tokenizer_out or tokenizer_path(args.tokenizer)
             download_tokenizer(args.tokenizer, path, endpoint=endpoint, token=token, **settings)
-            say(f"tokenizer: --config.data.tokenizer={path}")
+            log(f"tokenizer: --config.data.tokenizer={path}")
         if args.shards:
             download_shards(
                 args.shards,
@@ -243,10 +243,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 dataset=args.dataset,
                 token=token,
                 on_shard=starter,
-                say=say,
+                log=log,
                 **settings,
             )
-            say(
+            log(
                 f"{args.shards} shards: --config.data.path={args.out} "
                 f"--config.data.val_shard={shard_name(LAST_SHARD)} "
                 f"--config.data.train_shards={args.shards - 1}"

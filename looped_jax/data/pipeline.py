@@ -30,24 +30,24 @@ def train_rows(
     *,
     seq_len: int,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    shard_index: int = 0,
+    shard_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
 ) -> grain.IterDataset:
     """Endless batches int32 [batch_size, T + 1]; the shards are read in the same order each epoch.
 
-    Each process takes every process_count-th row group. `get_state()` of the iterator is the
+    Each shard takes every shard_count-th row group. `get_state()` of the iterator is the
     position of the next batch, as JSON. Raises DataError when there are too few row groups.
     """
     groups = RowGroups(corpus.train)
-    if len(groups) < process_count:
+    if len(groups) < shard_count:
         raise DataError(
-            f"data.path: the training shards hold {len(groups)} row groups for {process_count} "
+            f"data.path: the training shards hold {len(groups)} row groups for {shard_count} "
             "processes; add shards or write smaller row groups"
         )
     tokens = grain.MapDataset.source(groups).map(_Tokens(tokenizer))
-    tokens = tokens.slice(slice(process_index, None, process_count))
+    tokens = tokens.slice(slice(shard_index, None, shard_count))
     rows = PackedRows(tokens, seq_len=seq_len, workers=workers)
     batches = rows.batch(batch_size)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
@@ -60,8 +60,8 @@ def val_rows(
     seq_len: int,
     batch_size: int,
     max_tokens: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    shard_index: int = 0,
+    shard_count: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """Batches {inputs, targets} int32 [batch_size, T]: one pass over the validation shard.
 
@@ -90,10 +90,10 @@ def val_rows(
         )
     starts = np.arange(count)[:, None] * seq_len
     rows = stream[starts + np.arange(seq_len + 1)]
-    batches = -(-count // (batch_size * process_count))
+    batches = -(-count // (batch_size * shard_count))
     inputs = np.zeros((batches * batch_size, seq_len), np.int32)
     targets = np.full_like(inputs, -1)
-    mine = rows[process_index::process_count]
+    mine = rows[shard_index::shard_count]
     inputs[: len(mine)], targets[: len(mine)] = mine[:, :-1], mine[:, 1:]
     cut = (np.split(inputs, batches), np.split(targets, batches))
     return [{"inputs": x, "targets": y} for x, y in zip(*cut, strict=True)]

@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from looped_jax import files
+from looped_jax.config.settings import DataConfig
 from looped_jax.data.corpus import Corpus, RowGroups
 from looped_jax.errors import DataError
 
@@ -104,7 +105,7 @@ class Tokenizer:
     def to_json(self) -> str:
         return self._core.to_str()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What two tokenizers that cut all text alike share; ready for JSON."""
         canonical = json.dumps(json.loads(self.to_json()), sort_keys=True)
         return {
@@ -118,25 +119,26 @@ def _rebuild(text: str, bos_token: str) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text), bos_token=bos_token, source="a copy")
 
 
-def load_tokenizer(
-    path: str | None, *, corpus: Corpus, vocab_size: int, bos_token: str | None, cache_dir: Path
-) -> Tokenizer:
-    """The given `tokenizer.json`; without one, a tokenizer trained on the corpus and cached.
+def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
+    """The tokenizer.json that data.tokenizer names; else one trained on the corpus and cached.
 
-    `bos_token` None takes the first of <|bos|>, <|im_start|>, <|endoftext|> that exists. Raises
-    DataError for a file that is missing, damaged, not byte-level or without that token.
+    Without data.bos_token documents start with the first of <|bos|>, <|im_start|>, <|endoftext|>
+    that exists. Raises DataError for a file that is missing, damaged, not byte-level or without
+    that token.
     """
+    path, vocab_size = data.tokenizer, data.tokenizer_vocab_size
     if path is None:
-        shards = json.dumps(corpus.identity()["train"], sort_keys=True)
+        shards = json.dumps(corpus.fingerprint()["train"], sort_keys=True)
         key = hashlib.sha256(f"{SPLIT_PATTERN} {shards}".encode()).hexdigest()[:16]
-        cached = cache_dir / "tokenizers" / f"bpe{vocab_size}-{key}.json"
+        folder = files.default_cache_dir() / "tokenizers"
+        cached = folder / f"bpe{vocab_size}-{key}.json"
         if not cached.exists():
             print(f"training a tokenizer of {vocab_size} entries (once) ...", flush=True)
             groups = RowGroups(corpus.train)
             texts = (text for i in range(len(groups)) for text in groups[i])
             train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
-    return read_tokenizer(Path(path), bos_token=bos_token)
+    return read_tokenizer(Path(path), bos_token=data.bos_token)
 
 
 def read_tokenizer(path: Path, *, bos_token: str | None) -> Tokenizer:

@@ -132,11 +132,11 @@ def spectra(matrices: Mapping[str, MatrixStatistics]) -> Figure:
 
 def inside(entry: Mapping[str, Any], names: Sequence[str]) -> Figure:
     """Heatmaps side by side of what one logged step recorded per loop and layer."""
-    loops, layers = np.shape(entry[f"inside/{names[0]}"])
+    loops, layers = np.shape(entry[f"diagnostics/{names[0]}"])
     figure, axes = panels(2, -(-len(names) // 2), width=max(4.2, 0.6 * layers + 2),
                           height=max(2.4, 0.32 * loops + 1.3))  # fmt: skip
     for axis, name in zip(axes.flat, names, strict=False):
-        draw_heatmap(axis, entry[f"inside/{name}"], title=name.replace("_", " "))
+        draw_heatmap(axis, entry[f"diagnostics/{name}"], title=name.replace("_", " "))
     return figure
 
 
@@ -150,7 +150,7 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
     tidy(axes[0][0], title="training loss (thin) and its running mean", ylabel="nats")
     axes[0][1].semilogy(x, [e["train/grad_norm"] for e in steps], color=BLUE, linewidth=0.8)
     tidy(axes[0][1], title="gradient norm, before clipping")
-    norms = np.array([e["loop/stream_norm"] for e in steps])
+    norms = np.array([e["loop/residual_norm"] for e in steps])
     for k, color in enumerate(shades(norms.shape[1])):
         axes[1][0].semilogy(x, norms[:, k], color=color, linewidth=1, label=f"{k + 1}")
     axes[1][0].legend(title="loop", fontsize=6, ncols=2)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
@@ -109,7 +109,7 @@ def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
 
     def step(params: Params, inputs: Array, targets: Array) -> dict[str, Array]:
-        return _measured(config, params["head"], run(params, inputs), targets)
+        return _measured(config, params, run(params, inputs), targets)
 
     program = transformer.on_mesh(
         config,
@@ -121,7 +121,9 @@ def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages
     return jax.jit(program, out_shardings=NamedSharding(mesh, P()))
 
 
-def _measured(config: ModelConfig, head: Array, states: Array, targets: Array) -> dict[str, Array]:
+def _measured(
+    config: ModelConfig, params: Params, states: Array, targets: Array
+) -> dict[str, Array]:
     """Measurements of states [K, B, T, D], by name."""
     loops, rows, time, _ = states.shape
     tokens = rows * time
@@ -137,7 +139,7 @@ def _measured(config: ModelConfig, head: Array, states: Array, targets: Array) -
         h, y = arguments  # [K, chunk, D], [chunk]
 
         def of_loop(previous: Array, h: Array):
-            log_p = jax.nn.log_softmax(loss.logits(config, head, h))
+            log_p = jax.nn.log_softmax(loss.logits(config, params, h))
             p = jnp.exp(log_p)
             return log_p, {
                 "nats": -jnp.take_along_axis(log_p, y[:, None], axis=-1)[:, 0],

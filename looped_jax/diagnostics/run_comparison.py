@@ -14,11 +14,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from looped_jax import files
-from looped_jax.config import Config
-from looped_jax.errors import CheckpointError, ConfigError, DataError
+from looped_jax.config.resolved import Config
+from looped_jax.errors import DataError
 from looped_jax.plotting import figures, html_report
 from looped_jax.plotting.html_report import Section
 from looped_jax.training.metric_log import read_log
+from looped_jax.training.run_folder import read_config
 
 BURN_IN = 20  # first steps, left out of the gradient-norm CV and the spikes
 TAIL = 10  # last steps, averaged for values "at the end"
@@ -33,7 +34,7 @@ FILE_KEYS = {  # Summary field -> its key in comparison.json
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run wrote to its metrics.jsonl. S steps, K loops, N steps with train.inside_every.
+    """What a run wrote to its metrics.jsonl. S steps, K loops, N steps with diagnostics.
 
     steps [S]; loss [S]; grad_norm [S] before clipping; stream_norms [S, K] of the residual stream
     after each loop; loop_grad_norms [N, K] of the gradient that arrives in each loop; scores: bits
@@ -82,14 +83,7 @@ class Summary:
 
 def read(run_dir: Path) -> RunRecord:
     """Open a run folder's config.json and metrics.jsonl. Raises CheckpointError or DataError."""
-    try:
-        config = Config.from_dict(json.loads((run_dir / "config.json").read_text("utf-8")))
-    except OSError as error:
-        raise CheckpointError(
-            f"{run_dir} is no run folder (config.json is missing); give one, as runs/check/FLT_K4"
-        ) from error
-    except (ValueError, ConfigError) as error:
-        raise CheckpointError(f"{run_dir} is damaged: config.json: {error}") from error
+    config = read_config(run_dir)
     entries = read_log(run_dir)
     steps = [e for e in entries if "train/loss" in e]
     if len(steps) < 2:
@@ -102,14 +96,14 @@ def read(run_dir: Path) -> RunRecord:
             if key.startswith("val/bpb_loops_")
         }
         scored = found or scored
-    blocks = [e["inside/gradient_block"] for e in entries if "inside/gradient_block" in e]
+    blocks = [e["diagnostics/gradient_block"] for e in entries if "diagnostics/gradient_block" in e]
     return RunRecord(
         name=run_dir.name,
         config=config,
         steps=np.array([e["step"] for e in steps]),
         loss=np.array([e["train/loss"] for e in steps]),
         grad_norm=np.array([e["train/grad_norm"] for e in steps]),
-        stream_norms=np.array([e["loop/stream_norm"] for e in steps]),
+        stream_norms=np.array([e["loop/residual_norm"] for e in steps]),
         loop_grad_norms=np.array([np.linalg.norm(block, axis=-1) for block in blocks]),
         scores=scored,
     )
@@ -193,7 +187,7 @@ def compare(runs: Sequence[RunRecord], out: Path) -> Path:
             "of the residual stream after the last loop over that after the first. CV: coefficient "
             "of variation (standard deviation over mean) over steps, of the gradient norm of all "
             "weights together and of the gradient arriving in each loop (recorded with "
-            "train.inside_every). Spikes: steps whose loss is "
+            "train.diagnostics_every). Spikes: steps whose loss is "
             f"{SPIKE:g} robust deviations above the median of the {WINDOW} before.",
             table=_table(summaries),
         ),

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from looped_jax.config.registry import LOOP_RULES
 from looped_jax.diagnostics import figures
 from looped_jax.diagnostics.measure import TokenMeasurements
 from looped_jax.diagnostics.weight_statistics import MatrixStatistics
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.plotting.figures import heatmap
 from looped_jax.plotting.html_report import Section
-from looped_jax.registry import LOOP_RULES
 
-INSIDE = {  # what training records with train.inside_every, and how to read it
+INSIDE = {  # what training records with train.diagnostics_every, and how to read it
     "gradient_block": "gradient arriving at the output of each layer",
     "gradient_attention": "gradient arriving at the output of each attention",
     "gradient_mlp": "gradient arriving at the output of each MLP",
-    "stream_norm": "norm of the residual stream after each layer, mean over the step's tokens",
+    "residual_norm": "norm of the residual stream after each layer, mean over the step's tokens",
 }
 
 
@@ -194,11 +194,11 @@ def make_sections(
                 "curves",
             )
         )
-    for entry in [e for e in entries if "inside/gradient_block" in e][-1:]:
+    for entry in [e for e in entries if "diagnostics/gradient_block" in e][-1:]:
         sections.append(
             Section(
                 f"Inside training step {entry['step']}",
-                "Recorded because train.inside_every was set. "
+                "Recorded because train.diagnostics_every was set. "
                 + " ".join(f"{name.replace('_', ' ')}: {how}." for name, how in INSIDE.items()),
                 figures.inside(entry, list(INSIDE)),
                 "inside",
@@ -256,7 +256,7 @@ def numbers(
         **{name: tokens.mean(values).tolist() for name, values in by_loop.items()},
         "loss_by_position": tokens.by_position(tokens.nats).tolist(),
         "settled_in_loop": [float((settled == k).mean()) for k in range(1, tokens.loops + 1)],
-        "stream_norm": np.linalg.norm(np.asarray(trace["block"], np.float32), axis=-1)
+        "residual_norm": np.linalg.norm(np.asarray(trace["block"], np.float32), axis=-1)
         .mean((2, 3))
         .tolist(),
         "weights": {

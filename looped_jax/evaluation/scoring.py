@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
@@ -37,7 +37,7 @@ def make_score_step(
         states = run(full, inputs)
         size = jnp.where(targets < 0, 0, token_bytes[jnp.maximum(targets, 0)])
         targets = jnp.where(size > 0, targets, -1)
-        nats = loss.token_losses(model, full["head"], states, targets).sum((1, 2))
+        nats = loss.token_losses(model, full, states, targets).sum((1, 2))
         return jax.lax.psum((nats, size.sum()), axes)
 
     rows = P(sharding.BATCH_AXES)
@@ -65,13 +65,13 @@ def make_span_step(
 
     def score(full: Params, tokens: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
         states = run(full, tokens[:, :-1])
-        places = starts[:, None] + jnp.arange(width)
-        inside = places < ends[:, None]
-        places = jnp.minimum(places, tokens.shape[1] - 1)
-        targets = jnp.where(inside, jnp.take_along_axis(tokens, places, axis=1), -1)
-        states = jnp.take_along_axis(states, places[None, :, :, None] - 1, axis=2)
-        nats = loss.token_losses(model, full["head"], states, targets).sum(-1)
-        hits = loss.token_hits(model, full["head"], states, targets) | ~inside
+        positions = starts[:, None] + jnp.arange(width)
+        inside = positions < ends[:, None]
+        positions = jnp.minimum(positions, tokens.shape[1] - 1)
+        targets = jnp.where(inside, jnp.take_along_axis(tokens, positions, axis=1), -1)
+        states = jnp.take_along_axis(states, positions[None, :, :, None] - 1, axis=2)
+        nats = loss.token_losses(model, full, states, targets).sum(-1)
+        hits = loss.token_hits(model, full, states, targets) | ~inside
         return (nats / jnp.maximum(ends - starts, 1)).T, hits.all(-1).T
 
     rows = P(sharding.BATCH_AXES)

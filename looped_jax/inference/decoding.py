@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ArgumentError
 from looped_jax.model import attention_kernels, loss, transformer
 from looped_jax.model import kv_cache as caches
@@ -45,7 +45,7 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def stream(
+def generate_tokens(
     config: ModelConfig,
     params: Params,
     prompts: Sequence[Sequence[int]],
@@ -82,14 +82,16 @@ def stream(
         for array in (padded, lengths - 1, draw)
     )
     steps = Steps.of(config, mesh, loops, cache)
-    memory = steps.empty(len(starts), length)
+    kv_cache = steps.empty(len(starts), length)
     weights = steps.cast(params)
     chosen = (sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p)
-    fresh, position, memory = steps.prefill(weights, memory, starts, last, rows, *chosen)
+    fresh, position, kv_cache = steps.prefill(weights, kv_cache, starts, last, rows, *chosen)
     for remaining in range(tokens, 0, -1):
         yield np.asarray(fresh)[: len(prompts)]
         if remaining > 1:
-            fresh, position, memory = steps.decode(weights, memory, fresh, position, rows, *chosen)
+            fresh, position, kv_cache = steps.decode(
+                weights, kv_cache, fresh, position, rows, *chosen
+            )
 
 
 @dataclass(frozen=True)
@@ -119,24 +121,24 @@ class Steps:
             for name in jax.eval_shape(lambda: made(batch=1, length=1))
         }
 
-        def extend(params, memory, tokens, positions, index, draws, seed, *sampling, first):
-            hidden, memory = transformer.extend(
-                config, params, tokens, positions, memory,
+        def extend(params, cache, tokens, positions, index, draws, seed, *sampling, first):
+            hidden, cache = transformer.extend(
+                config, params, tokens, positions, cache,
                 loops=loops, kind=kind, first=first, attend=attend,
             )  # fmt: skip
             hidden = jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
             position = jnp.take_along_axis(positions, index[:, None], axis=1)[:, 0] + 1
             keys = _row_keys(seed, draws)
-            return _choose(config, params, hidden, position, keys, sampling), position, memory
+            return _choose(config, params, hidden, position, keys, sampling), position, cache
 
-        def prefill(params, memory: Cache, prompts: Array, last: Array, *rest):
+        def prefill(params, cache: Cache, prompts: Array, last: Array, *rest):
             positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-            return extend(params, memory, prompts, positions, last, *rest, first=True)
+            return extend(params, cache, prompts, positions, last, *rest, first=True)
 
-        def decode(params, memory: Cache, token: Array, position: Array, *rest):
+        def decode(params, cache: Cache, token: Array, position: Array, *rest):
             only = jnp.zeros_like(position)
             return extend(
-                params, memory, token[:, None], position[:, None], only, *rest, first=False
+                params, cache, token[:, None], position[:, None], only, *rest, first=False
             )
 
         def program(step: Callable) -> jax.stages.Wrapped:
@@ -176,7 +178,7 @@ def _bucket(length: int) -> int:
 
 
 def _choose(config: ModelConfig, params: Params, hidden: Array, position, keys, sampling) -> Array:
-    logits = loss.logits(config, params["head"], hidden)
+    logits = loss.logits(config, params, hidden)
     keys = jax.vmap(jax.random.fold_in)(keys, position)
     return jax.vmap(sample, in_axes=(0, 0, None, None, None))(logits, keys, *sampling)
 

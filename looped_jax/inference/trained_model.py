@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +13,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.data.tokenizer import Tokenizer, read_tokenizer
-from looped_jax.errors import CheckpointError, ConfigError, DataError
-from looped_jax.inference.decoding import GREEDY, Sampling, stream
-from looped_jax.inference.run import Edit, Run, loop_counts, study, token_ids
+from looped_jax.errors import CheckpointError, DataError
+from looped_jax.inference.decoding import GREEDY, Sampling, generate_tokens
+from looped_jax.inference.inspection import Edit, Run, loop_counts, study, token_ids
 from looped_jax.model import loss, transformer
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
 from looped_jax.training import checkpoint
+from looped_jax.training.run_folder import read_config
 
 
 class TrainedModel:
@@ -80,18 +80,11 @@ class TrainedModel:
         """
         folder = Path(run_dir)
         try:
-            config = Config.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+            config = read_config(folder)
             path = folder / "tokenizer.json"
             bos = config.data.bos_token
-            words = read_tokenizer(path, bos_token=bos) if path.is_file() else None
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder} is no run folder (config.json is missing); "
-                "give one, as runs/FLT_K4_L2_END_D128"
-            ) from error
-        except ConfigError as error:
-            raise CheckpointError(f"{folder}/config.json: {error}") from error
-        except (json.JSONDecodeError, DataError) as error:
+            tokenizer = read_tokenizer(path, bos_token=bos) if path.is_file() else None
+        except DataError as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         mesh = mesh or sharding.one_device()
         shapes = transformer.init_shapes(config.model)
@@ -99,7 +92,7 @@ class TrainedModel:
         where = transformer.shardings(config.model, mesh)
         shapes = {name: leaf.update(sharding=where[name]) for name, leaf in shapes.items()}
         step, params = checkpoint.load_params(folder, shapes, step=step)
-        return cls(config, params, words, step=step, folder=folder, mesh=mesh)
+        return cls(config, params, tokenizer, step=step, folder=folder, mesh=mesh)
 
     def logits(
         self,
@@ -129,7 +122,7 @@ class TrainedModel:
         edit: Edit | Sequence[Edit] = (),
         start: tuple[int, np.ndarray] | None = None,
     ) -> Run:
-        """One pass over tokens [B, T], [T] or texts, with a view inside; see inference/run.py."""
+        """One pass over tokens [B, T], [T] or texts, and a view inside: inference/inspection.py."""
         return study(
             self, tokens, loops=loops, record=record, layers=layers, positions=positions,
             edits=(edit,) if isinstance(edit, Edit) else tuple(edit), start=start,
@@ -178,12 +171,12 @@ class TrainedModel:
 
         Characters whose bytes are spread over several tokens come with the last of them.
         """
-        words = self.tokenizer
-        starts = [[words.bos_id, *words.encode(prompt)] for prompt in prompts]
+        tokenizer = self.tokenizer
+        starts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
         new: list[list[int]] = [[] for _ in prompts]
-        said = [""] * len(prompts)
+        shown = [""] * len(prompts)
         live = [True] * len(prompts)
-        steps = stream(
+        steps = generate_tokens(
             self.config.model,
             self.params,
             starts,
@@ -200,14 +193,14 @@ class TrainedModel:
                 if not live[row]:
                     pieces.append(None)
                     continue
-                live[row] = number < tokens and token not in words.stop_ids
-                if token not in words.stop_ids:
+                live[row] = number < tokens and token not in tokenizer.stop_ids
+                if token not in tokenizer.stop_ids:
                     new[row].append(token)
-                text = words.decode(new[row])
+                text = tokenizer.decode(new[row])
                 if live[row]:  # the rest of a character may still be to come
                     text = text.removesuffix("\ufffd")
-                pieces.append(text[len(said[row]) :])
-                said[row] = text
+                pieces.append(text[len(shown[row]) :])
+                shown[row] = text
             yield pieces
             if not any(live):
                 return
@@ -219,7 +212,7 @@ def _logits(config: ModelConfig, mesh: Mesh, counts: tuple[int, ...]) -> jax.sta
     run = transformer.make_states(config, mesh, counts)
 
     def logits(params: Params, tokens: jax.Array) -> jax.Array:
-        return loss.logits(config, params["head"], run(params, tokens))
+        return loss.logits(config, params, run(params, tokens))
 
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
     program = transformer.on_mesh(

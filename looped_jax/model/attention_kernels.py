@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ConfigError
 from looped_jax.runtime.hardware import AttentionSupport, attention_support
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.linear import linear
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Here, Part, make_parts, through
@@ -60,7 +60,6 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, window: int | None, *, rngs: nnx.Rngs):
-        assert config.width and config.heads and config.kv_heads
         width, rank = config.width, config.latent_rank
         self.head_dim, self.window = config.head_dim, window
         kv_width = config.kv_heads * config.head_dim
@@ -109,7 +108,6 @@ class Block(nnx.Module):
     """Pre-norm residual block: x += attention, x += MLP; parts act at their sites."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
-        assert config.width
         self.attention = Attention(config, config.windows()[layer], rngs=rngs)
         self.mlp = MLP(config.width, rngs=rngs)
         self.parts = make_parts(config, layer, rngs=rngs)

@@ -15,7 +15,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import transformer
 
 
@@ -42,7 +42,6 @@ def count(config: ModelConfig) -> Cost:
     (12 · H · Dh per key and layer, not halved for causality, the field's convention);
     recomputation for rematerialisation is not counted.
     """
-    assert config.width
     table = config.padded_vocab * config.width
     weights = transformer.weights(config)
     looped = sum(w.size for name, w in weights.items() if name.startswith("blocks."))

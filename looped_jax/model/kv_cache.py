@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ArgumentError
 from looped_jax.model.attention_kernels import Attend
-from looped_jax.model.history import shifted
-from looped_jax.registry import LOOP_RULES
+from looped_jax.model.full_pass import shifted
 
 Array = jax.Array
 Cache = dict[str, Array]  # "key", "value": [N, B, S, G, Dh]; a part's stream: [places, B, S, …]
@@ -174,7 +174,6 @@ def empty(
 
     `streams` are what parts look back at, as transformer.streams finds them: [1, 1, …] each.
     """
-    assert config.kv_heads
     slots = Slots.of(config, loops, kind)
     shape = (slots.count, batch, length, config.kv_heads, config.head_dim)
     cache = {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Here
-from looped_jax.registry import LOOP_RULES
 
 Array = jax.Array
 

@@ -12,20 +12,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import ModelConfig
-from looped_jax.model.linear import linear
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.model import transformer
+from looped_jax.model.transformer import Params
 
 Array = jax.Array
-SOFT_CAP = 15.0
 LOGITS_AT_ONCE = 2**26  # float32 logits in one chunk unless model.loss_chunk says otherwise
 
 
-def logits(config: ModelConfig, head: Array, hidden: Array) -> Array:
-    """Soft-capped float32 logits [..., V] of states [..., D]: 15 · tanh(hidden @ head / 15)."""
-    return _padded_logits(head, hidden)[..., : config.vocab_size]
+def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    """Float32 logits [..., V] of states [..., D]."""
+    return transformer.read_out(config, params, hidden)[..., : config.vocab_size]
 
 
-def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array) -> Array:
+def token_losses(config: ModelConfig, params: Params, hidden: Array, targets: Array) -> Array:
     """Cross-entropy in nats, float32 [N, B, T], of N loops' states [N, B, T, D].
 
     `targets` [B, T] are shared by all loops, [N, B, T] are each loop's own; where they are negative
@@ -36,28 +36,26 @@ def token_losses(config: ModelConfig, head: Array, hidden: Array, targets: Array
         picked = jnp.take_along_axis(z, jnp.maximum(y, 0)[:, None], axis=-1)[:, 0]
         return jnp.where(y < 0, 0.0, jax.nn.logsumexp(z, axis=-1) - picked)
 
-    return _by_chunks(config, head, hidden, targets, nats)
+    return _by_chunks(config, params, hidden, targets, nats)
 
 
-def token_hits(config: ModelConfig, head: Array, hidden: Array, targets: Array) -> Array:
+def token_hits(config: ModelConfig, params: Params, hidden: Array, targets: Array) -> Array:
     """Whether the target is the likeliest token, bool [N, B, T]; arguments as in token_losses."""
 
     def hit(z: Array, y: Array) -> Array:
         return z.argmax(axis=-1) == y
 
-    return _by_chunks(config, head, hidden, targets, hit)
+    return _by_chunks(config, params, hidden, targets, hit)
 
 
 def _by_chunks(
     config: ModelConfig,
-    head: Array,
+    params: Params,
     hidden: Array,
     targets: Array,
     measure: Callable[[Array, Array], Array],
 ) -> Array:
     """`measure` of logits [C, Vp] and targets [C], for all tokens, C of them at a time."""
-    assert config.vocab_size
-    vocab_size = config.vocab_size
     loops, batch, time, width = hidden.shape
     tokens = batch * time
     chunk = min(config.loss_chunk or max(1, LOGITS_AT_ONCE // config.padded_vocab), tokens)
@@ -75,8 +73,8 @@ def _by_chunks(
     def one(args: tuple[Array, Array]) -> Array:
         h, y = args
         with jax.named_scope("head"):
-            z = _padded_logits(head, h)
-            z = jnp.where(jnp.arange(z.shape[-1]) < vocab_size, z, -jnp.inf)
+            z = transformer.read_out(config, params, h)
+            z = jnp.where(jnp.arange(z.shape[-1]) < config.vocab_size, z, -jnp.inf)
         with jax.named_scope("loss"):
             return measure(z, y)
 
@@ -85,8 +83,3 @@ def _by_chunks(
     else:
         measured = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (h, y))
     return measured.reshape(loops, chunks * chunk)[:, :tokens].reshape(loops, batch, time)
-
-
-def _padded_logits(head: Array, hidden: Array) -> Array:
-    z = linear(hidden, head, "float32")
-    return SOFT_CAP * jnp.tanh(z / SOFT_CAP)

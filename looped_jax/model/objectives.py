@@ -12,9 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.registry import OBJECTIVES
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import loss
-from looped_jax.registry import OBJECTIVES
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -33,7 +33,7 @@ class Objective:
 
     def nats(self, config: ModelConfig, params: Params, hidden: Array, batch: Batch) -> Array:
         """Summed losses float32 [N] of states [N, B, T, D] after the loops that are read."""
-        return loss.token_losses(config, params["head"], hidden, batch["targets"]).sum((1, 2))
+        return loss.token_losses(config, params, hidden, batch["targets"]).sum((1, 2))
 
     def total(self, config: ModelConfig, nats: Array) -> Array:
         """What is differentiated: one number, linear in the summed losses [N]."""

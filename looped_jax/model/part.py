@@ -18,6 +18,8 @@ attention_output, mlp_output  [B, T, D] what a branch adds to the stream
 mlp_input         x [B, T, D]      normalised input of the MLP
 block_output      x [B, T, D]      the stream after a layer
 exit              h [B, T, D]      of the model: for each loop count that is read, before the head
+readout           z [..., Vp]      of the model: float32 logits before the soft cap, of some tokens
+                                   of any loops; `here` holds their states h [..., D] alone
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 
-from looped_jax.config import ModelConfig
-from looped_jax.registry import PARTS
+from looped_jax.config.registry import PARTS
+from looped_jax.config.resolved import ModelConfig
 
 Array = jax.Array
-OF_MODEL = ("entry", "loop_start", "exit")
+OF_MODEL = ("entry", "loop_start", "exit", "readout")
 OF_LAYER = (
     "entry", "stream", "attention_input", "query", "key", "value", "mixed", "attention_output",
     "mlp_input", "mlp_output", "block_output",
@@ -77,8 +79,8 @@ class Here(NamedTuple):
     history: see History; entry: what parts left at the entry for later, by name
     """
 
-    tokens: Array
-    e: Array
+    tokens: Any = None
+    e: Any = None
     h: Any = None
     loop: Any = None
     first: Any = None
@@ -136,5 +138,6 @@ def through(
     for name, part in parts.items():
         act = getattr(part, site, None)
         if act is not None:
-            x = act(x, here._replace(history=here.history.at(f"{place or site}.{name}")))
+            history = here.history and here.history.at(f"{place or site}.{name}")
+            x = act(x, here._replace(history=history))
     return x

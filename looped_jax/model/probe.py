@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.resolved import ModelConfig
 
 Array = jax.Array
 OF_LOOP = ("start", "state")

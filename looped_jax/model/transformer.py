@@ -18,22 +18,23 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import ModelConfig
-from looped_jax.model import attention_kernels
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.model import attention_kernels, unroll
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, Rope, rope_tables
-from looped_jax.model.history import FullPass, WithWeights
+from looped_jax.model.full_pass import FullPass, WithWeights
 from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
-from looped_jax.model.linear import PRODUCT
+from looped_jax.model.linear import linear
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Here, make_parts, through
 from looped_jax.model.probe import BLIND, Probe, View, mean_norm
 from looped_jax.model.weights import Weight, described, weight
-from looped_jax.registry import LOOP_RULES
 from looped_jax.runtime import sharding
 
 Array = jax.Array
 Params = dict[str, Array]
+SOFT_CAP = 15.0  # of the logits
 Histories = Callable[[Any, "int | None"], Any]  # of a loop and layer, of one, or of the model
 
 
@@ -54,7 +55,6 @@ class LoopedTransformer(nnx.Module):
     """L blocks, looped by a rule. Embedding and head are separate matrices."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        assert config.width
         self.config = config
         table = (config.padded_vocab, config.width)
         embed = jax.random.normal(rngs.params(), table)
@@ -93,6 +93,12 @@ class LoopedTransformer(nnx.Module):
     def leave(self, h: Array, here: Here) -> Array:
         """The state [B, T, D] that the head reads."""
         return through(self.parts, "exit", h, here._replace(h=h))
+
+    def read_out(self, h: Array) -> Array:
+        """Float32 logits [..., Vp] of states [..., D]: 15 · tanh(h @ head / 15)."""
+        z = linear(h, self.head[...], "float32")
+        z = through(self.parts, "readout", z, Here(h=h))
+        return SOFT_CAP * jnp.tanh(z / SOFT_CAP)
 
     def __call__(
         self,
@@ -135,10 +141,13 @@ class LoopedTransformer(nnx.Module):
 
         # The last state is the scan's carry; only other states have to be collected.
         collect = return_loops != (loops - 1,)
-        (last, cache), (states, norms, seen) = jax.lax.scan(
-            _rematerialised(one_loop, self.config.remat),
+        (last, cache), (states, norms, seen) = unroll.span(
+            one_loop,
             (jnp.zeros_like(here.e) if start is None else start, pages.cache if pages else None),
-            (jnp.arange(done, loops) if done else jnp.arange(loops), probe.inputs),
+            done,
+            loops,
+            inputs=probe.inputs,
+            remat=self.config.remat,
         )
         hidden = states[jnp.array([k - done for k in return_loops])] if collect else last[None]
         if any(hasattr(part, "exit") for part in self.parts.values()):
@@ -147,28 +156,6 @@ class LoopedTransformer(nnx.Module):
             hidden = jnp.stack([self.leave(h, here) for h in hidden])
             cache = pages.cache if pages else None
         return LoopStates(hidden, norms, seen), cache
-
-
-def _rematerialised(loop, remat: str):
-    """What the backward pass keeps of each loop, from least to most memory.
-
-    "loop": its start alone. "offload": its matrix products too, in the host's memory. "dots": the
-    same on the device. "none" is recomputed: everything is kept.
-    """
-    if remat == "none":
-        return loop
-    policies = jax.checkpoint_policies
-    policy = {
-        "loop": policies.nothing_saveable,
-        "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[PRODUCT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        ),
-        "dots": policies.save_only_these_names(PRODUCT),
-    }[remat]
-    return jax.checkpoint(loop, policy=policy, prevent_cse=False)  # a scan prevents it already
 
 
 @functools.lru_cache
@@ -220,6 +207,11 @@ def forward(
     return model(tokens, loops, return_loops, probe=probe, attend=attend, start=start, done=done)[0]
 
 
+def read_out(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    """Float32 logits [..., Vp] of states [..., D], of all entries of the padded vocabulary."""
+    return _bind(config, params).read_out(hidden)
+
+
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where each parameter lies on `mesh`, by name."""
     specs = sharding.specs(weights(config))
@@ -254,9 +246,8 @@ def on_mesh(
     cuts = {name: P() for name in cuts} if gathered else cuts
 
     def local(shards: Params, *arguments: Any) -> Any:
-        # Rounded before they travel: half the bytes, and the products would round them anyway.
         # The TPU's compiler would move both gathers into the loop: K times the messages.
-        whole = jax.lax.optimization_barrier(sharding.gather(cast(shards, config.dtype), cuts))
+        whole = jax.lax.optimization_barrier(prepare(config, shards, cuts))
         return jax.lax.optimization_barrier(work(whole, *arguments))
 
     return jax.shard_map(
@@ -267,6 +258,17 @@ def on_mesh(
         axis_names=set(sharding.BATCH_AXES),
         check_vma=False,
     )
+
+
+def prepare(
+    config: ModelConfig, shards: Params, cuts: dict[str, P], *, gradients: bool = False
+) -> Params:
+    """The whole weights that all visits of a step use, from this device's shards, made once.
+
+    Without gradients they are rounded before they travel: half the bytes, and the products would
+    round them anyway. With gradients the float32 masters are gathered; see model/linear.py.
+    """
+    return sharding.gather(shards if gradients else cast(shards, config.dtype), cuts)
 
 
 def make_states(

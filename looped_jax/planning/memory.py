@@ -21,10 +21,10 @@ import jax.extend
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.model import attention_kernels, transformer
 from looped_jax.model.loss import LOGITS_AT_ONCE
-from looped_jax.training.train_step import State
+from looped_jax.training.train_state import TrainState
 
 Array = jax.Array
 
@@ -57,7 +57,7 @@ class Memory:
 
 
 def count(
-    config: Config, mesh: Mesh, state: State, *, kernel: str, micro_batches: int = 1
+    config: Config, mesh: Mesh, state: TrainState, *, kernel: str, micro_batches: int = 1
 ) -> Memory:
     """Memory of the train step of a resolved config whose abstract state is `state`.
 
@@ -73,17 +73,17 @@ def count(
         sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
         * mesh.shape["fsdp"]
         for leaves in (
-            state["params"].values(),
-            [leaf for name, leaf in state["params"].items() if name.startswith("blocks")],
+            state.params.values(),
+            [leaf for name, leaf in state.params.items() if name.startswith("blocks")],
         )
     )
-    head = model.padded_vocab * (model.width or 0) // tensor
+    head = model.padded_vocab * model.width // tensor
     cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * (looped + head)
     once = dataclasses.replace(model, loops=1, loss="END")
     plain = dataclasses.replace(once, remat="none")
     return Memory(
-        parameters=shard_bytes(state["params"].values()),
-        optimizer=shard_bytes(jax.tree.leaves(state["optimizer"])),
+        parameters=shard_bytes(state.params.values()),
+        optimizer=shard_bytes(jax.tree.leaves(state.optimizer)),
         weights=(4 * size if mesh.shape["fsdp"] > 1 else 0) + cast,
         gradients=4 * size * (2 if micro_batches > 1 else 1),
         saved_activations=saved_residuals(model, rows, kernel, tensor),
@@ -102,7 +102,7 @@ def logit_chunk(model: ModelConfig, rows: int) -> int:
     return min(chunk, rows * model.seq_len)
 
 
-def shard_bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+def shard_bytes(leaves: Iterable[jax.Array | jax.ShapeDtypeStruct]) -> int:
     """Bytes of one device's shards of abstract or real arrays."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
@@ -121,7 +121,6 @@ def saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int = 1)
 
 @functools.lru_cache(maxsize=64)
 def _saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int:
-    assert model.width and model.heads and model.kv_heads
     hidden, all_heads = 4 * model.width, model.heads + 2 * model.kv_heads
     per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
     params = transformer.init_shapes(model)

@@ -19,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from looped_jax.config import Config, micro_batches, plain
+from looped_jax.config.resolved import Config, micro_batches
+from looped_jax.config.settings import plain
 from looped_jax.errors import ConfigError
-from looped_jax.model import attention_kernels, flops
+from looped_jax.model import attention_kernels
 from looped_jax.planning import collectives, memory, step_time
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.memory import Memory
 from looped_jax.planning.step_time import StepTime, Work
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import Hardware
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
+from looped_jax.training.train_state import TrainState
 
 PLANNED_REMATS = ("loop", "dots", "none")  # from least to most memory
 USABLE_MEMORY = 0.9  # share of device memory to plan with; the rest: runtime, temporaries
@@ -100,7 +102,7 @@ def make(
     *,
     efficiency: float = 0.45,
     remats: tuple[str, ...] = PLANNED_REMATS,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Plan a resolved config with a given number of steps, on the first of jax.devices().
 
@@ -112,30 +114,30 @@ def make(
             f"model.remat={config.model.remat} depends on the bandwidth to the host's memory, "
             f"which is not known here; plan with one of {', '.join(PLANNED_REMATS)}"
         )
-    say(str(attention_kernels.check(config.model, hardware.attention)))
+    log(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)
     choices = {
-        remat: estimate_cost(changed(config, {"model.remat": remat}), hardware, efficiency, say)
+        remat: estimate_cost(changed(config, {"model.remat": remat}), hardware, efficiency, log)
         for remat in PLANNED_REMATS
         if remat in (*remats, config.model.remat)
     }
     plan = Plan(config, hardware, efficiency, choices, warnings)
     changes = (
-        changes_that_speed_up(plan) if plan.fits(plan.requested) else changes_that_fit(plan, say)
+        changes_that_speed_up(plan) if plan.fits(plan.requested) else changes_that_fit(plan, log)
     )
     if not changes:
         return plan
     if changes.keys() == {"model.remat"}:  # compiled already
         recommended = choices[changes["model.remat"]]
     else:
-        say(f"trying {', '.join(f'{key}={value}' for key, value in changes.items())}")
-        recommended = estimate_cost(changed(config, changes), hardware, efficiency, say)
+        log(f"trying {', '.join(f'{key}={value}' for key, value in changes.items())}")
+        recommended = estimate_cost(changed(config, changes), hardware, efficiency, log)
     return dataclasses.replace(plan, changes=changes, recommended=recommended)
 
 
-def changes_that_fit(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def changes_that_fit(plan: Plan, log: Callable[[str], None]) -> dict[str, Any]:
     """The changes that cost least among those that make the configured run fit; {} if none does."""
-    say("too big; looking for settings that fit ...")
+    log("too big; looking for settings that fit ...")
     for changes in fit_candidates(plan.config):
         with contextlib.suppress(ConfigError):  # sizes that do not divide
             counted = count_memory(changed(plan.config, changes), plan.hardware)
@@ -178,13 +180,13 @@ def changes_that_speed_up(plan: Plan) -> dict[str, Any]:
 
 
 def estimate_cost(
-    config: Config, hardware: Hardware, efficiency: float, say: Callable[[str], None]
+    config: Config, hardware: Hardware, efficiency: float, log: Callable[[str], None]
 ) -> Choice:
     """Compile the train step of one config and estimate its costs."""
     mesh, began = mesh_of(config), time.perf_counter()
-    say(f"compiling remat={config.model.remat} for {mesh.size} fake devices ...")
+    log(f"compiling remat={config.model.remat} for {mesh.size} fake devices ...")
     program = compile_step(config)
-    say(f"compiled in {time.perf_counter() - began:.0f} s")
+    log(f"compiled in {time.perf_counter() - began:.0f} s")
     communication = collectives.read(
         program,
         mesh,
@@ -242,9 +244,9 @@ def count_memory(config: Config, hardware: Hardware, *, kernel: str | None = Non
     )
 
 
-def abstract_state(config: Config, mesh: Mesh) -> tuple[Any, train_step.State]:
+def abstract_state(config: Config, mesh: Mesh) -> tuple[Any, TrainState]:
     """The optimizer of `config`, and shapes and shardings of its train state."""
-    optimizer = optim.make_optimizer(config, mesh)
+    optimizer = optimizers.make_optimizer(config, mesh)
     return optimizer, train_step.abstract(config, optimizer, mesh)
 
 
@@ -284,14 +286,6 @@ def with_possible_batch(config: Config) -> tuple[Config, tuple[str, ...]]:
         warning = f"{error}. Planned with train.batch_size={possible[0]}"
         return changed(config, {"train.batch_size": possible[0]}), (warning,)
     return config, ()
-
-
-def with_horizon(config: Config) -> Config:
-    """train.steps as training would set it: 20 tokens per parameter unless it is given."""
-    if config.train.steps is not None:
-        return config
-    tokens = 20 * flops.count(config.model).parameters
-    return changed(config, {"train.steps": max(1, tokens // config.train.tokens_per_step)})
 
 
 def fit_candidates(config: Config) -> Iterator[dict[str, Any]]:

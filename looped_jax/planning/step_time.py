@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from looped_jax.config import Config
+from looped_jax.config.resolved import Config
 from looped_jax.model import flops
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.memory import logit_chunk, saved_residuals
@@ -69,7 +69,6 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     written; the optimizer reads and writes weights and state and reads gradients.
     """
     model, rows, tensor = config.model, config.train.batch_size, mesh["tensor"]
-    assert model.width
     counted, passes = flops.count(model), micro_batches * model.loops
     batch_devices = mesh["data"] * mesh["fsdp"]
     tokens = config.train.tokens_per_step / batch_devices
@@ -103,7 +102,6 @@ def newton_schulz_flops(config: Config, *, devices: int = 1) -> float:
     and the update. Matrices of one shape are dealt out to `devices`; the last rounds up.
     """
     m = config.model
-    assert m.width and m.kv_heads
     source = m.latent_rank if m.attention == "mla" else m.width
     kv = (source, m.kv_heads * m.head_dim)
     layer = [(m.width, m.width)] * 2 + [kv] * 2 + [(m.width, 4 * m.width)] * 2

@@ -33,7 +33,6 @@ def describe(plan: Plan) -> str:
 def _head(plan: Plan) -> Iterator[str]:
     config, device, costs = plan.config, plan.hardware, flops.count(plan.config.model)
     model, train, mesh = config.model, config.train, dataclasses.asdict(config.mesh)
-    assert train.steps
     devices = math.prod(mesh.values())
     yield (
         f"{model.variant}, L={model.layers}, K={model.loops}, D={model.width}, H={model.heads}, "
@@ -152,7 +151,6 @@ def _seconds(axes: str, time: StepTime) -> float:
 
 
 def _hours(choice: Choice) -> float:
-    assert choice.config.train.steps
     return choice.config.train.steps * choice.time.total / 3600
 
 

@@ -19,7 +19,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, parse_mesh
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import MeshConfig, parse_mesh
 from looped_jax.errors import ConfigError
 
 Array = jax.Array
@@ -122,11 +123,22 @@ def batch_devices(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """(i, n): this process (or `process`) feeds the i-th of n equal shares of the batch rows.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The `index`-th of `count` equal parts of all rows: those that one process reads."""
 
-    A share is the set of rows that the devices of one process hold, in their order: on a torus they
-    need not be consecutive. Processes that differ in `tensor` alone feed the same share. Raises
+    index: int = 0
+    count: int = 1
+
+
+EVERYTHING = Shard()
+
+
+def data_shard(mesh: Mesh, process: int | None = None) -> Shard:
+    """The part of the batch rows that this process (or `process`) feeds.
+
+    It is the set of rows that the devices of one process hold, in their order: on a torus they
+    need not be consecutive. Processes that differ in `tensor` alone feed the same part. Raises
     ConfigError for a mesh whose processes hold overlapping or unequal sets.
     """
     process = jax.process_index() if process is None else process
@@ -135,9 +147,9 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     for row, devices in enumerate(by_row):
         for device in devices:
             rows[device.process_index].add(row)
-    shares = sorted({tuple(sorted(mine)) for mine in rows.values()})
-    if len({row for share in shares for row in share}) != sum(map(len, shares)) or (
-        len({len(share) for share in shares}) > 1
+    shards = sorted({tuple(sorted(mine)) for mine in rows.values()})
+    if len({row for shard in shards for row in shard}) != sum(map(len, shards)) or (
+        len({len(shard) for shard in shards}) > 1
     ):
         mine = sorted(rows[process])
         raise ConfigError(
@@ -145,7 +157,7 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
             f"{len(by_row)}, no even share; choose sizes that divide, or are multiples of, the "
             "number of devices per process"
         )
-    return shares.index(tuple(sorted(rows[process]))), len(shares)
+    return Shard(shards.index(tuple(sorted(rows[process]))), len(shards))
 
 
 def specs(weights: Mapping[str, Weight]) -> dict[str, P]:
@@ -166,7 +178,7 @@ def state_shardings(mesh: Mesh, state: Any, weights: Mapping[str, Weight]) -> An
 
     A leaf whose path ends with a weight's name is cut as that weight along every dimension that
     has the weight's size there, which holds for optimizer states of other shapes too. All other
-    leaves are copied.
+    leaves are replicated.
     """
     cuts = specs(weights)
 
@@ -226,14 +238,14 @@ def fill_rows(array: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """How N whole matrices are shared out over a mesh whose axes cut them, or copy them.
+    """How N whole matrices are shared out over a mesh whose axes shard or replicate them.
 
-    copied: devices along each copying axis that divide matrices among themselves; the axis holds
-    size / copied such groups, which all do the same
+    replicated: devices along each replicating axis that divide matrices among themselves; the axis
+    holds size / replicated such groups, which all do the same
     devices: how many devices hold different matrices; padded: N, filled up to a multiple of them
     """
 
-    copied: dict[str, int]
+    replicated: dict[str, int]
     devices: int
     padded: int
 
@@ -245,7 +257,7 @@ class Shares:
         matrices, 512 of them. So groups of sixteen work on the twelve, all groups alike. Along an
         axis that cuts matrices, every device has to take part.
         """
-        devices, copied = math.prod(mesh.shape[name] for name in spec if name), {}
+        devices, replicated = math.prod(mesh.shape[name] for name in spec if name), {}
         for name in mesh.axis_names:
             if name in spec or mesh.shape[name] == 1:
                 continue
@@ -255,9 +267,9 @@ class Shares:
                 if mesh.shape[name] % n == 0
                 and (n == 1 or -count % (devices * n) + count <= 2 * count)
             ]
-            copied[name] = min(fits, key=lambda n: (-(-count // (devices * n)), n))
-            devices *= copied[name]
-        return cls(copied, devices, count + -count % devices)
+            replicated[name] = min(fits, key=lambda n: (-(-count // (devices * n)), n))
+            devices *= replicated[name]
+        return cls(replicated, devices, count + -count % devices)
 
 
 def map_over_shards(
@@ -275,7 +287,7 @@ def map_over_shards(
     batch = jnp.pad(batch, ((0, shares.padded - count), (0, 0), (0, 0)))
 
     def local(shards: Array) -> Array:
-        for name, members in shares.copied.items():
+        for name, members in shares.replicated.items():
             share = len(shards) // members
             place = jax.lax.axis_index(name) % members * share
             shards = jax.lax.dynamic_slice_in_dim(shards, place, share)
@@ -284,7 +296,7 @@ def map_over_shards(
         done = work(shards)
         for name, axis in reversed(cut):
             done = jax.lax.all_to_all(done, name, axis, 0, tiled=True)
-        for name, members in reversed(shares.copied.items()):
+        for name, members in reversed(shares.replicated.items()):
             if members > 1:
                 groups = np.arange(mesh.shape[name]).reshape(-1, members).tolist()
                 done = jax.lax.all_gather(done, name, tiled=True, axis_index_groups=groups)

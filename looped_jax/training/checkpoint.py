@@ -1,13 +1,14 @@
-"""Checkpoints of a run through orbax: asynchronous, atomic, and tied to the run's identity.
+"""Checkpoints of a run through orbax: asynchronous and atomic.
 
 Layout: <run_dir>/checkpoints/<step>/{params, training, meta}. `params` alone is what evaluation
-needs; `training` adds the optimizer and step; `meta` is JSON: data position, loop state of the
-metrics, config, identity. A step folder appears by one rename once everything in it is written.
+needs; `training` adds the optimizer and step; `meta` is JSON, see training/run_meta.py. A step
+folder appears by one rename once everything in it is written.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from looped_jax.config import SPEED, Config
 from looped_jax.errors import CheckpointError
 from looped_jax.files import check_writable
-
-State = dict[str, Any]
-
-
-TOLD = 5  # differences that are spelt out
+from looped_jax.training.run_meta import RunMeta
+from looped_jax.training.train_state import TrainState
 
 
 class Checkpoints:
@@ -41,7 +38,7 @@ class Checkpoints:
         """Open <run_dir>/checkpoints, made if needed; half-written leftovers are removed.
 
         Kept are the newest `keep`, those of every `keep_every`-th step, and the `keep_best` with
-        the lowest bits per byte in their meta.
+        the lowest validation score in their meta.
         With `read_only` nothing is made or removed: the run may be going on. Raises CheckpointError
         when the folder cannot be written, or read_only finds none.
         """
@@ -65,7 +62,7 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, meta: RunMeta) -> None:
         """Start writing; returns once the arrays are copied. Raises CheckpointError.
 
         An error of the previous, still running save is raised here too.
@@ -74,11 +71,11 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
-                metrics={"bpb": meta["score"]} if meta.get("score") is not None else None,
+                metrics=None if meta.score is None else {"score": meta.score},
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     training=ocp.args.StandardSave(training),
-                    meta=ocp.args.JsonSave(meta),
+                    meta=ocp.args.JsonSave(meta.to_json()),
                 ),
             )
         except Exception as error:
@@ -102,11 +99,11 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of a checkpoint. Raises CheckpointError when it is damaged."""
-        return self._read(step, meta=ocp.args.JsonRestore())["meta"]
+    def meta(self, step: int) -> RunMeta:
+        """What a checkpoint knows of its run. Raises CheckpointError when it is damaged."""
+        return RunMeta.from_json(self._read(step, meta=ocp.args.JsonRestore())["meta"])
 
-    def restore(self, step: int, abstract_state: State) -> State:
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """The train state, laid out as `abstract_state` (shapes, types, shardings) asks.
 
         Raises CheckpointError when it is damaged or of another layout.
@@ -117,7 +114,7 @@ class Checkpoints:
             params=ocp.args.StandardRestore(params),
             training=ocp.args.StandardRestore(training),
         )
-        leaves = {**restored["training"], **restored["params"]}
+        leaves = {**restored["training"], **restored.params}
         paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
         return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
 
@@ -147,15 +144,17 @@ def _kept(keep: int, every: int, best: int) -> policies.PreservationPolicy:
         kinds.append(policies.EveryNSteps(every))
     if best:
         lowest = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["bpb"], reverse=True, n=best,
+            get_metric_fn=lambda metrics: metrics.get("score", metrics.get("bpb")),
+            reverse=True,
+            n=best,
             keep_checkpoints_without_metrics=False,
-        )  # fmt: skip
+        )
         kinds.append(lowest)
     return policies.AnyPreservationPolicy(kinds)
 
 
 def load_params(
-    run_dir: str | Path, shapes: dict[str, jax.ShapeDtypeStruct], *, step: int | None = None
+    run_dir: str | Path, shapes: Mapping[str, Any], *, step: int | None = None
 ) -> tuple[int, dict[str, jax.Array]]:
     """Step and parameters of one checkpoint, the newest by default, without the optimizer.
 
@@ -188,7 +187,7 @@ def load_params(
     return step, {name: found[f"params/{name}"] for name in shapes}
 
 
-def _split(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     """Leaves by name, params apart: names on disk outlive the library that shaped the tree."""
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     params = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
@@ -197,67 +196,3 @@ def _split(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def identity(config: Config, *, data: dict, tokenizer: dict, hosts: int) -> dict[str, Any]:
-    """What a run must share with the one it continues to end with the same weights.
-
-    `hosts` is the number of processes that read different text: it sets the order of documents.
-    """
-    settings = config.to_dict()
-    same = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
-    train = {k: settings["train"][k] for k in same}
-    return {
-        "model": {k: v for k, v in settings["model"].items() if k not in SPEED},
-        "optim": settings["optim"],
-        "train": train,
-        "data": {"hosts": hosts, **data},
-        "tokenizer": tokenizer,
-    }
-
-
-def check_identity(saved: dict[str, Any], current: dict[str, Any], *, run_dir: str) -> None:
-    """Raise CheckpointError that spells out the differences between two identities.
-
-    A setting that one of them does not have stands at its default: settings that came later refuse
-    no older run.
-    """
-    defaults = _flat(_defaults())
-    before, now = (defaults | _flat(each) for each in (saved, current))
-    different = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    if different == ["data.hosts"]:
-        raise CheckpointError(
-            f"train.run_dir={run_dir}: {before['data.hosts']} hosts read its text, now "
-            f"{now['data.hosts']} would, in another order; start as many, or go on at the same "
-            "place in the text, in the new order, with --config.data.follow_hosts=True"
-        )
-    if different:
-        told = [
-            f"{key}: {_short(before.get(key, 'absent'))} there, "
-            f"{_short(now.get(key, 'absent'))} here"
-            for key in different[:TOLD]
-        ]
-        more = len(different) - len(told)
-        raise CheckpointError(
-            f"train.run_dir={run_dir} holds another run: {'; '.join(told)}"
-            + (f"; and {more} more" if more else "")
-            + ". Undo the difference, or give a new folder, as --config.train.run_dir=runs/mine"
-        )
-
-
-def _defaults() -> dict[str, Any]:
-    groups = ("model.", "optim.", "train.init")
-    leaves = {k: v for k, v in Config().leaves().items() if k.startswith(groups)}
-    return {k: v for k, v in leaves.items() if k.removeprefix("model.") not in SPEED}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        items = [_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]
-        return {key: value for item in items for key, value in item.items()}
-    return {prefix: list(tree) if isinstance(tree, tuple) else tree}

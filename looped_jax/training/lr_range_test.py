@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,15 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.lib.stride_tricks import sliding_window_view
 
-from looped_jax.config import Config, OptimConfig, micro_batches
-from looped_jax.data import corpus, pipeline, tokenizer
+from looped_jax.config.resolved import Config, micro_batches
+from looped_jax.config.settings import OptimConfig
 from looped_jax.errors import CheckpointError, ConfigError
-from looped_jax.files import default_cache_dir
 from looped_jax.model import attention_kernels
-from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
-from looped_jax.training.metric_log import Smoothed
-from looped_jax.training.train_step import State
+from looped_jax.training.metric_log import EMA
+from looped_jax.training.train_state import TrainState
 
 SMOOTHING = 0.9
 DIVERGED = 1.5  # times the lowest smoothed loss so far: no use in going on
@@ -63,37 +62,39 @@ def ramp(low: float, high: float, steps: int, *, start: int = 0) -> Callable:
 
 def sweep(
     config: Config,
-    current: State,
-    batches: Iterator[np.ndarray],
+    state: TrainState,
+    batches: Iterator[Any],
     mesh: Mesh,
     *,
     low: float,
     high: float,
     steps: int,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Ramp:
-    """Train a copy of `current` for up to `steps` steps of `batches`; `current` stays as it is.
+    """Train a copy of `state` for up to `steps` steps of `batches`; `state` stays as it is.
 
-    Batches are int32 [micro-batches, rows, T + 1]. Stops when the loss is no number or has grown to
-    DIVERGED times its lowest.
+    Batches are [micro-batches, rows, ...], as training has them. Stops when the loss is no number
+    or has grown to DIVERGED times its lowest.
     """
-    assert config.model.width
-    schedule = ramp(low, high, steps, start=int(current["step"]))
-    optimizer = optim.make_optimizer(config, mesh, steps=steps, multiplier=schedule)
+    schedule = ramp(low, high, steps, start=int(state.step))
+    optimizer = optimizers.make_optimizer(config, mesh, steps=steps, multiplier=schedule)
     step = train_step.make_train_step(config, optimizer, mesh)
-    copy = jax.tree.map(jnp.copy, current)  # the step gives its input's memory away
-    smooth, losses, smoothed = Smoothed(smoothing=SMOOTHING), [], []
-    place = sharding.batch_sharding(mesh)
-    for number, tokens in zip(range(steps), batches, strict=False):
-        copy, metrics = step(copy, jax.make_array_from_process_local_data(place, tokens))
+    copy = jax.tree.map(jnp.copy, state)  # the step gives its input's memory away
+    smooth, losses, smoothed = EMA(smoothing=SMOOTHING), [], []
+    batch_sharding = sharding.batch_sharding(mesh)
+    for number, batch in zip(range(steps), batches, strict=False):
+        arrays = jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(batch_sharding, rows), batch
+        )
+        copy, metrics = step(copy, arrays)
         value = float(metrics["loss"])
         if not math.isfinite(value):
             break
         losses.append(value)
         smoothed.append(smooth.update(value))
         if (number + 1) % max(1, steps // 5) == 0:
-            rate = schedule(int(current["step"]) + number)
-            say(f"{config.model.loops} loops: step {number + 1}/{steps}, ×{rate:.3g}, {value:.4f}")
+            rate = schedule(int(state.step) + number)
+            log(f"{config.model.loops} loops: step {number + 1}/{steps}, ×{rate:.3g}, {value:.4f}")
         if smoothed[-1] > DIVERGED * min(smoothed):
             break
     multipliers = low * (high / low) ** (np.arange(len(losses)) / max(steps - 1, 1))
@@ -125,50 +126,45 @@ def analyse(multipliers: np.ndarray, losses: np.ndarray, smoothed: np.ndarray) -
 
 def overrides(config: OptimConfig, multiplier: float) -> str:
     """The command line that sets all rates to `multiplier` times the config's."""
-    rates = ("matrix_learning_rate", "embedding_learning_rate", "head_learning_rate")
-    return " ".join(
-        f"--config.optim.{name}={getattr(config, name) * multiplier:.3g}" for name in rates
-    )
+    rates = optimizers.learning_rates(config).items()
+    return " ".join(f"--config.{name}={rate * multiplier:.3g}" for name, rate in rates)
 
 
 def find(
-    config: Config, loops: tuple[int, ...], *, low: float, high: float, steps: int, from_run: bool
+    config: Config,
+    loops: tuple[int, ...],
+    rows: Callable[[], Any],
+    mesh: Mesh,
+    *,
+    low: float,
+    high: float,
+    steps: int,
+    from_run: bool,
 ) -> dict[int, Ramp]:
-    """Sweep every loop count on the run's own text, from the same weights. Errors as train's."""
-    mesh = sharding.make_mesh(config.mesh)
-    cache, data = default_cache_dir(), config.data
-    texts = corpus.open_corpus(
-        data.path, val_shard=data.val_shard, train_shards=data.train_shards, cache_dir=cache
-    )
-    words = tokenizer.load_tokenizer(
-        data.tokenizer,
-        corpus=texts,
-        vocab_size=data.tokenizer_vocab_size,
-        bos_token=data.bos_token,
-        cache_dir=cache,
-    )
-    config = resolve(config, vocab_size=words.vocab_size)
-    assert config.train.run_dir and config.model.width
+    """Sweep every loop count on the same batches, from the same weights.
+
+    `rows` opens the rows of training from their start, as Task.train_rows does. With `from_run` the
+    weights are those of train.run_dir's newest checkpoint. Errors as train's.
+    """
     print(attention_kernels.check(config.model, hardware.attention_support(mesh)))
-    accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
-    batch_size = config.train.tokens_per_step // config.model.seq_len
-    optimizer = optim.make_optimizer(config, mesh, steps=steps)
+    num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
+    optimizer = optimizers.make_optimizer(config, mesh, steps=steps)
     if from_run:
         with Checkpoints(config.train.run_dir, read_only=True) as checkpoints:
             if (newest := checkpoints.latest()) is None:
                 raise CheckpointError(
                     f"train.run_dir={config.train.run_dir} holds no checkpoint yet; train first"
                 )
-            current = checkpoints.restore(newest, train_step.abstract(config, optimizer, mesh))
+            state = checkpoints.restore(newest, train_step.abstract(config, optimizer, mesh))
     else:
-        current = train_step.create(config, optimizer, mesh)
+        state = train_step.create(config, optimizer, mesh)
     ramps = {}
     for k in loops:
         looped = dataclasses.replace(config, model=dataclasses.replace(config.model, loops=k))
-        rows = pipeline.train_rows(
-            texts, words, seq_len=config.model.seq_len, batch_size=batch_size, workers=data.workers
-        )
-        with contextlib.closing(iter(rows)) as iterator:
-            batches = (b.reshape(accumulated, -1, config.model.seq_len + 1) for b in iterator)
-            ramps[k] = sweep(looped, current, batches, mesh, low=low, high=high, steps=steps)
+        with contextlib.closing(rows()) as opened:
+            batches = (
+                jax.tree.map(lambda a: a.reshape(num_micro_batches, -1, *a.shape[1:]), batch)
+                for batch in opened
+            )
+            ramps[k] = sweep(looped, state, batches, mesh, low=low, high=high, steps=steps)
     return ramps

@@ -20,6 +20,12 @@ from looped_jax import files
 from looped_jax.errors import DataError
 
 SMOOTHING = 0.9
+# Names of entries in logs of earlier versions, and what they are called now.
+RENAMED = {
+    "inside/stream_norm": "diagnostics/residual_norm",
+    "loop/stream_norm": "loop/residual_norm",
+    "inside/": "diagnostics/",
+}
 
 
 class MetricLog:
@@ -69,9 +75,17 @@ def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        return [
+            {_current(name): value for name, value in json.loads(line).items()} for line in lines
+        ]
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); move it away") from error
+
+
+def _current(name: str) -> str:
+    """The name of an entry as it is now."""
+    old = next((old for old in RENAMED if name.startswith(old)), None)
+    return RENAMED[old] + name.removeprefix(old) if old else name
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, float]]:
@@ -96,8 +110,8 @@ def _keep_until(path: Path, start: int) -> None:
     files.write_text(path, "".join(kept))
 
 
-class Smoothed:
-    """Exponential mean, unbiased from the first value on; its state survives a resume."""
+class EMA:
+    """Exponential moving average, unbiased from the first value on; its state survives a resume."""
 
     def __init__(self, state: dict[str, Any] | None = None, *, smoothing: float = SMOOTHING):
         self.smoothing = smoothing

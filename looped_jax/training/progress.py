@@ -1,4 +1,4 @@
-"""What a run tells the person in front of it: one line at a time, with pace and time left."""
+"""What a run tells the person in front of it: one line at a time, with throughput and time left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from looped_jax.training.metric_log import Smoothed
+from looped_jax.training.metric_log import EMA
 
 
 class Console:
@@ -21,13 +21,13 @@ class Console:
             print(text, flush=True)
 
 
-class Pace:
+class Throughput:
     """Tokens per second between steps, and the time that is left."""
 
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self.steps, self.tokens, self.done = steps, tokens_per_step, start
         self.began = self.last = time.perf_counter()
-        self.seconds = Smoothed()
+        self.seconds = EMA()
 
     def tick(self, done: int) -> float:
         """Note that `done` steps are complete; tokens per second of the last one."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from looped_jax.config import Config, TrainConfig
+import dataclasses
+
+from looped_jax.config.resolved import Config, TrainConfig
 from looped_jax.errors import CheckpointError, ConfigError
-from looped_jax.training import checkpoint, optim
+from looped_jax.training import checkpoint, optimizers
 from looped_jax.training.checkpoint import Checkpoints
-from looped_jax.training.train_step import State
+from looped_jax.training.train_state import TrainState
 
 
 def check_extends(config: Config, before: int, done: int) -> None:
@@ -15,8 +17,8 @@ def check_extends(config: Config, before: int, done: int) -> None:
     It may while its learning rates so far are those that a run of that length would have had:
     before the warm-down began, where there is no warm-up by share.
     """
-    steps, run = config.train.steps or before, config.train.run_dir
-    if not optim.same_until(config.optim, before, steps, done):
+    steps, run = config.train.steps, config.train.run_dir
+    if not optimizers.same_until(config.optim, before, steps, done):
         raise CheckpointError(
             f"train.steps={steps}: {run} was to end at step {before}, and its learning rates up to "
             f"step {done} would have been others; give train.steps={before}, or start a new run "
@@ -24,21 +26,21 @@ def check_extends(config: Config, before: int, done: int) -> None:
         )
 
 
-def initialized(settings: TrainConfig, fresh: State, abstract: State) -> State:
+def initialized(train: TrainConfig, fresh: TrainState, abstract: TrainState) -> TrainState:
     """A fresh state with the weights, and if asked the optimizer's state, of train.init_from.
 
     `abstract` says how the state is laid out. Raises ConfigError or CheckpointError.
     """
-    run, _, step = (settings.init_from or "").partition("@")
+    run, _, step = (train.init_from or "").partition("@")
     if step and not step.isdigit():
         raise ConfigError(
-            f"train.init_from={settings.init_from}: {step!r} is no step; give RUN or RUN@STEP"
+            f"train.init_from={train.init_from}: {step!r} is no step; give RUN or RUN@STEP"
         )
-    found, params = checkpoint.load_params(
-        run, abstract["params"], step=int(step) if step else None
-    )
-    if not settings.init_optimizer:
-        return fresh | {"params": params}
+    found, params = checkpoint.load_params(run, abstract.params, step=int(step) if step else None)
+    if not train.init_optimizer:
+        return dataclasses.replace(fresh, params=params)
     with Checkpoints(run, read_only=True) as checkpoints:
         state = checkpoints.restore(found, abstract)
-    return state | {"optimizer": optim.restarted(state["optimizer"]), "step": fresh["step"]}
+    return dataclasses.replace(
+        state, optimizer=optimizers.restarted(state.optimizer), step=fresh.step
+    )

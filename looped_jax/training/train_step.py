@@ -1,4 +1,4 @@
-"""The train state {params, optimizer, step}, and the two jitted programs that use it.
+"""The train step: gradients of the objective over all micro-batches, then one optimizer step.
 
 One optimizer step gathers the sharded weights once, lets every micro-batch and every loop
 accumulate gradients locally, and reduces them once: communication does not grow with K.
@@ -14,20 +14,20 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config
+from looped_jax.config.resolved import Config
 from looped_jax.model import attention_kernels, objectives, transformer
 from looped_jax.model.objectives import Batch
 from looped_jax.model.probe import BLIND, TAPS, Taps, closed_taps
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
-from looped_jax.training import optim
+from looped_jax.training import optimizers
+from looped_jax.training.train_state import TrainState
 
 Array = jax.Array
-State = dict[str, Any]
 Metrics = dict[str, Any]
 
 
-def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A fresh train state, each leaf born on its devices; the numbers do not depend on the mesh."""
     shardings = sharding.state_shardings(
         mesh, abstract(config, optimizer, mesh), transformer.weights(config.model)
@@ -36,7 +36,7 @@ def create(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) 
     return fresh()
 
 
-def abstract(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def abstract(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the train state, without any array. Raises ConfigError."""
     shapes = jax.eval_shape(lambda: _fresh(config, optimizer))
     weights = transformer.weights(config.model)
@@ -48,23 +48,17 @@ def abstract(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
     )
 
 
-def _fresh(config: Config, optimizer: optax.GradientTransformation) -> State:
+def _fresh(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
     params = transformer.init_params(config.model, jax.random.key(config.train.seed))
-    return {
-        "params": params,
-        "optimizer": optimizer.init(params),
-        "step": jnp.zeros([], jnp.int32),
-    }
-
-
-def evaluation_params(state: State) -> Params:
-    """The weights that are scored, sampled from and studied: what an optimizer that averages, or
-    that trains other weights than it means, would give in their place."""
-    return state["params"]
+    return TrainState(params, optimizer.init(params), jnp.zeros([], jnp.int32))
 
 
 def make_train_step(
-    config: Config, optimizer: optax.GradientTransformation, mesh: Mesh, *, inside: bool = False
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    diagnostics: bool = False,
 ) -> jax.stages.Wrapped:
     """Jitted (state, tokens [M, rows, T + 1]) -> (state, metrics); the state is donated.
 
@@ -73,36 +67,36 @@ def make_train_step(
     `loop_losses` [scored], `norms` [K], `grad_norm` before clipping,
     `learning_rate_multiplier`.
 
-    With `inside` also a dict `inside` of what happens in there: `gradient_attention`,
+    With `diagnostics` also a dict `diagnostics` of what happens inside: `gradient_attention`,
     `gradient_mlp`, `gradient_block` [K, L] norm over all tokens of the objective's gradient where
-    it arrives at that output; `stream_norm` [K, L] mean over tokens after each layer;
-    `weight_gradient` (before clipping), `weight_norm` (before the update), `weight_update` by name.
+    it arrives at that output; `residual_norm` [K, L] mean over tokens, of the stream after each
+    layer; `weight_gradient` (before clipping), `weight_norm` (before the update), `weight_update`
+    by name.
     """
-    multiplier = optim.learning_rate_multiplier(config.optim, config.train.steps or 1)
+    multiplier = optimizers.learning_rate_multiplier(config.optim, config.train.steps)
 
-    def step(state: State, tokens: Array) -> tuple[State, Metrics]:
-        grads, metrics = gradients(config, mesh, state["params"], tokens, inside=inside)
+    def step(state: TrainState, tokens: Array) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(config, mesh, state.params, tokens, diagnostics=diagnostics)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["learning_rate_multiplier"] = multiplier(state["step"])
+        metrics["learning_rate_multiplier"] = multiplier(state.step)
         with jax.named_scope("optimizer"):
-            updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
-            params = optax.apply_updates(state["params"], updates)
-        if inside:
-            by_weight = {"gradient": grads, "norm": state["params"], "update": updates}
+            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+        if diagnostics:
+            by_weight = {"gradient": grads, "norm": state.params, "update": updates}
             for kind, weights in by_weight.items():
                 norms = {name: jnp.linalg.norm(weight) for name, weight in weights.items()}
-                metrics["inside"][f"weight_{kind}"] = norms
-        state = {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}
-        return state, metrics
+                metrics["diagnostics"][f"weight_{kind}"] = norms
+        return TrainState(params, optimizer_state, state.step + 1), metrics
 
     shardings = sharding.state_shardings(
         mesh, abstract(config, optimizer, mesh), transformer.weights(config.model)
     )
-    copied = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, P())
     return jax.jit(
         step,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, copied),
+        out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
 
@@ -113,7 +107,7 @@ def gradients(
     params: Params,
     tokens: Array | Batch,
     *,
-    inside: bool = False,
+    diagnostics: bool = False,
 ) -> tuple[Params, Metrics]:
     """Gradient of the objective, sharded like params, and metrics.
 
@@ -124,23 +118,23 @@ def gradients(
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
     attend = attention_kernels.for_mesh(model, mesh, training=True)
-    taps = closed_taps(model) if inside else None
-    asked = objectives.of(model)
+    taps = closed_taps(model) if diagnostics else None
+    scored = objectives.of(model)
 
-    def objective(full: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:
+    def objective(params: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:
         batch = objectives.batch_of(rows)
         probe = BLIND if taps is None else Taps(taps)
         states = transformer.forward(
             model,
-            full,
+            params,
             batch["inputs"],
-            return_loops=asked.loops(model),
+            return_loops=scored.loops(model),
             probe=probe,
             attend=attend,
         )
-        nats = asked.nats(model, full, states.hidden, batch)
+        nats = scored.nats(model, params, states.hidden, batch)
         tokens = objectives.count(batch)
-        return asked.total(model, nats), {
+        return scored.total(model, nats), {
             "loop_losses": nats,
             "tokens": tokens.astype(jnp.float32),
             "norms": states.norms,
@@ -150,14 +144,14 @@ def gradients(
     differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
     def local(shards: Params, tokens: Array | Batch) -> tuple[Params, Metrics]:
-        full = sharding.gather(shards, specs)
+        gathered = transformer.prepare(model, shards, specs, gradients=True)
 
         def micro_batch(total, rows):
-            (grads, squares), sums = differentiate(full, taps, rows)
+            (grads, squares), sums = differentiate(gathered, taps, rows)
             return jax.tree.map(jnp.add, total, (grads, {"squares": squares, **sums})), None
 
         first = jax.tree.map(lambda rows: rows[0], tokens)
-        (grads, squares), sums = jax.eval_shape(differentiate, full, taps, first)
+        (grads, squares), sums = jax.eval_shape(differentiate, gathered, taps, first)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, {"squares": squares, **sums})
         )
@@ -168,15 +162,15 @@ def gradients(
         losses = sums["loop_losses"] / sums["tokens"]
         metrics = {
             "loss": losses[-1],
-            "objective": asked.total(model, losses),
+            "objective": scored.total(model, losses),
             "loop_losses": losses,
             "norms": sums["norms"] / passes,
         }
-        if inside:
+        if diagnostics:
             arriving = jnp.sqrt(sums["squares"]) / sums["tokens"]
-            metrics["inside"] = {
+            metrics["diagnostics"] = {
                 **{f"gradient_{name}": arriving[..., i] for i, name in enumerate(TAPS)},
-                "stream_norm": sums["layer_norms"] / passes,
+                "residual_norm": sums["layer_norms"] / passes,
             }
         return grads, metrics
 

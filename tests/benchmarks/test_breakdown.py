@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import breakdown
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.resolve import resolve
 
 CONFIG = resolve(
-    Config(
-        model=ModelConfig(
+    Settings(
+        model=ModelSettings(
             layers=2, loops=3, width=16, heads=2, seq_len=8, dtype="float32", remat="loop"
         )
     ),
@@ -90,7 +90,7 @@ def test_the_least_flops_are_those_the_compiler_counts():
 
     def forward(params, tokens):
         hidden = breakdown.transformer.forward(model, params, tokens).hidden
-        return breakdown.loss.token_losses(model, params["head"], hidden, tokens).sum()
+        return breakdown.loss.token_losses(model, params, hidden, tokens).sum()
 
     counted = jax.jit(forward).lower(shapes, tokens).compile().cost_analysis()["flops"]
     work = breakdown.work_of(config, rows=4)

@@ -10,6 +10,7 @@ import pytest
 from looped_jax.data import corpus
 from looped_jax.errors import DataError
 from looped_jax.files import default_cache_dir
+from tests.corpora import open_corpus
 
 FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
 
@@ -20,9 +21,7 @@ def shard(path, texts=("one", "two"), column="text", **options):
 
 
 def opened(folder, **settings):
-    return corpus.open_corpus(
-        str(folder), **{"val_shard": None, "train_shards": None, "cache_dir": folder} | settings
-    )
+    return open_corpus(folder, settings.pop("cache_dir", folder), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +46,14 @@ def test_identity_tells_other_text_apart(tmp_path):
         (tmp_path / folder).mkdir()
         for name in "ab":
             shard(tmp_path / folder / f"{name}.parquet", ["one", text])
-    x, y, z = (opened(tmp_path / folder).identity() for folder in "xyz")
+    x, y, z = (opened(tmp_path / folder).fingerprint() for folder in "xyz")
     assert x == y != z
 
 
 def test_identity_tells_texts_of_equal_length_apart(tmp_path):
     for name, text in (("a", "abcd"), ("b", "abce")):
         shard(tmp_path / f"{name}.parquet", ["x", text])
-    found = opened(tmp_path).identity()
+    found = opened(tmp_path).fingerprint()
     a, b = found["train"][0] | {"name": "b.parquet"}, found["val"]
     assert a["bytes"] == b["bytes"] and (b["rows"], b["row_groups"]) == (2, 1)
     assert a != b
@@ -166,7 +165,7 @@ def test_validation_shares_no_module_with_training(builtin):
 def test_builtin_corpus_is_the_same_when_built_again(builtin, tmp_path):
     found, cache = builtin
     again = opened("builtin", cache_dir=tmp_path)
-    assert again.identity() == found.identity()
+    assert again.fingerprint() == found.fingerprint()
     for ours, theirs in zip((*again.train, again.val), (*found.train, found.val), strict=True):
         assert ours.read_bytes() == theirs.read_bytes()
     before = found.val.stat().st_mtime_ns

@@ -56,7 +56,7 @@ def test_shards_arrive_whole_whatever_happens_to_one(hub, tmp_path, act):
         hub.acts.pop(shard_name(LAST_SHARD))
     said = []
     download_shards(
-        4, tmp_path / "out", endpoint=hub.endpoint, parallel=3, say=said.append, **QUICK
+        4, tmp_path / "out", endpoint=hub.endpoint, parallel=3, log=said.append, **QUICK
     )
     assert present(tmp_path / "out") == sorted(wanted_shards(4))
     for name in wanted_shards(4):

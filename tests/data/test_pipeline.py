@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from looped_jax.data import corpus, pipeline
-from looped_jax.data.tokenizer import load_tokenizer
 from looped_jax.errors import DataError
+from tests.corpora import load_tokenizer, open_corpus
 
 FINEWEB = Path(__file__).parents[2] / ".." / "shared" / "data" / "fineweb_edu" / "base_data"
 DOCUMENTS = [f"document {i}: " + "word " * (7 * i % 50) for i in range(120)]
@@ -23,9 +23,8 @@ def made(tmp_path_factory):
     for name, texts in (("a", DOCUMENTS[:60]), ("b", DOCUMENTS[60:110]), ("v", DOCUMENTS[110:])):
         table = pa.table({"text": [*texts, None, ""]})
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=10)
-    texts = corpus.open_corpus(str(folder), val_shard=None, train_shards=None, cache_dir=folder)
-    words = load_tokenizer(None, corpus=texts, vocab_size=300, bos_token=None, cache_dir=folder)
-    return texts, words
+    texts = open_corpus(folder)
+    return texts, load_tokenizer(texts, folder)
 
 
 def rows(made, count, state=None, **settings):
@@ -93,10 +92,10 @@ def test_processes_share_the_row_groups(made):
     for process in range(3):
         expected = [words.encode_documents(groups[i]) for i in range(process, 13, 3)]
         epoch = np.concatenate(list(itertools.chain.from_iterable(expected)))
-        stream = stream_of(rows(made, 20, process_index=process, process_count=3)[0])
+        stream = stream_of(rows(made, 20, shard_index=process, shard_count=3)[0])
         np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
     with pytest.raises(DataError, match="13 row groups for 14 processes"):
-        pipeline.train_rows(*made, seq_len=16, batch_size=4, process_count=14)
+        pipeline.train_rows(*made, seq_len=16, batch_size=4, shard_count=14)
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 1), (64, 1), (3, 2), (2, 5)])
@@ -104,7 +103,7 @@ def test_validation_scores_the_same_targets_however_it_is_split(made, batch_size
     texts, words = made
     settings = {"seq_len": 16, "max_tokens": 400, "batch_size": batch_size}
     shares = [
-        pipeline.val_rows(*made, **settings, process_index=i, process_count=processes)
+        pipeline.val_rows(*made, **settings, shard_index=i, shard_count=processes)
         for i in range(processes)
     ]
     assert len({len(share) for share in shares}) == 1
@@ -136,10 +135,7 @@ def test_damage_met_while_training_is_named(made, tmp_path, workers):
     for name in "ab":
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"text": ["x" * 5000] * 20}), path, row_group_size=5)
-    texts, words = (
-        corpus.open_corpus(str(tmp_path), val_shard=None, train_shards=None, cache_dir=tmp_path),
-        made[1],
-    )
+    texts, words = open_corpus(tmp_path), made[1]
     with pq.ParquetFile(path := texts.train[0]) as file:
         place = file.metadata.row_group(2).column(0).dictionary_page_offset
     content = bytearray(path.read_bytes())
@@ -153,8 +149,8 @@ def test_damage_met_while_training_is_named(made, tmp_path, workers):
 
 @pytest.mark.skipif(not FINEWEB.is_dir(), reason="needs shared/data beside the project")
 def test_real_fineweb_flows(tmp_path):
-    texts = corpus.open_corpus(str(FINEWEB), val_shard=None, train_shards=None, cache_dir=tmp_path)
-    words = load_tokenizer(None, corpus=texts, vocab_size=1024, bos_token=None, cache_dir=tmp_path)
+    texts = open_corpus(FINEWEB, tmp_path)
+    words = load_tokenizer(texts, tmp_path, vocab_size=1024)
     batch = next(iter(pipeline.train_rows(texts, words, seq_len=256, batch_size=4)))
     start = words.decode(batch[0, :200].tolist())
     assert len(start) > 200 and corpus.RowGroups(texts.train)[0][0].startswith(start)

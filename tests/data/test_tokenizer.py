@@ -11,15 +11,15 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from looped_jax.data import corpus, tokenizer
+from looped_jax.data import tokenizer
 from looped_jax.data.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     Tokenizer,
-    load_tokenizer,
     train_tokenizer,
 )
 from looped_jax.errors import DataError
+from tests.corpora import load_tokenizer, open_corpus
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 TEXTS = [
@@ -39,12 +39,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(folder):
-    return corpus.open_corpus(str(folder), val_shard=None, train_shards=None, cache_dir=folder)
+    return open_corpus(folder)
 
 
 def load(path, texts, cache, **settings):
-    settings = {"vocab_size": 320, "bos_token": None} | settings
-    return load_tokenizer(path, corpus=texts, cache_dir=cache, **settings)
+    return load_tokenizer(texts, cache, path, **{"vocab_size": 320} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +102,18 @@ def test_training_is_deterministic_and_cached(texts, folder, tmp_path, trained):
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     cached = list((folder / "tokenizers").glob("*.json"))
     before = [path.stat().st_mtime_ns for path in cached]
-    assert load(None, texts, folder).identity() == trained.identity()
+    assert load(None, texts, folder).fingerprint() == trained.fingerprint()
     assert [path.stat().st_mtime_ns for path in cached] == before and len(cached) == 1
 
 
 def test_survives_pickling_and_saving(trained, texts, tmp_path):
     copy = pickle.loads(pickle.dumps(trained))
-    assert copy.identity() == trained.identity() and copy.encode(TEXTS[2]) == trained.encode(
+    assert copy.fingerprint() == trained.fingerprint() and copy.encode(TEXTS[2]) == trained.encode(
         TEXTS[2]
     )
     path = tmp_path / "tokenizer.json"
     path.write_text(trained.to_json())
-    assert load(str(path), texts, tmp_path).identity() == trained.identity()
+    assert load(str(path), texts, tmp_path).fingerprint() == trained.fingerprint()
 
 
 def test_named_start_token(trained, texts, tmp_path):

@@ -11,13 +11,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from looped_jax import diagnose
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.diagnostics import measure, sections, weight_statistics
 from looped_jax.model import transformer
 from looped_jax.plotting import html_report
 from looped_jax.resolve import resolve
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_meta import RunMeta
+from looped_jax.training.train_state import TrainState
 
 ROOT = Path(__file__).parents[2]
 LOOPS = 3
@@ -26,8 +28,8 @@ LOOPS = 3
 @pytest.fixture(scope="module")
 def model():
     """Weights loud enough that every loop changes predictions."""
-    settings = ModelConfig(layers=1, loops=2, width=32, heads=2, seq_len=16, dtype="float32")
-    config = resolve(Config(model=settings), vocab_size=300)
+    settings = ModelSettings(layers=1, loops=2, width=32, heads=2, seq_len=16, dtype="float32")
+    config = resolve(Settings(model=settings), vocab_size=300)
     params = transformer.init_params(config.model, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), len(params))
     loud = {
@@ -44,7 +46,7 @@ def run_dir(model, tmp_path_factory):
     train_tokenizer(iter([(ROOT / "README.md").read_text()]), 300, path=folder / "tokenizer.json")
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     checkpoints = Checkpoints(folder)
-    checkpoints.save(7, {"params": params, "step": jnp.array(7)}, {})
+    checkpoints.save(7, TrainState(params, (), jnp.array(7)), RunMeta(step=7))
     checkpoints.wait()
     return folder
 
@@ -153,7 +155,7 @@ def test_the_program_writes_one_page_that_needs_nothing_else(arguments, model, t
     numbers = json.loads((out / "measurements.json").read_text())
     assert numbers["loops"] == LOOPS and len(numbers["loss"]) == LOOPS
     assert len(numbers["kl"]) == LOOPS - 1 and min(numbers["kl"]) > 0
-    assert np.shape(numbers["stream_norm"]) == (LOOPS, 1)
+    assert np.shape(numbers["residual_norm"]) == (LOOPS, 1)
     assert set(numbers["weights"]) == set(
         transformer.init_params(model[0].model, jax.random.key(0))
     )
@@ -168,10 +170,10 @@ def test_the_runs_log_is_drawn_where_there_is_one_and_refused_where_it_is_damage
     log = run_dir / "metrics.jsonl"
     entries = [
         {"step": step, "train/loss": 5.0 - step, "train/loss_smooth": 5.0, "train/grad_norm": 1.0,
-         "loop/stream_norm": [3.0, 4.0]}
+         "loop/residual_norm": [3.0, 4.0]}
         for step in (1, 2)
     ]  # fmt: skip
-    entries[1] |= {f"inside/{name}": [[1.0], [2.0]] for name in sections.INSIDE}
+    entries[1] |= {f"diagnostics/{name}": [[1.0], [2.0]] for name in sections.INSIDE}
     log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     try:
         diagnose.main([*arguments, "--out", str(tmp_path)])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from looped_jax import compare
-from looped_jax.config import Config, ModelConfig, OptimConfig
+from looped_jax.config.settings import ModelSettings, OptimConfig, Settings
 from looped_jax.diagnostics import run_comparison
+from looped_jax.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -20,21 +21,22 @@ STEPS = 60
 def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, grad_norm_cv=0.0):
     """A run folder with a log whose statistics are known."""
     folder.mkdir()
-    config = Config(
-        model=ModelConfig(variant=variant, loops=loops, layers=2),
+    settings = Settings(
+        model=ModelSettings(variant=variant, loops=loops, layers=2),
         optim=OptimConfig(matrix_learning_rate=lr),
     )
+    config = resolve(settings, vocab_size=97)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     lines = []
     for step in range(1, STEPS + 1):
         loss = 5 - step / STEPS + 0.01 * (-1) ** step + (1.0 if step in spike else 0.0)
         norms = [4.0 * 3**k for k in range(loops)]
-        lines.append({"step": step, "train/loss": loss, "loop/stream_norm": norms,
+        lines.append({"step": step, "train/loss": loss, "loop/residual_norm": norms,
                       "train/grad_norm": 1 + grad_norm_cv * (-1) ** step})  # fmt: skip
         if inside and step % 10 == 0:
             sign = (-1) ** (step // 10)
             blocks = [[3.0 + 1.5 * sign, 4.0 + 2.0 * sign] for _ in range(loops)]
-            lines.append({"step": step, "inside/gradient_block": blocks})
+            lines.append({"step": step, "diagnostics/gradient_block": blocks})
     lines.append({"step": STEPS, "val/bpb_loops_1": 2.5, f"val/bpb_loops_{loops}": 2.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -106,7 +108,7 @@ def test_the_sweep_runs_every_rule_at_every_count_but_one_loop_once():
     *trained, compared = done.stdout.splitlines()
     assert trained == [
         f"python -m looped_jax.train --config configs/{rule}.py:tiny --config.model.loops={k} "
-        f"--config.train.steps=5 --config.train.inside_every=10 "
+        f"--config.train.steps=5 --config.train.diagnostics_every=10 "
         f"--config.train.run_dir=runs/x/{rule}_K{k} --config.train.seed=1"
         for rule, k in (("flt", 1), ("flt", 3), ("lt", 3))
     ]

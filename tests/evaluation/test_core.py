@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from looped_jax.evaluation import core
-from looped_jax.evaluation.core import BundleError, Item, PromptError, ResumeError, Task, tasks
+from looped_jax.evaluation.core import BundleError, Item, PromptError, ResumeError, Task
+from looped_jax.evaluation.core import bundle as core_bundle
 from looped_jax.evaluation.core.prompts import render, rows, shots
-from looped_jax.evaluation.core.scores import TaskResult, decide
+from looped_jax.evaluation.core.results import TaskResult, decide
 
 BUNDLE = Path(__file__).parents[2] / ".." / "shared" / "data" / "core" / "eval_bundle"
 needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="needs shared/data beside us")
@@ -259,7 +260,7 @@ def test_bad_bundles_are_named_with_their_line(tmp_path, file, content, message)
 def test_too_few_items_for_the_shots_are_named():
     with pytest.raises(BundleError, match="cannot give each one 3 shots .* use at least 4"):
         core.draw(task("language_modeling", words(8), shots=3), 3)
-    assert tasks.DEFAULT_DELIMITER == " "
+    assert core_bundle.DEFAULT_DELIMITER == " "
 
 
 def test_core_is_the_unweighted_mean():

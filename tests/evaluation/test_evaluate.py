@@ -1,5 +1,6 @@
-"""Evaluation: the same decisions whatever the batch, the devices and the company of loop counts."""
+"""Evaluator: the same decisions whatever the batch, the devices and the company of loop counts."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from looped_jax import evaluate
-from looped_jax.config import Config, MeshConfig, ModelConfig
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.errors import DataError
 from looped_jax.evaluation import core, perplexity, scoring
@@ -21,8 +22,10 @@ from looped_jax.evaluation.core import Row
 from looped_jax.model import loss, transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_meta import RunMeta
+from looped_jax.training.train_state import TrainState
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / ".." / "shared" / "data" / "core" / "eval_bundle"
@@ -36,13 +39,15 @@ LOOPS = (1, 2, 4)
 @pytest.fixture(scope="module")
 def model():
     """Random weights, then trained a little on this project's own words."""
-    settings = ModelConfig(layers=2, loops=2, width=32, heads=2, seq_len=64, dtype="float32")
-    config = resolve(Config(model=settings), vocab_size=320)
+    settings = ModelSettings(layers=2, loops=2, width=32, heads=2, seq_len=64, dtype="float32")
+    config = resolve(Settings(model=settings), vocab_size=320)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(config, steps=30)
+    optimizer = optimizers.make_optimizer(config, steps=30)
     current = train_step.create(config, optimizer, mesh)
     noise = functools.partial(jax.random.normal, jax.random.key(1))
-    current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
+    current = dataclasses.replace(
+        current, params=jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current.params)
+    )
     text = np.frombuffer((ROOT / "README.md").read_bytes(), np.uint8).astype(np.int32)
     step, losses = train_step.make_train_step(config, optimizer, mesh), []
     for number in range(30):
@@ -50,7 +55,7 @@ def model():
         current, metrics = step(current, rows[None])
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 1
-    return config, current["params"]
+    return config, current.params
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def run_dir(model, tmp_path_factory):
     train_tokenizer(iter([text]), 320, path=folder / "tokenizer.json")
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     checkpoints = Checkpoints(folder)
-    checkpoints.save(7, {"params": params, "step": jnp.array(7)}, {})
+    checkpoints.save(7, TrainState(params, (), jnp.array(7)), RunMeta(step=7))
     checkpoints.wait()
     return folder
 
@@ -88,7 +93,7 @@ def test_spans_equal_a_plain_forward_pass_of_each_row(model):
         for column, k in enumerate(LOOPS):
             tokens = row.tokens[None]
             hidden = transformer.forward(config.model, params, tokens, loops=k).hidden
-            logits = loss.logits(config.model, params["head"], hidden[0, 0])
+            logits = loss.logits(config.model, params, hidden[0, 0])
             places = np.arange(row.start, row.end)
             expected = -jax.nn.log_softmax(logits)[places - 1, row.tokens[places]]
             if len(places):
@@ -102,7 +107,7 @@ def test_a_row_whose_targets_are_all_likeliest_is_a_hit(model):
     tokens = [5, 9]
     for _ in range(4):
         hidden = transformer.forward(config.model, params, np.array([tokens]), loops=2).hidden
-        tokens.append(int(loss.logits(config.model, params["head"], hidden[0, 0, -1]).argmax()))
+        tokens.append(int(loss.logits(config.model, params, hidden[0, 0, -1]).argmax()))
     right, wrong = np.array(tokens, np.int32), np.array([*tokens[:-1], 0], np.int32)
     _, hits = scorer(model, loops=(2,))([Row(right, 2, 6), Row(wrong, 2, 6), Row(wrong, 2, 5)])
     assert hits[:, 0].tolist() == [True, False, True]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import looped_jax
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from looped_jax.errors import ArgumentError, CheckpointError
 from looped_jax.inference import decoding
@@ -22,6 +22,8 @@ from looped_jax.model import loss, transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_meta import RunMeta
+from looped_jax.training.train_state import TrainState
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [[5], [7, 11, 3, 60, 2], list(range(40, 64)), [9, 9]]
@@ -29,8 +31,8 @@ PROMPTS = [[5], [7, 11, 3, 60, 2], list(range(40, 64)), [9, 9]]
 
 @pytest.fixture(scope="module")
 def model():
-    settings = ModelConfig(layers=2, loops=3, width=32, heads=2, seq_len=32, dtype="float32")
-    config = resolve(Config(model=settings), vocab_size=320).model
+    settings = ModelSettings(layers=2, loops=3, width=32, heads=2, seq_len=32, dtype="float32")
+    config = resolve(Settings(model=settings), vocab_size=320).model
     params = transformer.init_params(config, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), len(params))
     noise = {
@@ -45,13 +47,13 @@ def recomputed(model, prompt, tokens, loops=3):
     row = list(prompt)
     for _ in range(tokens):
         hidden = transformer.forward(config, params, jnp.array([row]), loops=loops).hidden[0]
-        row.append(int(loss.logits(config, params["head"], hidden[0, -1]).argmax()))
+        row.append(int(loss.logits(config, params, hidden[0, -1]).argmax()))
     return row[len(prompt) :]
 
 
 def streamed(model, prompts, tokens, **settings):
     return np.stack(
-        list(decoding.stream(*model, prompts, tokens=tokens, **settings)), axis=1
+        list(decoding.generate_tokens(*model, prompts, tokens=tokens, **settings)), axis=1
     ).tolist()
 
 
@@ -116,12 +118,12 @@ def run_dir(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config, params = model
     train_tokenizer(iter(["hello world, 日本語 🙂 " * 9]), 320, path=folder / "tokenizer.json")
-    whole = Config(model=config)
+    whole = Settings(model=config)
     (folder / "config.json").write_text(json.dumps(whole.to_dict()))
     checkpoints = Checkpoints(folder)
     for step, scale in ((3, 0.5), (4, 1.0)):
         weights = {name: scale * weight for name, weight in params.items()}
-        checkpoints.save(step, {"params": weights, "step": jnp.array(step)}, {})
+        checkpoints.save(step, TrainState(weights, (), jnp.array(step)), RunMeta(step=step))
     checkpoints.wait()
     return folder
 
@@ -133,9 +135,7 @@ def test_load_gives_logits_at_any_loop_counts(run_dir, model):
     assert three.shape == (2, 4, 320) and three.dtype == jnp.float32
     for k, found in ((3, three), (1, one), (5, five)):
         hidden = transformer.forward(*model, tokens, loops=k).hidden[0]
-        np.testing.assert_allclose(
-            found, loss.logits(model[0], model[1]["head"], hidden), atol=1e-4
-        )
+        np.testing.assert_allclose(found, loss.logits(model[0], model[1], hidden), atol=1e-4)
     np.testing.assert_allclose(m.logits(tokens)[0], three, atol=1e-5)
     earlier = looped_jax.load(run_dir, step=3)
     assert (m.step, earlier.step) == (4, 3)
@@ -186,7 +186,9 @@ def test_characters_of_several_tokens_are_streamed_whole(run_dir, monkeypatch):
     smile = [int(i) for i in "🙂é".encode()]
     byte_ids = {bytes([b]): i for i, b in enumerate(_byte_order())}
     script = iter([np.array([byte_ids[bytes([b])]]) for b in smile])
-    monkeypatch.setattr("looped_jax.inference.trained_model.stream", lambda *a, **k: script)
+    monkeypatch.setattr(
+        "looped_jax.inference.trained_model.generate_tokens", lambda *a, **k: script
+    )
     pieces = [piece for (piece,) in m.stream([""], tokens=6)]
     assert pieces == ["", "", "", "🙂", "", "é"]
 
@@ -201,7 +203,10 @@ def _byte_order():
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "is no run folder .config.json is missing"),
-        (lambda f: (f / "config.json").write_text("{"), "is damaged: Expecting property name"),
+        (
+            lambda f: (f / "config.json").write_text("{"),
+            "is damaged: config.json: Expecting property name",
+        ),
         (lambda f: (f / "tokenizer.json").write_text("{"), "is damaged: .* is no tokenizer.json"),
     ],
 )

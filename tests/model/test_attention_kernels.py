@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import MeshConfig, ModelConfig
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.config.settings import MeshConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model import attention_kernels as kernels
 from looped_jax.runtime import hardware, sharding

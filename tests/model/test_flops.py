@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.model import flops, loss, transformer
 from looped_jax.resolve import resolve
 
 
 def model(**settings):
     vocab = settings.pop("vocab", 151_670)
-    return resolve(Config(model=ModelConfig(**settings)), vocab_size=vocab).model
+    return resolve(Settings(model=ModelSettings(**settings)), vocab_size=vocab).model
 
 
 def test_paper_scale():
@@ -53,7 +53,7 @@ def test_forward_flops_agree_with_the_compiler():
 
     def forward(params, tokens):
         hidden = transformer.forward(config, params, tokens).hidden
-        return loss.token_losses(config, params["head"], hidden, tokens)
+        return loss.token_losses(config, params, hidden, tokens)
 
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
     compiled = jax.jit(forward).lower(shapes, tokens).compile().cost_analysis()["flops"]

@@ -1,17 +1,17 @@
 """Decoding from a cache equals one full forward pass, for every rule, attention, window and K."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.model import loss, transformer
-from looped_jax.registry import LOOP_RULES
 from looped_jax.resolve import resolve
+from tests.covering import grid
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 12)).astype(np.int32)
 PREFILL = 5
@@ -19,8 +19,8 @@ PREFILL = 5
 
 def small(variant="FLT", **settings):
     settings = {"layers": 2, "width": 32, "heads": 4, "seq_len": 16, "loops": 3} | settings
-    config = ModelConfig(variant=variant, dtype="float32", latent_rank=8, **settings)
-    return resolve(Config(model=config), vocab_size=97).model
+    config = ModelSettings(variant=variant, dtype="float32", latent_rank=8, **settings)
+    return resolve(Settings(model=config), vocab_size=97).model
 
 
 def random_weights(config):
@@ -41,7 +41,7 @@ def full_logits(config, params, tokens, loop_counts):
     states = transformer.forward(
         config, params, tokens, loops=max(loop_counts), return_loops=wanted
     )
-    return loss.logits(config, params["head"], states.hidden)
+    return loss.logits(config, params, states.hidden)
 
 
 def cached_logits(config, params, tokens, loops, kind="exact"):
@@ -55,7 +55,7 @@ def cached_logits(config, params, tokens, loops, kind="exact"):
     found = []
     for start, end in [(0, PREFILL), *((t, t + 1) for t in range(PREFILL, length))]:
         hidden, memory = extend(params, tokens[:, start:end], places[:, start:end], memory)
-        found.append(loss.logits(config, params["head"], hidden))
+        found.append(loss.logits(config, params, hidden))
     assert extend._cache_size() == 2
     return jnp.concatenate(found, axis=1)
 
@@ -67,16 +67,13 @@ ATTENTION = {
 }
 
 
-@pytest.mark.parametrize(
-    ("variant", "attention", "pattern"), list(itertools.product(LOOP_RULES, ATTENTION, ("L", "SL")))
-)
-def test_decoding_equals_the_full_forward(variant, attention, pattern):
+@grid(variant=LOOP_RULES, attention=ATTENTION, pattern=("L", "SL"), loops=(1, 2, 3, 12))
+def test_decoding_equals_the_full_forward(variant, attention, pattern, loops):
     config = small(variant, window_pattern=pattern, **ATTENTION[attention])
-    params, counts = random_weights(config), (1, 2, 3, 12)
-    full = full_logits(config, params, TOKENS, counts)
-    for k, expected in zip(counts, full, strict=True):
-        cached = cached_logits(config, params, TOKENS, k)
-        np.testing.assert_allclose(cached, expected, rtol=0, atol=1e-4, err_msg=f"{k} loops")
+    params = random_weights(config)
+    full = full_logits(config, params, TOKENS, (1, 2, 3, 12))[(1, 2, 3, 12).index(loops)]
+    cached = cached_logits(config, params, TOKENS, loops)
+    np.testing.assert_allclose(cached, full, rtol=0, atol=1e-4)
 
 
 def test_keeping_only_the_last_loop_drifts_and_is_exact_for_one_loop():

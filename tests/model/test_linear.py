@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.model import transformer
 from looped_jax.model.linear import linear
 from looped_jax.resolve import resolve
@@ -17,10 +17,10 @@ from looped_jax.runtime import sharding
 from looped_jax.training import train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 64, (1, 4, 17)).astype(np.int32)
-MODEL = ModelConfig(
+MODEL = ModelSettings(
     layers=1, loops=6, width=96, heads=2, seq_len=16, dtype="bfloat16", variant="LT"
 )  # fmt: skip
-CONFIG = resolve(Config(model=MODEL), vocab_size=64)
+CONFIG = resolve(Settings(model=MODEL), vocab_size=64)
 
 
 def gradients(config):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, ModelConfig, TrainConfig
+from looped_jax.config.registry import OBJECTIVES
+from looped_jax.config.settings import ModelSettings, Settings, TrainSettings
 from looped_jax.model import loss, objectives, transformer
-from looped_jax.registry import OBJECTIVES
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import train_step
@@ -22,7 +22,9 @@ ROWS = np.random.default_rng(0).integers(0, 97, (2, 4, 10)).astype(np.int32)
 def config_of(loss, loops=3):
     sizes = {"layers": 1, "loops": loops, "width": 32, "heads": 2, "seq_len": 9}
     return resolve(
-        Config(model=ModelConfig(dtype="float32", loss=loss, **sizes), train=TrainConfig(steps=4)),
+        Settings(
+            model=ModelSettings(dtype="float32", loss=loss, **sizes), train=TrainSettings(steps=4)
+        ),
         vocab_size=97,
     )
 
@@ -59,7 +61,7 @@ def test_every_loop_can_owe_a_target_of_its_own(sizes):
         hidden = transformer.forward(
             config.model, params, rows[:, :-1], return_loops=(0, 1, 2)
         ).hidden
-        logits = loss.logits(config.model, params["head"], hidden)
+        logits = loss.logits(config.model, params, hidden)
         y = np.moveaxis(targets, 1, 0)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), np.maximum(y, 0)[..., None], -1)
         nats = nats - np.where(y < 0, 0, picked[..., 0]).sum((1, 2))
@@ -72,9 +74,9 @@ def test_chunks_change_no_loss_of_own_targets():
     config = config_of("STEP").model
     hidden = jax.random.normal(jax.random.key(0), (3, 4, 9, 32))
     targets = np.random.default_rng(2).integers(-1, 97, (3, 4, 9)).astype(np.int32)
-    head = random_weights(config)["head"]
+    params = random_weights(config)
     whole, parts = (
-        loss.token_losses(dataclasses.replace(config, loss_chunk=n), head, hidden, targets)
+        loss.token_losses(dataclasses.replace(config, loss_chunk=n), params, hidden, targets)
         for n in (None, 7)
     )
     np.testing.assert_allclose(whole, parts, atol=1e-5)

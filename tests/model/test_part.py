@@ -12,17 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, Parts, TrainConfig
+from looped_jax.config.registry import LOOP_RULES, PARTS
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Parts,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops, loss, transformer
 from looped_jax.model.loop_rules import LoopRule
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import OF_LAYER, OF_MODEL, Part
 from looped_jax.model.weights import weight
-from looped_jax.registry import LOOP_RULES, PARTS
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
+from tests.covering import grid
 from tests.model.test_kv_cache import PREFILL, full_logits
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 12)).astype(np.int32)
@@ -35,10 +43,10 @@ def with_parts(names, **model):
     sizes = {"layers": 2, "loops": 3, "width": 32, "heads": 4, "kv_heads": 2, "seq_len": 12} | model
     parts = Parts({name: dataclasses.replace(PARTS[name].Settings(), on=True) for name in names})
     return resolve(
-        Config(
-            model=ModelConfig(dtype="float32", parts=parts, **sizes),
+        Settings(
+            model=ModelSettings(dtype="float32", parts=parts, **sizes),
             optim=OptimConfig(newton_schulz_dtype="float32"),
-            train=TrainConfig(steps=4),
+            train=TrainSettings(steps=4),
         ),
         vocab_size=97,
     )
@@ -89,8 +97,7 @@ def test_a_fresh_model_starts_as_without_it(names):
     )
 
 
-@pytest.mark.parametrize("variant", LOOP_RULES)
-@pytest.mark.parametrize("names", [*EACH, ALL])
+@grid(strength=1, variant=LOOP_RULES, names=(ALL, *EACH))
 def test_decoding_equals_the_full_pass(names, variant):
     config = with_parts(names, variant=variant, window_pattern="SL").model
     params = loud(config)
@@ -106,7 +113,7 @@ def test_decoding_equals_the_full_pass(names, variant):
             hidden, memory = jax.jit(extend, static_argnames=("loops", "first"))(
                 params, TOKENS[:, cut], places[:, cut], memory, loops=loops, first=start == 0
             )
-            found.append(loss.logits(config, params["head"], hidden))
+            found.append(loss.logits(config, params, hidden))
         np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=1e-4)
 
 
@@ -116,16 +123,18 @@ def test_gradients_reach_it_and_meshes_change_nothing(names):
     found, losses = [], []
     for sizes in ((1, 1, 1), (2, 2, 2)):
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        optimizer = optim.make_optimizer(config, mesh)
+        optimizer = optimizers.make_optimizer(config, mesh)
         current = train_step.create(config, optimizer, mesh)
         where = transformer.shardings(config.model, mesh)
-        current["params"] = jax.device_put(loud(config.model, 0.1), where)
-        before = jax.device_get(current["params"])
+        current = dataclasses.replace(
+            current, params=jax.device_put(loud(config.model, 0.1), where)
+        )
+        before = jax.device_get(current.params)
         step = train_step.make_train_step(config, optimizer, mesh)
         for _ in range(3):
             current, metrics = step(current, ROWS)
         losses.append(float(metrics["loss"]))
-        found.append(jax.device_get(current["params"]))
+        found.append(jax.device_get(current.params))
     np.testing.assert_allclose(*losses, atol=1e-4)
     for name, array in found[0].items():
         assert np.abs(array - before[name]).max() > 0, name
@@ -147,17 +156,20 @@ def test_parts_are_counted():
 
 def test_parts_are_settings():
     values = {"model": {"parts": {"kv_shift": {"on": True}}}}
-    config = Config.from_dict(values)
+    config = Settings.from_dict(values)
     assert config.model.parts.on() == ("kv_shift",)
-    assert Config.from_dict(config.to_dict()) == config
+    assert Settings.from_dict(config.to_dict()) == config
     assert config.to_dict()["model"]["parts"] == {"kv_shift": {"on": True}}
-    assert "parts" not in Config().to_dict()["model"]  # later parts refuse no older run
+    assert "parts" not in Settings().to_dict()["model"]  # later parts refuse no older run
     assert "model.parts.kv_shift.on = True" in config.describe()
-    assert "model.parts" not in Config().describe()
+    assert "model.parts" not in Settings().describe()
     with pytest.raises(ConfigError, match="model.parts.kv_shit is no setting; nearest: .*kv_shift"):
-        Config.from_dict({"model": {"parts": {"kv_shit": {"on": True}}}})
+        Settings.from_dict({"model": {"parts": {"kv_shit": {"on": True}}}})
     with pytest.raises(ConfigError, match="model.parts.kv_shift.on=3 is not of type bool"):
-        Config.from_dict({"model": {"parts": {"kv_shift": {"on": 3}}}})
+        Settings.from_dict({"model": {"parts": {"kv_shift": {"on": 3}}}})
+
+
+WITH_HISTORY = tuple(site for site in OF_MODEL if site != "readout")  # there are no times there
 
 
 def looking_back(each_layer, sites, rule=False):
@@ -208,14 +220,14 @@ def check_decoding(config):
                 config, params, TOKENS[:, cut], places[:, cut], memory, loops=loops,
                 first=start == 0,
             )  # fmt: skip
-            found.append(loss.logits(config, params["head"], hidden))
+            found.append(loss.logits(config, params, hidden))
         np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["FLT", "LT"])
 def test_looking_back_is_right_at_every_site_and_in_all_at_once(registered, variant):
     registered(PARTS, "of_layers", looking_back(True, OF_LAYER))
-    registered(PARTS, "of_model", looking_back(False, OF_MODEL))
+    registered(PARTS, "of_model", looking_back(False, WITH_HISTORY))
     check_decoding(with_parts(("of_layers", "of_model"), variant=variant, layers=2).model)
 
 
@@ -230,6 +242,32 @@ def test_a_part_may_attend_by_itself(registered):
 
     registered(PARTS, "attends", Attends)
     check_decoding(with_parts(("attends",)).model)
+
+
+def test_a_part_at_the_readout_changes_logits_losses_and_decoding_alike(registered):
+    class Bias(Part):
+        each_layer = False
+
+        def __init__(self, settings, config, layer, *, rngs):
+            bias = jnp.linspace(-3, 3, config.padded_vocab)
+            self.bias = weight(bias, "vocab", group="vector")
+
+        def readout(self, z, here):
+            return z + self.bias[...] + 0.1 * here.h.mean(-1, keepdims=True).astype(z.dtype)
+
+    registered(PARTS, "bias", Bias)
+    config = with_parts(("bias",)).model
+    params, chunked = loud(config), dataclasses.replace(config, loss_chunk=5)
+    hidden = transformer.forward(config, params, TOKENS, return_loops=(0, 2)).hidden
+    z = hidden @ params["head"] + params["parts.bias.bias"] + 0.1 * hidden.mean(-1, keepdims=True)
+    z = (15 * jnp.tanh(z / 15))[..., : config.vocab_size]
+    np.testing.assert_allclose(loss.logits(config, params, hidden), z, atol=1e-5)
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(z), TOKENS[None, ..., None], axis=-1)[..., 0]
+    found = loss.token_losses(chunked, params, hidden, TOKENS)
+    np.testing.assert_allclose(found, nats, atol=1e-5)
+    grad = jax.grad(lambda p: loss.token_losses(chunked, p, hidden, TOKENS).sum())(params)
+    assert np.abs(grad["parts.bias.bias"]).max() > 0.1
+    check_decoding(config)
 
 
 def test_a_rule_may_look_back_without_any_part(registered):
@@ -280,5 +318,5 @@ def test_settings_of_parts_compare_by_what_is_not_default(registered):
     assert plain == other and before == hash(other)
     registered(PARTS, "later", looking_back(True, ("mlp_input",)))
     assert hash(plain) == before
-    with pytest.raises(ConfigError, match="model.parts.nope is no setting"):
+    with pytest.raises(ConfigError, match="nope is no part; choose kv_shift"):
         Parts({"nope": PARTS["kv_shift"].Settings()})

@@ -1,5 +1,6 @@
 """What the windows show equals what an unrolled loop, written out here, computes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,26 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.model import probe, transformer
 from looped_jax.model.attention_kernels import plain
 from looped_jax.model.block import rope_tables
-from looped_jax.model.history import FullPass
+from looped_jax.model.full_pass import FullPass
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.part import Here
-from looped_jax.registry import LOOP_RULES
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 8, 9)).astype(np.int32)
 
 
 def make_config(**model):
     sizes = {"layers": 2, "loops": 3, "width": 32, "heads": 4, "kv_heads": 2, "seq_len": 8}
-    model = ModelConfig(dtype="float32", window_pattern="SL", **sizes | model)
+    model = ModelSettings(dtype="float32", window_pattern="SL", **sizes | model)
     optimizer = OptimConfig(newton_schulz_dtype="float32")
-    return resolve(Config(model=model, optim=optimizer, train=TrainConfig(steps=5)), vocab_size=61)
+    return resolve(
+        Settings(model=model, optim=optimizer, train=TrainSettings(steps=5)), vocab_size=61
+    )
 
 
 def loud_params(config):
@@ -64,7 +73,7 @@ def unrolled(config, params, tokens, added):
 def test_taps_and_stream_norms_equal_an_unrolled_loop(variant):
     config = make_config(variant=variant)
     params, mesh = loud_params(config), sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    watched = functools.partial(train_step.gradients, config, mesh, inside=True)
+    watched = functools.partial(train_step.gradients, config, mesh, diagnostics=True)
     plain = functools.partial(train_step.gradients, config, mesh)
     grads, metrics = jax.jit(watched)(params, TOKENS[:1])
     unwatched, _ = jax.jit(plain)(params, TOKENS[:1])
@@ -74,11 +83,11 @@ def test_taps_and_stream_norms_equal_an_unrolled_loop(variant):
     gradient, streams = jax.jit(jax.grad(written_out, has_aux=True))(added)
     wanted = jnp.sqrt(jnp.sum(gradient**2, axis=(3, 4, 5)))
     for index, name in enumerate(probe.TAPS):
-        found = metrics["inside"][f"gradient_{name}"]
+        found = metrics["diagnostics"][f"gradient_{name}"]
         assert found.min() > 0
         np.testing.assert_allclose(found, wanted[..., index], rtol=1e-4)
     norms = jnp.linalg.norm(streams, axis=-1).mean((1, 2)).reshape(m.loops, m.layers)
-    np.testing.assert_allclose(metrics["inside"]["stream_norm"], norms, rtol=1e-5)
+    np.testing.assert_allclose(metrics["diagnostics"]["residual_norm"], norms, rtol=1e-5)
     for name in grads:
         np.testing.assert_allclose(grads[name], unwatched[name], atol=1e-6, err_msg=name)
 
@@ -88,7 +97,7 @@ def test_taps_equal_finite_differences():
     params = loud_params(config)
     added = jnp.zeros((2, 1, 3, *TOKENS[0, :, 1:].shape, config.model.width))
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    _, metrics = jax.jit(functools.partial(train_step.gradients, config, mesh, inside=True))(
+    _, metrics = jax.jit(functools.partial(train_step.gradients, config, mesh, diagnostics=True))(
         params, TOKENS[:1]
     )
     with jax.enable_x64(True):
@@ -99,7 +108,7 @@ def test_taps_equal_finite_differences():
         only = jnp.zeros_like(direction).at[0, 0, 1].set(direction[0, 0, 1])
         slope = (value(1e-2 * only) - value(-1e-2 * only)) / 2e-2  # attention stays float32
     # along the gradient itself the slope is its norm
-    np.testing.assert_allclose(metrics["inside"]["gradient_mlp"][0, 0], slope, rtol=1e-3)
+    np.testing.assert_allclose(metrics["diagnostics"]["gradient_mlp"][0, 0], slope, rtol=1e-3)
 
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)])
@@ -108,13 +117,12 @@ def test_signals_do_not_depend_on_mesh_or_micro_batches(sizes):
 
     def look(sizes, tokens):
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        optimizer = optim.make_optimizer(config, mesh, steps=5)
-        step = train_step.make_train_step(config, optimizer, mesh, inside=True)
+        optimizer = optimizers.make_optimizer(config, mesh, steps=5)
+        step = train_step.make_train_step(config, optimizer, mesh, diagnostics=True)
         fresh = train_step.create(config, optimizer, mesh)
-        fresh["params"] = jax.device_put(
-            loud_params(config), transformer.shardings(config.model, mesh)
-        )
-        return jax.device_get(step(fresh, tokens)[1]["inside"])
+        params = jax.device_put(loud_params(config), transformer.shardings(config.model, mesh))
+        fresh = dataclasses.replace(fresh, params=params)
+        return jax.device_get(step(fresh, tokens)[1]["diagnostics"])
 
     one, many = look((1, 1, 1), TOKENS.reshape(1, 16, 9)), look(sizes, TOKENS)
     assert one.keys() == many.keys() and len(one) == 7

@@ -2,25 +2,26 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.model import loss, transformer
 from looped_jax.model.block import rope_tables, rotate
 from looped_jax.model.norm import rms_norm
-from looped_jax.registry import LOOP_RULES
 from looped_jax.resolve import resolve
 from tests import golden_cases
+from tests.covering import grid
 
 
 def objective(config, params, tokens, targets):
     states = transformer.forward(config, params, tokens, return_loops=config.scored_loops())
-    nats = loss.token_losses(config, params["head"], states.hidden, targets)
+    nats = loss.token_losses(config, params, states.hidden, targets)
     per_loop = nats.sum((1, 2)) / (targets >= 0).sum()
     return per_loop.mean(), (per_loop, nats, states.norms)
 
@@ -31,7 +32,7 @@ def logits_at(config, params, tokens, loop_counts):
     states = transformer.forward(
         config, params, tokens, loops=max(loop_counts), return_loops=wanted
     )
-    return loss.logits(config, params["head"], states.hidden)
+    return loss.logits(config, params, states.hidden)
 
 
 @pytest.mark.parametrize("name", golden_cases.FORWARD)
@@ -97,8 +98,8 @@ def test_no_full_logits_alive_when_the_vocabulary_is_large():
 
 def small(variant, **settings):
     settings = {"layers": 3, "loops": 3, "width": 48, "heads": 2, "seq_len": 32} | settings
-    config = ModelConfig(variant=variant, dtype="float32", **settings)
-    return resolve(Config(model=config), vocab_size=97).model
+    config = ModelSettings(variant=variant, dtype="float32", **settings)
+    return resolve(Settings(model=config), vocab_size=97).model
 
 
 def random_weights(config, seed=0):
@@ -189,10 +190,7 @@ def test_first_position_sees_loops_only_where_content_is_injected(variant):
     assert np.abs(found[1:, :, 1:] - found[0, :, 1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("variant", "attention", "pattern"),
-    list(itertools.product(LOOP_RULES, ("full", "grouped", "mla"), ("L", "SSL"))),
-)
+@grid(variant=LOOP_RULES, attention=("full", "grouped", "mla"), pattern=("L", "SSL"))
 def test_causal_and_windowed_for_every_rule_and_attention(variant, attention, pattern):
     config = small(
         variant,

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from looped_jax.config import MeshConfig
+from looped_jax.config.settings import MeshConfig
 from looped_jax.planning import collectives
 from looped_jax.runtime import sharding
 

@@ -13,15 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from looped_jax import plan, train
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax import plan
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops
 from looped_jax.planning import collectives, planner, step_time
 from looped_jax.planning.table import describe
 from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 
 H100 = hardware.find("h100")
 ROOT = Path(__file__).parents[2]
@@ -29,14 +35,14 @@ ROOT = Path(__file__).parents[2]
 
 def make_config(mesh=(2, 4, 1), rows=4, micro_batches=1, **model):
     settings = {"layers": 1, "loops": 3, "width": 64, "heads": 2, "seq_len": 64} | model
-    training = TrainConfig(
+    training = TrainSettings(
         steps=100,
         batch_size=rows,
         tokens_per_step=rows * micro_batches * mesh[0] * mesh[1] * settings["seq_len"],
     )
     return resolve(
-        Config(
-            model=ModelConfig(**{"dtype": "float32", **settings}),
+        Settings(
+            model=ModelSettings(**{"dtype": "float32", **settings}),
             optim=OptimConfig(newton_schulz_dtype="float32"),
             mesh=MeshConfig(*mesh),
             train=training,
@@ -60,8 +66,8 @@ def test_state_bytes_are_those_of_a_real_state_and_of_the_compiled_arguments(pla
         return sum(leaf.addressable_shards[3].data.nbytes for leaf in jax.tree.leaves(tree))
 
     counted = planned.requested.memory
-    assert counted.parameters == held(current["params"])
-    assert counted.optimizer == held(current["optimizer"])
+    assert counted.parameters == held(current.params)
+    assert counted.optimizer == held(current.optimizer)
     step, tokens = 4, 4 * 4 * 65  # int32
     assert planned.requested.arguments == counted.parameters + counted.optimizer + step + tokens
 
@@ -117,7 +123,7 @@ def test_flops_agree_with_the_compiler():
     gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
     _, shapes = planner.abstract_state(config, mesh)
     tokens = jax.ShapeDtypeStruct((1, 4, 65), jnp.int32)
-    compiled = gradients.lower(shapes["params"], tokens).compile().cost_analysis()["flops"]
+    compiled = gradients.lower(shapes.params, tokens).compile().cost_analysis()["flops"]
     work = step_time.work(config, mesh.shape, micro_batches=1, kernel="xla")
     assert work.model == flops.count(config.model).flops * 4 * 64 and work.recomputed == 0
     assert compiled == pytest.approx(work.model, rel=0.05)
@@ -128,7 +134,10 @@ def test_newton_schulz_flops_agree_with_the_compiler():
     together = jax.ShapeDtypeStruct((2, 128, 512), jnp.float32)
     square = jax.ShapeDtypeStruct((4, 128, 128), jnp.float32)
     compiled = sum(
-        jax.jit(lambda x: optim.orthogonalize(x, 5)).lower(x).compile().cost_analysis()["flops"]
+        jax.jit(lambda x: optimizers.orthogonalize(x, 5))
+        .lower(x)
+        .compile()
+        .cost_analysis()["flops"]
         for x in (together, square)
     )
     layers = config.model.layers
@@ -207,11 +216,6 @@ def test_what_cannot_be_planned_is_refused():
     config = planner.changed(make_config(), {"model.remat": "offload"})
     with pytest.raises(ConfigError, match="plan with one of loop, dots, none"):
         planner.make(config, H100)
-
-
-def test_the_horizon_is_that_of_training():
-    config = planner.changed(make_config(), {"train.steps": None})
-    assert planner.with_horizon(config) == train.with_horizon(config)
 
 
 def test_meshes_on_the_command_line():

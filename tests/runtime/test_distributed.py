@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig
+from looped_jax.config.settings import MeshConfig, Settings
 from looped_jax.data.packing import remap_positions
 from looped_jax.errors import CheckpointError, ConfigError
 from looped_jax.runtime import distributed, sharding
-from looped_jax.training import checkpoint, train_step
-from looped_jax.training import optim as optimizers
+from looped_jax.training import fingerprint, optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_folder import read_config
 from tests import QUICK
 from tests.test_train import ROOT
 from tests.test_train import start as start_one
@@ -71,7 +71,7 @@ def wait_for(program, text):
 
 def final(run_dir, step=STEPS):
     """Every array of a checkpoint, optimizer included, on one device."""
-    config = Config.from_dict(json.loads((Path(run_dir) / "config.json").read_text()))
+    config = read_config(run_dir)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = optimizers.make_optimizer(config, steps=STEPS)
     checkpoints = Checkpoints(run_dir)
@@ -99,12 +99,12 @@ def uninterrupted(home, tmp_path_factory):
 
 def test_two_processes_train_one_run(uninterrupted):
     run_dir, (first, second) = uninterrupted
-    assert "2 processes, 2 of which read different text" in first
+    assert "2 processes, 2 of which read different rows" in first
     assert "validation bits per byte" in first and "sample: " in first
     assert "step " not in second  # one process speaks
     assert list(losses(run_dir)) == list(range(1, STEPS + 1))
     meta = Checkpoints(run_dir).meta(STEPS)
-    assert len(meta["positions"]) == 2 and meta["positions"][0] != meta["positions"][1]
+    assert len(meta.positions) == 2 and meta.positions[0] != meta.positions[1]
     assert len(list((run_dir / "tensorboard").glob("events.*"))) == 1
 
 
@@ -165,13 +165,13 @@ def test_another_number_of_hosts_is_refused_or_followed(home, tmp_path):
     assert finish(programs)[0] == [0, 0]
     codes, _, err = finish(start(home, tmp_path, mesh=mesh, processes=1))
     assert codes == [1]
-    assert "2 hosts read its text, now 1 would" in err[0] and "data.follow_hosts" in err[0]
-    more = "--config.data.follow_hosts=True"
+    assert "2 hosts read its text, now 1 would" in err[0] and "data.allow_host_change" in err[0]
+    more = "--config.data.allow_host_change=True"
     codes, out, err = finish(start(home, tmp_path, more, mesh=mesh, processes=1))
     assert codes == [0], err
-    assert "text goes on where 2 hosts left it, now in the order of 1" in out[0]
+    assert "rows go on where 2 hosts left them, now in the order of 1" in out[0]
     assert sorted(losses(tmp_path)) == list(range(1, STEPS + 1))
-    assert len(Checkpoints(tmp_path).meta(STEPS)["positions"]) == 1
+    assert len(Checkpoints(tmp_path).meta(STEPS).positions) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -245,7 +245,7 @@ def test_an_unreachable_coordinator_is_named():
 
 
 def test_hosts_are_part_of_the_identity():
-    config = Config()
-    made = [checkpoint.identity(config, data={}, tokenizer={}, hosts=n) for n in (1, 2)]
+    config = Settings()
+    made = [fingerprint.of(config, rows={"data": {}, "tokenizer": {}}, hosts=n) for n in (1, 2)]
     with pytest.raises(CheckpointError, match="2 hosts read its text, now 1 would"):
-        checkpoint.check_identity(made[1], made[0], run_dir="runs/a")
+        fingerprint.check(made[1], made[0], run_dir="runs/a")

@@ -12,12 +12,12 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import MeshConfig, OptimConfig
+from looped_jax.config.settings import MeshConfig, OptimConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model.weights import Weight
 from looped_jax.planning import collectives
 from looped_jax.runtime import sharding
-from looped_jax.training import optim
+from looped_jax.training import optimizers
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,9 +53,9 @@ def test_hosts_of_a_torus_feed_the_rows_they_hold(sizes, slices):
     rows_of = {}
     for host in range(4 * slices):
         mine = [i for i, row in enumerate(by_row) if any(c.process_index == host for c in row)]
-        share, shares = sharding.batch_share(mesh, host)
-        assert rows_of.setdefault(share, mine) == mine
-        assert len(mine) * shares == len(by_row)
+        shard = sharding.data_shard(mesh, host)
+        assert rows_of.setdefault(shard.index, mine) == mine
+        assert len(mine) * shard.count == len(by_row)
     assert sorted(sum(rows_of.values(), [])) == list(range(len(by_row)))
 
 
@@ -84,7 +84,7 @@ def test_uneven_shares_are_refused():
         devices=np.array(hosts).reshape(4, 1, 1), shape={"data": 4, "fsdp": 1, "tensor": 1}
     )
     with pytest.raises(ConfigError, match=r"gives process 0 the batch rows \[0, 1, 2\] of 4"):
-        sharding.batch_share(mesh, 0)
+        sharding.data_shard(mesh, 0)
 
 
 FEED = """
@@ -95,20 +95,20 @@ from looped_jax.runtime import sharding
 distributed.initialize()
 place = [jax.devices()[i] for i in (0, 4, 6, 2, 5, 1, 3, 7)]  # four of each process
 mesh = Mesh(np.array(place).reshape(4, 2, 1), ("data", "fsdp", "tensor"))
-share, shares = sharding.batch_share(mesh)
-assert shares == 2
+shard = sharding.data_shard(mesh)
+assert shard.count == 2
 rows = np.arange(16).reshape(16, 1) * np.ones((1, 3), int)  # row r holds r
 mine = [r for r in range(8) if mesh.devices.reshape(8)[r].process_index == jax.process_index()]
 batch = np.concatenate([rows[2 * r : 2 * r + 2] for r in mine])[None]
 where = sharding.batch_sharding(mesh)
 whole = jax.make_array_from_process_local_data(where, batch)
 assert whole.shape == (1, 16, 3)
-for shard in whole.addressable_shards:
-    np.testing.assert_array_equal(shard.data[0], rows[shard.index[1]])
+for part in whole.addressable_shards:
+    np.testing.assert_array_equal(part.data[0], rows[part.index[1]])
 weigh = lambda x: (x * np.arange(16)[:, None]).sum()
 total = jax.jit(weigh, out_shardings=NamedSharding(mesh, P()))(whole)
 assert int(total) == 3 * sum(r * r for r in range(16))
-print("fed", share)
+print("fed", shard.index)
 """
 
 
@@ -151,7 +151,7 @@ def print_traffic(sizes):
     mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices())
     weights = {f"blocks.{n}.{name}": m for n in range(6) for name, m in MATRICES.items()}
     shapes = {name: jax.ShapeDtypeStruct(w.shape, "float32") for name, w in weights.items()}
-    muon = optim.scale_by_muon(OptimConfig(), weights, mesh)
+    muon = optimizers.scale_by_muon(OptimConfig(), weights, mesh)
     where = sharding.state_shardings(mesh, shapes, weights)
 
     def update(grads):

@@ -5,17 +5,23 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.diagnostics.measure import make_measure_step
 from looped_jax.evaluation import scoring
 from looped_jax.inference import decoding
 from looped_jax.model import transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import lr_range_test, optim, train_step
+from looped_jax.training import lr_range_test, optimizers, train_step
 
 ROWS = 2  # of each device and micro-batch
-PROGRAMS = ("train", "inside", "lr_find", "score", "span", "measure", "prefill", "decode")
+PROGRAMS = ("train", "diagnostics", "lr_find", "score", "span", "measure", "prefill", "decode")
 
 
 def make_mesh(sizes, devices):
@@ -24,10 +30,10 @@ def make_mesh(sizes, devices):
 
 def make_config(*, vocab_size=4096, **model):
     settings = {"layers": 1, "loops": 3, "width": 256, "heads": 2, "seq_len": 256} | model
-    config = Config(
-        model=ModelConfig(**settings),
+    config = Settings(
+        model=ModelSettings(**settings),
         optim=OptimConfig(newton_schulz_steps=1),  # five are half of what a compiler works on here
-        train=TrainConfig(steps=10),
+        train=TrainSettings(steps=10),
     )
     return resolve(config, vocab_size=vocab_size)
 
@@ -40,12 +46,14 @@ def compiled(program, config, mesh, *, time=None, rows=ROWS, micro_batches=2):
 
 def lowered(program, config, mesh, time, rows, micro_batches):
     model = config.model
-    if program in ("train", "inside", "lr_find"):
+    if program in ("train", "diagnostics", "lr_find"):
         ramp = lr_range_test.ramp(0.1, 10, 10) if program == "lr_find" else None
-        optimizer = optim.make_optimizer(config, mesh, multiplier=ramp)
+        optimizer = optimizers.make_optimizer(config, mesh, multiplier=ramp)
         place = sharding.batch_sharding(mesh)
         tokens = jax.ShapeDtypeStruct((micro_batches, rows, time + 1), np.int32, sharding=place)
-        step = train_step.make_train_step(config, optimizer, mesh, inside=program == "inside")
+        step = train_step.make_train_step(
+            config, optimizer, mesh, diagnostics=program == "diagnostics"
+        )
         return step.lower(train_step.abstract(config, optimizer, mesh), tokens)
 
     params = weights(config, mesh, "float32")

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import MeshConfig
+from looped_jax.config.settings import MeshConfig
 from looped_jax.errors import ConfigError
 from looped_jax.runtime import sharding
 from tests.targets.devices import devices
@@ -42,10 +42,10 @@ def test_every_host_feeds_the_rows_that_its_devices_hold(pod, mesh):
         held[device.process_index] |= set(range(rows)[cut])
     fed = defaultdict(set)
     for process, mine in held.items():
-        share, shares = sharding.batch_share(made, process)
-        assert len(mine) * shares == rows
-        fed[share].add(tuple(sorted(mine)))
-    assert sorted(fed) == list(range(shares))
+        shard = sharding.data_shard(made, process)
+        assert len(mine) * shard.count == rows
+        fed[shard.index].add(tuple(sorted(mine)))
+    assert sorted(fed) == list(range(shard.count))
     assert all(len(each) == 1 for each in fed.values())  # equal shares are equal rows
     assert sorted(r for each in fed.values() for r in next(iter(each))) == list(range(rows))
 

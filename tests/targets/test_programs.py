@@ -5,16 +5,17 @@ and with twelve, the others with twelve. The compilers are XLA's own, the device
 """
 
 import dataclasses
-import itertools
 import re
 
 import pytest
 
 from configs import base
-from looped_jax.config import Config, micro_batches
+from looped_jax.config.resolved import micro_batches
+from looped_jax.config.settings import Settings
 from looped_jax.planning import collectives, hlo
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
+from tests.covering import every_pair
 from tests.targets import programs
 from tests.targets.devices import devices
 
@@ -38,7 +39,7 @@ WINDOWS = {
     "wide": {"window_pattern": "SL", "layers": 2, "seq_len": 1024},
 }  # fmt: skip
 TRAINING = {
-    "program": ("train", "inside", "lr_find"),
+    "program": ("train", "diagnostics", "lr_find"),
     "mesh": tuple(MESHES),
     "rule": RULES,
     "remat": ("loop", "offload", "dots", "none"),
@@ -53,30 +54,6 @@ OTHERS = {
     "attention": tuple(ATTENTION),
     "window": tuple(WINDOWS),
 }
-
-
-def every_pair(factors):
-    """Rows that hold each pair of values of each two factors; greedy, so a few more than needed."""
-    names, rows = list(factors), []
-
-    def pairs(row):
-        return set(itertools.combinations(sorted(row.items()), 2))
-
-    open_pairs = set().union(
-        *(pairs({a: x, b: y})
-          for a, b in itertools.combinations(names, 2)
-          for x in factors[a] for y in factors[b])
-    )  # fmt: skip
-    while open_pairs:
-        row = dict(min(open_pairs, key=str))
-        for name in names:
-            if name not in row:
-                row[name] = max(
-                    factors[name], key=lambda value: len(pairs(row | {name: value}) & open_pairs)
-                )
-        open_pairs -= pairs(row)
-        rows.append({name: row[name] for name in names})
-    return rows
 
 
 def check(target, sizes, program, loops, *, time=None, fused=True, **model):
@@ -192,7 +169,7 @@ def test_other_devices(target, program):
 
 def test_the_papers_own_step_compiles_for_eight_gpus():
     """What `python -m looped_jax.train --config configs/flt.py` compiles on such a machine."""
-    config = resolve(Config.from_dict(base.make("FLT", "paper")), vocab_size=151_669)
+    config = resolve(Settings.from_dict(base.make("FLT", "paper")), vocab_size=151_669)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4843))
     mesh = programs.make_mesh((8, 1, 1), devices("h100:8"))
     rows = config.train.batch_size

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the comparison needs the torch extra")
 
-from looped_jax.config import Config
+from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError
 from torch_ref import agreement, compare
 
@@ -50,7 +50,7 @@ def home(tmp_path_factory):
 def config(home, monkeypatch):
     monkeypatch.setenv("LOOPED_JAX_CACHE", str(home / "cache"))
     data = {**SETTINGS["data"], "path": str(home / "text")}
-    return Config.from_dict({**SETTINGS, "data": data})
+    return Settings.from_dict({**SETTINGS, "data": data})
 
 
 def test_the_command_passes_and_writes_its_files(home, tmp_path):

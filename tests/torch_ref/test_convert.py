@@ -17,7 +17,7 @@ import jax  # noqa: E402
 import tokenizers  # noqa: E402
 
 import looped_jax  # noqa: E402
-from looped_jax.config import MeshConfig  # noqa: E402
+from looped_jax.config.settings import MeshConfig  # noqa: E402
 from looped_jax.data.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from looped_jax.errors import CheckpointError  # noqa: E402
 from looped_jax.evaluation import bits_per_byte as ours_bpb  # noqa: E402

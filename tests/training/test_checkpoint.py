@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.errors import CheckpointError
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import checkpoint, optim, train_step
+from looped_jax.training import checkpoint, fingerprint, optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.run_meta import RunMeta
 
 CONFIG = resolve(
-    Config(model=ModelConfig(layers=2, loops=2, width=32, heads=2, seq_len=16, dtype="float32")),
+    Settings(
+        model=ModelSettings(layers=2, loops=2, width=32, heads=2, seq_len=16, dtype="float32")
+    ),
     vocab_size=97,
 )
-OPTIMIZER = optim.make_optimizer(CONFIG, steps=10)
+OPTIMIZER = optimizers.make_optimizer(CONFIG, steps=10)
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 4, 17)).astype(np.int32)
 
 
@@ -45,14 +48,14 @@ def assert_same(left, right):
 def test_restored_state_is_bit_equal_on_another_mesh(tmp_path, sizes):
     saved = stepped(mesh_of(*sizes), 2)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, saved, {"step": 2, "positions": [{"row": 7}]})
+    checkpoints.save(2, saved, RunMeta(step=2, positions=[{"row": 7}]))
     checkpoints.wait()
     other = mesh_of(1, 4, 2)
     again = Checkpoints(tmp_path)
-    assert again.latest() == 2 and again.meta(2) == {"step": 2, "positions": [{"row": 7}]}
+    assert again.latest() == 2 and again.meta(2) == RunMeta(step=2, positions=[{"row": 7}])
     restored = again.restore(2, train_step.abstract(CONFIG, OPTIMIZER, other))
     assert_same(saved, restored)
-    assert restored["params"]["head"].sharding.spec == P("fsdp", "tensor")
+    assert restored.params["head"].sharding.spec == P("fsdp", "tensor")
 
 
 def test_saving_copies_before_the_next_step_reuses_the_memory(tmp_path):
@@ -60,7 +63,7 @@ def test_saving_copies_before_the_next_step_reuses_the_memory(tmp_path):
     current = stepped(mesh, 1)
     expected = jax.tree.map(np.array, current)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, current, {})
+    checkpoints.save(1, current, RunMeta(step=1))
     step = train_step.make_train_step(CONFIG, OPTIMIZER, mesh)
     for _ in range(5):  # the state is donated while the save is still writing
         current, _ = step(current, TOKENS)
@@ -72,7 +75,7 @@ def test_only_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     current = stepped(mesh_of(1, 1, 1), 0)
     for step in (1, 2, 3):
-        checkpoints.save(step, current, {})
+        checkpoints.save(step, current, RunMeta(step=step))
     checkpoints.wait()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["2", "3"]
 
@@ -81,7 +84,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
     mesh = mesh_of(1, 1, 1)
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
-        checkpoints.save(step, stepped(mesh, step), {"step": step})
+        checkpoints.save(step, stepped(mesh, step), RunMeta(step=step))
     checkpoints.wait()
     for path in (tmp_path / "checkpoints" / "2").rglob("*"):
         if path.is_file():
@@ -90,7 +93,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
     for read in (again.meta, lambda step: again.restore(step, shapes)):
         with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be read .*remove that"):
             read(2)
-    assert again.meta(1) == {"step": 1}
+    assert again.meta(1) == RunMeta(step=1)
     assert_same(stepped(mesh, 1), again.restore(1, shapes))
 
 
@@ -114,11 +117,11 @@ from tests.training.test_checkpoint import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints({str(tmp_path)!r})
 current = stepped(mesh_of(1, 1, 1), 1)
-checkpoints.save(1, current, {{}})
+checkpoints.save(1, current, RunMeta(step=1))
 checkpoints.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:
-    checkpoints.save(2, current, {{}})
+    checkpoints.save(2, current, RunMeta(step=2))
     checkpoints.wait()
 except CheckpointError as error:
     print("CAUGHT", error)
@@ -134,12 +137,16 @@ except CheckpointError as error:
 
 
 def test_identity_differences_are_spelled_out():
-    ours = checkpoint.identity(CONFIG, data={"shards": ["a"]}, tokenizer={"sha": "x"}, hosts=1)
+    ours = fingerprint.of(
+        CONFIG, rows={"data": {"shards": ["a"]}, "tokenizer": {"sha": "x"}}, hosts=1
+    )
     deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loops=3))
-    theirs = checkpoint.identity(deeper, data={"shards": ["b"]}, tokenizer={"sha": "x"}, hosts=2)
-    checkpoint.check_identity(ours, ours, run_dir="runs/a")
+    theirs = fingerprint.of(
+        deeper, rows={"data": {"shards": ["b"]}, "tokenizer": {"sha": "x"}}, hosts=2
+    )
+    fingerprint.check(ours, ours, run_dir="runs/a")
     with pytest.raises(CheckpointError) as error:
-        checkpoint.check_identity(theirs, ours, run_dir="runs/a")
+        fingerprint.check(theirs, ours, run_dir="runs/a")
     for part in (
         "runs/a holds another run",
         "model.loops: 3 there, 2 here",
@@ -151,29 +158,31 @@ def test_identity_differences_are_spelled_out():
 
 
 def test_settings_that_came_later_refuse_no_older_run():
-    now = checkpoint.identity(CONFIG, data={}, tokenizer={}, hosts=1)
+    now = fingerprint.of(CONFIG, rows={"data": {}, "tokenizer": {}}, hosts=1)
     before = copy.deepcopy(now)
     del before["optim"]["vector_learning_rate"], before["model"]["loss"]  # as if not invented yet
-    checkpoint.check_identity(before, now, run_dir="runs/a")
+    fingerprint.check(before, now, run_dir="runs/a")
     changed = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loss="STEP"))
-    other = checkpoint.identity(changed, data={}, tokenizer={}, hosts=1)
+    other = fingerprint.of(changed, rows={"data": {}, "tokenizer": {}}, hosts=1)
     with pytest.raises(CheckpointError, match="model.loss: 'END' there, 'STEP' here"):
-        checkpoint.check_identity(before, other, run_dir="runs/a")
+        fingerprint.check(before, other, run_dir="runs/a")
 
 
 def test_long_differences_are_cut_and_counted():
-    now = checkpoint.identity(CONFIG, data={"shards": ["x" * 99]}, tokenizer={}, hosts=1)
+    now = fingerprint.of(CONFIG, rows={"data": {"shards": ["x" * 99]}, "tokenizer": {}}, hosts=1)
     many = {f"k{n}": n for n in range(7)} | {"shards": ["y" * 99]}
-    other = checkpoint.identity(CONFIG, data=many, tokenizer={}, hosts=1)
+    other = fingerprint.of(CONFIG, rows={"data": many, "tokenizer": {}}, hosts=1)
     with pytest.raises(CheckpointError, match="; and 3 more") as error:
-        checkpoint.check_identity(now, other, run_dir="runs/a")
+        fingerprint.check(now, other, run_dir="runs/a")
     assert len(str(error.value)) < 500
 
 
 def test_speed_settings_are_not_part_of_the_identity():
     quick = dataclasses.replace(CONFIG.model, remat="none", loss_chunk=7, kernel="xla")
     quicker = dataclasses.replace(CONFIG, model=quick)
-    made = [checkpoint.identity(c, data={}, tokenizer={}, hosts=1) for c in (CONFIG, quicker)]
+    made = [
+        fingerprint.of(c, rows={"data": {}, "tokenizer": {}}, hosts=1) for c in (CONFIG, quicker)
+    ]
     assert made[0] == made[1]
 
 
@@ -182,7 +191,7 @@ def test_leftovers_are_removed_by_who_writes_and_left_by_who_reads(tmp_path):
         Checkpoints(tmp_path / "none", read_only=True)
     assert not (tmp_path / "none").exists()
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, stepped(mesh_of(1, 1, 1), 1), {})
+        checkpoints.save(1, stepped(mesh_of(1, 1, 1), 1), RunMeta(step=1))
     leftover = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
     leftover.mkdir()  # half written by a run that may be going on
     with Checkpoints(tmp_path, read_only=True) as reader:

@@ -10,18 +10,24 @@ import jax
 import numpy as np
 import pytest
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import lr_range_test, optim, train_step
+from looped_jax.training import lr_range_test, optimizers, train_step
 from tests import QUICK
 from tests.test_train import ROOT
 
-MODEL = ModelConfig(layers=1, loops=2, width=32, heads=1, seq_len=16, dtype="float32")
+MODEL = ModelSettings(layers=1, loops=2, width=32, heads=1, seq_len=16, dtype="float32")
 CONFIG = resolve(
-    Config(model=MODEL, optim=OptimConfig(newton_schulz_dtype="float32"),
-           train=TrainConfig(steps=20)), vocab_size=32
+    Settings(model=MODEL, optim=OptimConfig(newton_schulz_dtype="float32"),
+           train=TrainSettings(steps=20)), vocab_size=32
 )  # fmt: skip
 
 
@@ -38,7 +44,7 @@ def test_the_ramp_is_geometric_and_counts_from_its_start():
 
 def test_a_sweep_learns_then_breaks_and_leaves_the_state_alone():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(CONFIG, mesh, steps=20)
+    optimizer = optimizers.make_optimizer(CONFIG, mesh, steps=20)
     current = train_step.create(CONFIG, optimizer, mesh)
     before = jax.device_get(current)
     found = lr_range_test.sweep(CONFIG, current, batches(), mesh, low=1e-3, high=3e2, steps=120)
@@ -67,12 +73,15 @@ def test_points_of_a_known_curve():
         lr_range_test.analyse(rate, rate, rate)
 
 
-def test_overrides_scale_all_three_rates():
+def test_overrides_scale_all_rates_of_the_optimizer_in_use():
     text = lr_range_test.overrides(OptimConfig(), 0.5)
     assert text == (
         "--config.optim.matrix_learning_rate=0.01 --config.optim.embedding_learning_rate=0.1 "
-        "--config.optim.head_learning_rate=0.002"
+        "--config.optim.head_learning_rate=0.002 --config.optim.vector_learning_rate=0.01"
     )
+    text = lr_range_test.overrides(OptimConfig(optimizer="adamw"), 2)
+    assert "optim.matrix_learning_rate" not in text
+    assert text.endswith("--config.optim.optimizers.adamw.matrix_learning_rate=0.006")
 
 
 def test_the_program_draws_prints_overrides_and_refuses_nonsense(home, tmp_path):
@@ -104,7 +113,7 @@ def test_the_program_draws_prints_overrides_and_refuses_nonsense(home, tmp_path)
 
 def test_loop_counts_start_from_the_same_weights():
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optim.make_optimizer(CONFIG, mesh, steps=20)
+    optimizer = optimizers.make_optimizer(CONFIG, mesh, steps=20)
     current = train_step.create(CONFIG, optimizer, mesh)
     deeper = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loops=5))
     both = [

@@ -9,7 +9,12 @@ from tensorboardX.proto.event_pb2 import Event
 from looped_jax.errors import DataError
 from looped_jax.training.metric_log import MetricLog, read_log
 
-SCALARS = {"train/loss": 2.5, "loop/norm": [1.0, 2.0], "inside/g": [[1.0], [4.0]], "w": {"a": 8.0}}
+SCALARS = {
+    "train/loss": 2.5,
+    "loop/norm": [1.0, 2.0],
+    "diagnostics/g": [[1.0], [4.0]],
+    "w": {"a": 8.0},
+}
 
 
 def events(folder):
@@ -32,7 +37,7 @@ def test_both_files_hold_every_scalar_of_a_step(tmp_path):
     steps = {event.step: event for event in events(tmp_path / "tensorboard") if event.summary.value}
     tags = {value.tag: value.simple_value for value in steps[1].summary.value}
     assert tags == {"train/loss": 2.5, "loop/norm/0": 1.0, "loop/norm/1": 2.0,
-                    "inside/g/0/0": 1.0, "inside/g/1/0": 4.0, "w/a": 8.0}  # fmt: skip
+                    "diagnostics/g/0/0": 1.0, "diagnostics/g/1/0": 4.0, "w/a": 8.0}  # fmt: skip
     assert [value.simple_value for value in steps[2].summary.value] == [2.0]
 
 

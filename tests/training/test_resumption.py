@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import looped_jax
-from looped_jax import presets
-from looped_jax.config import Config, OptimConfig
+from looped_jax.config import presets
+from looped_jax.config.settings import OptimConfig, Settings
 from looped_jax.resolve import run_name
-from looped_jax.training import optim
+from looped_jax.training import optimizers
 from tests.test_train import finish, start
 
 
@@ -82,9 +82,9 @@ def test_milestones_and_the_best_are_kept(home, tmp_path):
 
 def test_schedules_that_agree_so_far():
     flat, falling = OptimConfig(warmdown_ratio=0.0), OptimConfig(warmdown_ratio=0.5)
-    assert optim.same_until(flat, 10, 20, 10) and optim.same_until(falling, 10, 20, 5)
-    assert not optim.same_until(falling, 10, 20, 10)
-    assert not optim.same_until(OptimConfig(warmup_ratio=0.2), 10, 20, 1)
+    assert optimizers.same_until(flat, 10, 20, 10) and optimizers.same_until(falling, 10, 20, 5)
+    assert not optimizers.same_until(falling, 10, 20, 10)
+    assert not optimizers.same_until(OptimConfig(warmup_ratio=0.2), 10, 20, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_runs_that_differ_in_what_matters_have_names_of_their_own(changes, name)
     for key, value in changes.items():
         group, setting = key.split(".")
         config[group][setting] = value
-    assert run_name(Config.from_dict(config)) == name
+    assert run_name(Settings.from_dict(config)) == name
 
 
 def test_a_name_with_many_differences_is_short_and_its_own():
@@ -117,6 +117,6 @@ def test_a_name_with_many_differences_is_short_and_its_own():
             beta,
         )
         config.optim.matrix_learning_rate = 0.0123
-        names.add(run_name(Config.from_dict(config)))
+        names.add(run_name(Settings.from_dict(config)))
     assert len(names) == 2
     assert all(name.startswith("FLT_K4_L2_END_D128_kv_shift_") and len(name) < 80 for name in names)

@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.errors import ConfigError
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.model import attention_kernels, transformer
 from looped_jax.model.weights import Weight
-from looped_jax.registry import LOOP_RULES
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import AttentionSupport
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
+from tests.covering import grid
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 8, 17)).astype(np.int32)
 
@@ -26,10 +33,10 @@ TOKENS = np.random.default_rng(0).integers(0, 97, (2, 8, 17)).astype(np.int32)
 def make_config(**model):
     settings = {"layers": 2, "loops": 3, "width": 64, "heads": 8, "seq_len": 16} | model
     return resolve(
-        Config(
-            model=ModelConfig(dtype="float32", **settings),
+        Settings(
+            model=ModelSettings(dtype="float32", **settings),
             optim=OptimConfig(newton_schulz_dtype="float32"),
-            train=TrainConfig(steps=20),
+            train=TrainSettings(steps=20),
         ),
         vocab_size=97,
     )
@@ -38,9 +45,9 @@ def make_config(**model):
 def make_optimizer(config, mesh=None):
     """With the rates of width 64 for all of them: narrower ones would learn faster than a test of
     equal numbers on other meshes can bear."""
-    return optim.of_weights(
+    return optimizers.of_weights(
         config.optim, transformer.weights(config.model), width=64, mesh=mesh,
-        multiplier=optim.learning_rate_multiplier(config.optim, 20),
+        multiplier=optimizers.learning_rate_multiplier(config.optim, 20),
     )  # fmt: skip
 
 
@@ -64,7 +71,7 @@ def run(config, sizes, steps=20):
     rows = [{"inputs": TOKENS[1, :, 1:], "targets": TOKENS[1, ::-1, :-1]}]
     sizes_of_tokens = np.full(97, 4, np.int32)
     bits = bits_per_byte.bits_per_byte(
-        score, current["params"], rows, sizes_of_tokens, loop_counts=(1, 3), mesh=mesh
+        score, current.params, rows, sizes_of_tokens, loop_counts=(1, 3), mesh=mesh
     )
     return np.array(found), np.array(list(bits.values()))
 
@@ -79,8 +86,7 @@ def test_every_mesh_gives_the_single_device_losses_and_bits_per_byte(sizes):
         np.testing.assert_allclose(ours, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", LOOP_RULES)
-@pytest.mark.parametrize("attention", ["full", "mla"])
+@grid(strength=1, variant=LOOP_RULES, attention=("full", "mla"))
 def test_every_rule_and_attention_on_a_mesh(variant, attention):
     small = {"layers": 1, "loops": 2, "width": 32, "heads": 4, "latent_rank": 8}
     config = make_config(variant=variant, attention=attention, **small)
@@ -118,9 +124,9 @@ def test_every_leaf_is_cut_as_its_weight_says():
         if leaf.ndim:
             assert leaf.addressable_shards[0].data.size * 4 <= leaf.size
     weights = transformer.weights(config.model)
-    assert weights.keys() == current["params"].keys()
+    assert weights.keys() == current.params.keys()
     for name, weight in weights.items():
-        assert weight.shape == current["params"][name].shape
+        assert weight.shape == current.params[name].shape
 
 
 def test_states_of_other_shapes_are_cut_where_they_have_the_weights_size():
@@ -146,8 +152,8 @@ def test_fresh_weights_do_not_depend_on_the_mesh():
     config = make_config()
     optimizer = make_optimizer(config)
     one, eight = (train_step.create(config, optimizer, mesh_of(*s)) for s in ((1, 1, 1), (2, 2, 2)))
-    for name, weight in one["params"].items():
-        np.testing.assert_array_equal(weight, eight["params"][name])
+    for name, weight in one.params.items():
+        np.testing.assert_array_equal(weight, eight.params[name])
 
 
 def collectives(config, sizes, micro_batches=2):
@@ -192,7 +198,7 @@ def test_the_step_lowers_for_tpus_with_their_kernel(monkeypatch, sizes):
 def test_metrics_are_those_of_all_micro_batches():
     config, mesh = make_config(loss="STEP"), mesh_of(1, 1, 1)
     optimizer = make_optimizer(config)
-    params = train_step.create(config, optimizer, mesh)["params"]
+    params = train_step.create(config, optimizer, mesh).params
     gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
     whole, together = gradients(params, TOKENS.reshape(1, 16, 17))
     parts, apart = gradients(params, TOKENS)
@@ -209,17 +215,19 @@ def test_scores_of_several_loop_counts_equal_single_runs(sizes):
     optimizer = make_optimizer(config)
     current = train_step.create(config, optimizer, mesh)
     noise = functools.partial(jax.random.normal, jax.random.key(1))  # fresh loops change nothing
-    current["params"] = jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current["params"])
+    current = dataclasses.replace(
+        current, params=jax.tree.map(lambda w: w + 0.3 * noise(w.shape), current.params)
+    )
     inputs, targets = TOKENS[0, :, :-1], TOKENS[0, :, 1:].copy()
     targets[0, :5] = -1
     sizes_of_tokens = np.arange(97, dtype=np.int32) % 4  # every fourth token has no bytes
     together = scoring.make_score_step(config.model, mesh, (1, 3, 5))
-    nats, count = together(current["params"], inputs, targets, sizes_of_tokens)
+    nats, count = together(current.params, inputs, targets, sizes_of_tokens)
     assert count == np.where(targets < 0, 0, targets % 4).sum()
     for index, k in enumerate((1, 3, 5)):
         alone = scoring.make_score_step(config.model, mesh, (k,))
         np.testing.assert_allclose(
-            nats[index], alone(current["params"], inputs, targets, sizes_of_tokens)[0][0], rtol=1e-5
+            nats[index], alone(current.params, inputs, targets, sizes_of_tokens)[0][0], rtol=1e-5
         )
     assert len(set(np.asarray(nats).tolist())) == 3
 

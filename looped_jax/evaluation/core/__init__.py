@@ -1,21 +1,11 @@
 """CORE, the centred mean accuracy over 22 in-context tasks (DataComp-LM, arXiv:2406.11794).
 
-tasks.py reads the bundle, prompts.py turns an example into rows of tokens, scores.py turns losses
-into accuracies and tables, evaluation.py runs the whole through a scorer that the caller brings.
+bundle.py reads the bundle, prompts.py turns an example into rows of tokens, results.py turns losses
+into accuracies and tables, runner.py runs the whole through a scorer that the caller brings.
 No model code here: anything that can score rows of tokens can be evaluated.
 """
 
-from looped_jax.evaluation.core.evaluation import ResumeError, evaluate_tasks
-from looped_jax.evaluation.core.prompts import PromptError, Row, rows
-from looped_jax.evaluation.core.scores import (
-    TaskResult,
-    centered,
-    core_mean,
-    decide,
-    format_csv,
-    format_table,
-)
-from looped_jax.evaluation.core.tasks import (
+from looped_jax.evaluation.core.bundle import (
     Bundle,
     BundleError,
     Item,
@@ -24,6 +14,16 @@ from looped_jax.evaluation.core.tasks import (
     load_bundle,
     load_task,
 )
+from looped_jax.evaluation.core.prompts import PromptError, Row, rows
+from looped_jax.evaluation.core.results import (
+    TaskResult,
+    centered,
+    core_mean,
+    decide,
+    format_csv,
+    format_table,
+)
+from looped_jax.evaluation.core.runner import ResumeError, evaluate_tasks
 
 __all__ = [
     "Bundle",

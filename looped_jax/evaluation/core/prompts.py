@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from looped_jax.errors import UserError
-from looped_jax.evaluation.core.tasks import Item, Task
+from looped_jax.evaluation.core.bundle import Item, Task
 
 SHOT_SEED = 1234
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.registry import PARTS
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.part import Here, Part
 from looped_jax.model.weights import weight
-from looped_jax.registry import PARTS
 
 Array = jax.Array
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.registry import PARTS
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.part import Here, Part
 from looped_jax.model.weights import weight
-from looped_jax.registry import PARTS
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ class LoopGains(Part):
     each_layer = False
 
     def __init__(self, settings: Any, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs):
-        gains = jnp.zeros((config.loops, config.width or 0))
+        gains = jnp.zeros((config.loops, config.width))
         self.gains = weight(gains, None, "embed", group="vector")
 
     def loop_start(self, x: Array, here: Here) -> Array:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looped_jax.config import ModelConfig
+from looped_jax.config.registry import PARTS
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.part import Here, Part
 from looped_jax.model.weights import weight
-from looped_jax.registry import PARTS
 
 Array = jax.Array
 
@@ -26,7 +26,6 @@ class ValueEmbedding(Part):
     """Sites: entry (looks up), value (adds)."""
 
     def __init__(self, settings: Any, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs):
-        assert config.kv_heads
         table = jnp.zeros((config.padded_vocab, config.kv_heads * config.head_dim))
         self.table = weight(table, "vocab", "heads", group="table")
 

@@ -1,4 +1,4 @@
-"""What each step was like: read one step late, checked, recorded, and now and then said aloud."""
+"""What each step was like: read one step late, checked, recorded, and printed every few steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from looped_jax.config import Config
+from looped_jax.config.resolved import Config
 from looped_jax.model import flops
 from looped_jax.plotting import figures
-from looped_jax.training.metric_log import MetricLog, Smoothed
-from looped_jax.training.progress import Console, Pace, memory_in_use
+from looped_jax.training.metric_log import EMA, MetricLog
+from looped_jax.training.progress import Console, Throughput, memory_in_use
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -25,7 +25,7 @@ class NonFiniteLossError(ArithmeticError):
         self.step = step
 
 
-class Report:
+class StepLogger:
     """Takes the metrics of step t while step t + 1 runs, so that nobody waits for them."""
 
     def __init__(
@@ -34,24 +34,23 @@ class Report:
         run_dir: Path,
         *,
         start: int,
-        smoothed: Smoothed,
+        loss_ema: EMA,
         peak_flops: float,
-        say: Console,
+        log: Console,
     ):
         """`peak_flops` is of all devices together; `start` is the step that the run goes on from.
 
         A quiet console belongs to a process that is not the first: it records nothing.
         """
-        assert config.train.steps
-        self._settings, self._say, self._start = config.train, say, start
+        self._settings, self._print, self._start = config.train, log, start
         self._steps, self._costs = config.train.steps, flops.count(config.model)
         self._peak_flops = peak_flops
-        self.smoothed = smoothed
-        self.pace = Pace(start, self._steps, config.train.tokens_per_step)
-        self._log = None if say.quiet else MetricLog(run_dir, start=start)
+        self.loss_ema = loss_ema
+        self.throughput = Throughput(start, self._steps, config.train.tokens_per_step)
+        self._log = None if log.quiet else MetricLog(run_dir, start=start)
         self._pending: tuple[int, dict[str, Any], float] | None = None
         self._waited = 0.0
-        self._seconds: dict[bool, list[float]] = {False: [], True: []}  # steps that look inside
+        self._seconds: dict[bool, list[float]] = {False: [], True: []}  # by diagnostics
 
     def submit(self, step: int, metrics: dict[str, Any], waited: float) -> None:
         """Read the step before, keep this one; `waited` seconds went by for its data."""
@@ -59,18 +58,18 @@ class Report:
         self._pending = step, metrics, waited
 
     def flush(self) -> None:
-        """Wait for the step handed over last and record it. Raises NonFiniteLossError."""
+        """Wait for the step submitted last and record it. Raises NonFiniteLossError."""
         if self._pending is None:
             return
         (step, metrics, waited), self._pending = self._pending, None
         values = jax.tree.map(lambda v: np.asarray(v).tolist(), jax.device_get(metrics))
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise NonFiniteLossError(step, values["loss"], values["grad_norm"])
-        smooth = self.smoothed.update(values["loss"])
-        rate = self.pace.tick(step)
+        smooth = self.loss_ema.update(values["loss"])
+        rate = self.throughput.tick(step)
         seconds = self._settings.tokens_per_step / rate
         self._waited += waited
-        self._seconds[inside := "inside" in values].append(seconds)
+        self._seconds[diagnosed := "diagnostics" in values].append(seconds)
         utilization = rate * self._costs.flops / self._peak_flops
         self.record(
             step,
@@ -81,7 +80,7 @@ class Report:
                 "train/loop_loss": values["loop_losses"],
                 "train/grad_norm": values["grad_norm"],
                 "train/learning_rate_multiplier": values["learning_rate_multiplier"],
-                "loop/stream_norm": values["norms"],
+                "loop/residual_norm": values["norms"],
                 "speed/tokens_per_second": rate,
                 "speed/flop_utilization": utilization,
                 "speed/flop_utilization_reference": rate
@@ -91,16 +90,17 @@ class Report:
                 "memory/bytes": memory_in_use(),
             },
         )
-        if inside:
-            signals = {f"inside/{name}": value for name, value in values["inside"].items()}
+        if diagnosed:
+            of_step = values["diagnostics"].items()
+            signals = {f"diagnostics/{name}": value for name, value in of_step}
             self.record(step, signals)
             self._draw(step, signals)
         if step % self._settings.log_every == 0 or step in (self._start + 1, self._steps):
-            self._say(
+            self._print(
                 f"step {step}/{self._steps} ({100 * step / self._steps:.0f}%) "
                 f"loss {smooth:.4f} grad {values['grad_norm']:.3f} "
                 f"{rate:,.0f} tok/s util {100 * utilization:.1f}% "
-                f"wait {100 * waited / seconds:.1f}% eta {self.pace.remaining()}"
+                f"wait {100 * waited / seconds:.1f}% eta {self.throughput.remaining()}"
             )
 
     def record(self, step: int, scalars: dict[str, Any]) -> None:
@@ -116,15 +116,15 @@ class Report:
                     )
 
     def summary(self) -> list[str]:
-        """What the whole run spent on waiting for data, and on looking inside."""
-        plain, inside = self._seconds[False], self._seconds[True]
-        total = sum(plain) + sum(inside)
+        """What the whole run spent on waiting for data, and on diagnostics."""
+        plain, diagnosed = self._seconds[False], self._seconds[True]
+        total = sum(plain) + sum(diagnosed)
         lines = [f"waited for data {100 * self._waited / max(total, 1e-9):.2f}% of the time"]
-        if plain and inside:
-            extra = 100 * (statistics.median(inside) / statistics.median(plain) - 1)
+        if plain and diagnosed:
+            extra = 100 * (statistics.median(diagnosed) / statistics.median(plain) - 1)
             lines.append(
-                f"a step that looks inside took {extra:+.1f}% time (medians of {len(inside)} and "
-                f"{len(plain)} steps): {extra / self._settings.inside_every:+.2f}% over all steps"
+                f"a step with diagnostics took {extra:+.1f}% time (medians of {len(diagnosed)} and "
+                f"{len(plain)} steps): {extra / self._settings.diagnostics_every:+.2f}% over all"
             )
         return lines
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from looped_jax.evaluation.core.tasks import Kind
+from looped_jax.evaluation.core.bundle import Kind
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,135 @@
 """The optimizer against the reference's training runs, and each part on its own."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from looped_jax.config import Config, MeshConfig, OptimConfig
+from looped_jax.config.registry import OPTIMIZERS, PARTS
+from looped_jax.config.settings import (
+    MeshConfig,
+    ModelSettings,
+    OptimConfig,
+    Optimizers,
+    Parts,
+    Settings,
+    TrainSettings,
+)
 from looped_jax.model import loss, transformer
 from looped_jax.model.weights import Weight
+from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optim, train_step
+from looped_jax.training import optimizers, train_step
 from tests import golden_cases
 
 
 def last_loop_loss(model, params, tokens):
     states = transformer.forward(model, params, tokens[:, :-1])
-    return loss.token_losses(model, params["head"], states.hidden, tokens[:, 1:]).mean()
+    return loss.token_losses(model, params, states.hidden, tokens[:, 1:]).mean()
 
 
 def run_golden(case, sizes=(1, 1, 1)):
     """Train a golden case; the reference reports the last micro-batch's loss before each step."""
     hyper = OptimConfig(newton_schulz_dtype=case.hyper["newton_schulz_dtype"])
-    config = Config(model=case.model, optim=hyper)
+    config = resolve(Settings(model=case.model, optim=hyper))
     mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    optimizer = optim.make_optimizer(config, mesh, steps=case.hyper["steps"])
+    optimizer = optimizers.make_optimizer(config, mesh, steps=case.hyper["steps"])
     current = train_step.create(config, optimizer, mesh)
     where = transformer.shardings(case.model, mesh)
-    current["params"] = jax.device_put(case.weights("param0"), where)
+    params = jax.device_put(case.weights("param0"), where)
+    current = dataclasses.replace(current, params=params)
     step = train_step.make_train_step(config, optimizer, mesh)
     losses, norms = [], []
     for tokens in case.arrays["tokens"]:
-        losses.append(last_loop_loss(case.model, current["params"], tokens[-1]))
+        losses.append(last_loop_loss(case.model, current.params, tokens[-1]))
         current, metrics = step(current, tokens)
         norms.append(metrics["grad_norm"])
-    return np.array(losses), np.array(norms), current["params"]
+    return np.array(losses), np.array(norms), current.params
+
+
+def trained(config, sizes, steps):
+    """Losses of repeated steps on the same rows, and the last state."""
+    mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    optimizer = optimizers.make_optimizer(config, mesh)
+    state = train_step.create(config, optimizer, mesh)
+    step = train_step.make_train_step(config, optimizer, mesh)
+    rows, losses = np.random.default_rng(0).integers(0, 61, (1, 8, 9)).astype(np.int32), []
+    for _ in range(steps):
+        state, metrics = step(state, rows)
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def of_optimizer(name):
+    sizes = {"layers": 1, "loops": 2, "width": 32, "heads": 2, "seq_len": 8}
+    parts = Parts({"kv_shift": PARTS["kv_shift"].Settings(on=True)})  # vectors too
+    return resolve(
+        Settings(
+            model=ModelSettings(dtype="float32", parts=parts, **sizes),
+            optim=OptimConfig(optimizer=name, newton_schulz_dtype="float32"),
+            train=TrainSettings(steps=30),
+        ),
+        vocab_size=61,
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_and_no_mesh_changes_it(name):
+    config = of_optimizer(name)
+    losses, state = trained(config, (1, 1, 1), 20)
+    assert losses[-1] < losses[0] - 1
+    assert not jax.tree.reduce(lambda found, leaf: found | ~np.isfinite(leaf).all(), state, False)
+    many, cut = trained(config, (2, 2, 2), 5)
+    np.testing.assert_allclose(many, losses[:5], atol=1e-4)
+    matrix = "blocks.0.mlp.up"
+    spec = cut.params[matrix].sharding.spec
+    found = jax.tree_util.tree_leaves_with_path(cut.optimizer)
+    states = [leaf for path, leaf in found if getattr(path[-1], "key", None) == matrix]
+    assert states and all(leaf.sharding.spec == spec for leaf in states)
+
+
+def test_an_optimizer_that_averages_gives_other_weights_to_evaluation():
+    @OPTIMIZERS.register("averaging")
+    class Averaging(optimizers.Optimizer):
+        def transformation(self, config, weights, *, width, multiplier, mesh=None):
+            mean = optax.tree_utils.tree_zeros_like
+            return optax.chain(
+                optax.sgd(0.1),
+                optax.GradientTransformation(
+                    mean, lambda updates, mean, params: (updates, jax.tree.map(
+                        lambda m, p, u: (m + p + u) / 2, mean, params, updates
+                    )),
+                ),
+            )  # fmt: skip
+
+        def evaluation_params(self, state):
+            return state.optimizer[1][1]
+
+    try:
+        config = of_optimizer("averaging")
+        _, state = trained(config, (1, 1, 1), 1)
+        found = optimizers.evaluation_params(config.optim, state)
+        for name, weight in state.params.items():
+            np.testing.assert_array_equal(found[name], weight / 2)
+        for name in ("muon", "adamw"):
+            _, plain = trained(of_optimizer(name), (1, 1, 1), 1)
+            assert optimizers.evaluation_params(of_optimizer(name).optim, plain) is plain.params
+    finally:
+        del OPTIMIZERS._found["averaging"]
+
+
+def test_the_rate_of_matrices_is_adamws_own():
+    config = of_optimizer("adamw")
+    still = Optimizers({"adamw": optimizers.AdamWSettings(matrix_learning_rate=0.0)})
+    stopped = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizers=still))
+    start = transformer.init_params(config.model, jax.random.key(0))
+    for each, moves in ((config, True), (stopped, False)):
+        _, state = trained(each, (1, 1, 1), 2)
+        assert np.array_equal(state.params["blocks.0.mlp.up"], start["blocks.0.mlp.up"]) != moves
+        assert not np.array_equal(state.params["head"], start["head"])
 
 
 @pytest.mark.parametrize("name", [n for n in golden_cases.TRAINING if "fp32" in n])
@@ -67,10 +162,10 @@ def test_golden_training_on_a_mesh(sizes):
 
 def test_golden_schedules():
     case = golden_cases.load("train_FLT_K3_ns_fp32")
-    multiplier = optim.learning_rate_multiplier(OptimConfig(), 10)
+    multiplier = optimizers.learning_rate_multiplier(OptimConfig(), 10)
     found = [multiplier(step) for step in range(10)]
     np.testing.assert_allclose(found, case.arrays["lr_multiplier"], atol=1e-7)
-    momentum = optim.muon_momentum(OptimConfig())
+    momentum = optimizers.muon_momentum(OptimConfig())
     found = [momentum(step) for step in range(10)]
     np.testing.assert_allclose(found, case.arrays["muon_momentum"], atol=1e-6)
     assert momentum(300) == momentum(10_000) == pytest.approx(0.95)
@@ -78,7 +173,7 @@ def test_golden_schedules():
 
 def test_schedule_with_warmup_and_a_floor():
     config = OptimConfig(warmup_ratio=0.1, warmdown_ratio=0.5, final_lr_fraction=0.1)
-    multiplier = optim.learning_rate_multiplier(config, 100)
+    multiplier = optimizers.learning_rate_multiplier(config, 100)
     assert multiplier(0) == pytest.approx(0.1)
     assert multiplier(9) == multiplier(10) == multiplier(50) == 1
     assert multiplier(75) == pytest.approx(0.5 + 0.5 * 0.1)
@@ -87,7 +182,7 @@ def test_schedule_with_warmup_and_a_floor():
 
 def test_orthogonalised_singular_values_are_near_one():
     matrices = jax.random.normal(jax.random.key(0), (3, 24, 40))
-    values = jnp.linalg.svd(optim.orthogonalize(matrices, 5), compute_uv=False)
+    values = jnp.linalg.svd(optimizers.orthogonalize(matrices, 5), compute_uv=False)
     assert values.min() > 0.6 and values.max() < 1.3
 
 
@@ -98,7 +193,7 @@ def test_same_shaped_matrices_share_one_batched_call():
         name: Weight(leaf.shape, axes.get(name.split(".")[-1], ("embed", "mlp")), "matrix")
         for name, leaf in params.items()
     }
-    muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
+    muon = optimizers.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
     program = jax.make_jaxpr(lambda g: muon.update(g, muon.init(params))[0])(params)
     products = str(program).count("dot_general")
     assert products == 2 * 3 * 5  # shapes (up to transposition) × products per step × steps
@@ -116,7 +211,7 @@ SHAPES = {
 def test_muon_scales_by_outputs_over_inputs(shape):
     grads = {"blocks.0.mlp.up": jax.random.normal(jax.random.key(0), shape)}
     weights = {"blocks.0.mlp.up": Weight(shape, ("embed", "mlp"), "matrix")}
-    muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
+    muon = optimizers.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights)
     update = muon.update(grads, muon.init(grads))[0]["blocks.0.mlp.up"]
     top = jnp.linalg.svd(update, compute_uv=False)[0]
     assert top / max(1, shape[1] / shape[0]) ** 0.5 == pytest.approx(1, abs=0.3)
@@ -135,7 +230,7 @@ def test_clipping_is_by_the_global_norm_and_can_be_off():
     norm = optax.tree.norm(grads)
 
     def first_moment(clip):
-        optimizer = optim.of_weights(
+        optimizer = optimizers.of_weights(
             OptimConfig(grad_clip_norm=clip), THREE, width=768, multiplier=lambda step: 1.0
         )
         after = optimizer.update(grads, optimizer.init(params), params)[1]
@@ -149,7 +244,7 @@ def test_clipping_is_by_the_global_norm_and_can_be_off():
 def test_adamw_learning_rates_scale_with_width():
     params = {"embed": jnp.zeros((4, 2)), "head": jnp.zeros((2, 4)), "blocks.0.mlp.up": jnp.eye(2)}
     grads = jax.tree.map(jnp.ones_like, params)
-    optimizer = optim.of_weights(OptimConfig(), THREE, width=192, multiplier=lambda step: 1.0)
+    optimizer = optimizers.of_weights(OptimConfig(), THREE, width=192, multiplier=lambda step: 1.0)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embed"], -0.2 * 2, rtol=1e-5)
     np.testing.assert_allclose(updates["head"], -0.004 * 2, rtol=1e-5)
@@ -165,7 +260,7 @@ def test_devices_share_the_orthogonalisation(sizes):
 
     def program(*sizes):
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        muon = optim.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights, mesh)
+        muon = optimizers.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights, mesh)
         where = sharding.state_shardings(mesh, shapes, weights)
         run = jax.jit(lambda g: muon.update(g, muon.init(g))[0], in_shardings=(where,))
         return run.lower(shapes).compile()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -13,7 +14,8 @@ import jax
 from tensorboardX import SummaryWriter
 
 from looped_jax import files
-from looped_jax.data import corpus, fetch, pipeline
+from looped_jax.data import fetch, pipeline
+from looped_jax.data.corpus import Corpus
 from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
 from looped_jax.files import check_writable, default_cache_dir
 from looped_jax.inference.trained_model import TrainedModel
@@ -24,11 +26,11 @@ from looped_jax.runtime import distributed, sharding
 Scores = dict[str, list[float]]  # metric -> a value per loop count
 
 
-class Evaluation:
+class Evaluator:
     """One checkpoint, the loop counts it is judged at, and where results go."""
 
-    def __init__(self, model: TrainedModel, args: argparse.Namespace, say: Callable[[str], None]):
-        self.model, self.args, self.say = model, args, say
+    def __init__(self, model: TrainedModel, args: argparse.Namespace, log: Callable[[str], None]):
+        self.model, self.args, self.log = model, args, log
         self.folder = Path(args.checkpoint)
         self.loops = args.loops or tuple(
             sorted({*model.config.train.eval_loops, model.config.model.loops})
@@ -42,7 +44,7 @@ class Evaluation:
             self._thrown_away = tempfile.TemporaryDirectory()
             self.out = Path(self._thrown_away.name)
         if line := attention_kernels.fall_back(model.config.model, self.mesh):
-            self.say(line)
+            self.log(line)
 
     def spans(self, what: str = "") -> scoring.SpanScorer:
         """Scores rows; tells how far it is every few seconds when it is said `what` they are."""
@@ -52,7 +54,7 @@ class Evaluation:
             nonlocal last
             if what and (time.monotonic() - last > 5 or done == total):
                 last = time.monotonic()
-                self.say(f"{what}: {done}/{total} rows")
+                self.log(f"{what}: {done}/{total} rows")
 
         return scoring.SpanScorer(
             self.model.config.model,
@@ -65,32 +67,28 @@ class Evaluation:
 
     def bpb(self) -> Scores:
         """Bits per byte of the first training shard and of the validation shard."""
-        config, words = self.model.config, self.model.tokenizer
-        texts = corpus.open_corpus(
-            self.args.data or config.data.path,
-            val_shard=config.data.val_shard,
-            train_shards=config.data.train_shards,
-            cache_dir=default_cache_dir(),
-        )
+        config, tokenizer = self.model.config, self.model.tokenizer
+        data = config.data
+        corpus = Corpus.open(dataclasses.replace(data, path=self.args.data or data.path))
         score = scoring.make_score_step(config.model, self.mesh, self.loops)
-        share, shares = sharding.batch_share(self.mesh)
+        shard = sharding.data_shard(self.mesh)
         found = {}
-        for name, shard in (("train", texts.train[0]), ("validation", texts.val)):
+        for name, path in (("train", corpus.train[0]), ("validation", corpus.val)):
             batches = pipeline.val_rows(
-                corpus.Corpus(texts.train, shard),
-                words,
+                Corpus(corpus.train, path),
+                tokenizer,
                 seq_len=config.model.seq_len,
-                batch_size=self.args.batch_size * sharding.batch_devices(self.mesh) // shares,
+                batch_size=self.args.batch_size * sharding.batch_devices(self.mesh) // shard.count,
                 max_tokens=self.args.eval_tokens,
-                process_index=share,
-                process_count=shares,
+                shard_index=shard.index,
+                shard_count=shard.count,
             )
-            self.say(f"bpb: {name} {shard.name}, {len(batches)} batches ...")
+            self.log(f"bpb: {name} {path.name}, {len(batches)} batches ...")
             scores = bits_per_byte.bits_per_byte(
                 score,
                 self.params,
                 batches,
-                words.token_bytes,
+                tokenizer.token_bytes,
                 loop_counts=self.loops,
                 mesh=self.mesh,
             )
@@ -98,19 +96,19 @@ class Evaluation:
         return found
 
     def ppl(self) -> Scores:
-        """Perplexity of the text given as --wikitext, and of LAMBADA's last words."""
+        """Perplexity of the text given as --wikitext, and of LAMBADA's last tokenizer."""
         config, found = self.model.config, {}
         spans = self.spans("ppl")
         if self.args.wikitext:
             lines = perplexity.read_lines(Path(self.args.wikitext))
-            self.say(f"ppl: {self.args.wikitext}, {len(lines)} lines ...")
+            self.log(f"ppl: {self.args.wikitext}, {len(lines)} lines ...")
             found["ppl WikiText-2"] = perplexity.text_perplexity(
                 spans, self.model.tokenizer, lines, seq_len=config.model.seq_len
             ).tolist()
         else:
-            self.say("ppl: WikiText-2 left out; give its file as --wikitext FILE")
+            self.log("ppl: WikiText-2 left out; give its file as --wikitext FILE")
         lambada = self.bundle() / "eval_data" / "language_understanding" / "lambada_openai.jsonl"
-        self.say(f"ppl: {lambada} ...")
+        self.log(f"ppl: {lambada} ...")
         found["ppl LAMBADA"] = perplexity.last_word_perplexity(
             spans,
             self.model.tokenizer,
@@ -143,11 +141,11 @@ class Evaluation:
             identity={
                 "step": model.step,
                 "saved": saved,
-                "tokenizer": model.tokenizer.identity(),
+                "tokenizer": model.tokenizer.fingerprint(),
             },
-            on_progress=lambda task, done, total: self.say(f"core: {task} {done}/{total}"),
+            on_progress=lambda task, done, total: self.log(f"core: {task} {done}/{total}"),
         )
-        self.say(core.format_table(results, self.loops))
+        self.log(core.format_table(results, self.loops))
         for index, k in enumerate(self.loops):
             text = core.format_csv(results, index)
             files.write_text(self.out / f"core_loops_{k}.csv", text)
@@ -163,7 +161,7 @@ class Evaluation:
                 f"{k} loops: {prompt!r} → {text!r}"
                 for prompt, text in zip(settings.sample_prompts, texts, strict=True)
             ]
-        self.say("\n".join(lines))
+        self.log("\n".join(lines))
         files.write_text(self.out / "samples.txt", "\n".join(lines) + "\n")
         return {}
 
@@ -181,7 +179,7 @@ class Evaluation:
 
     def _downloaded(self, have: int, total: int | None) -> None:
         if have == total or have % (16 << 20) < (1 << 20):
-            self.say(f"CORE bundle: {have >> 20} of {(total or 0) >> 20} MiB")
+            self.log(f"CORE bundle: {have >> 20} of {(total or 0) >> 20} MiB")
 
     def write(self, scores: Scores) -> None:
         """JSON, TensorBoard and the figure of every metric against the loop count."""

@@ -1,9 +1,10 @@
-"""The configuration of a run: frozen dataclasses, their ConfigDict form, and plain-English checks.
+"""Settings as they are given: frozen dataclasses, their ConfigDict form, and plain-English checks.
 
 The dataclasses below are the one place where a setting has its name, type, default and meaning.
 `default_config()` turns them into an `ml_collections.ConfigDict`, which the files under `configs/`
-edit and `--config.group.field=value` overrides; `Config.from_dict` turns the result back and checks
-it. A field whose default is None follows from other fields or from the data; `resolve` fills it in.
+edit and `--config.group.field=value` overrides; `Settings.from_dict` turns the result back and
+checks it. A field whose default is None follows from other fields or from the data:
+looped_jax/resolve.py fills it in, and gives the Config of config/resolved.py.
 """
 
 from __future__ import annotations
@@ -14,45 +15,99 @@ import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar
 
 from ml_collections import config_dict
 
+from looped_jax.config.registry import LOOP_RULES, OBJECTIVES, OPTIMIZERS, PARTS, TASKS, Registry
 from looped_jax.errors import ConfigError
-from looped_jax.registry import LOOP_RULES, OBJECTIVES, PARTS, Registry
 
 DTYPES = ("float32", "bfloat16")
-SPEED = ("remat", "loss_chunk", "kernel")  # model settings that change no result
+PERFORMANCE = ("remat", "loss_chunk", "kernel")  # model settings that change no result
+# Settings by the names that they had before, in files and run folders that were made then.
+RENAMED = {
+    "train.inside_every": "train.diagnostics_every",
+    "data.follow_hosts": "data.allow_host_change",
+}
 REMATS = ("loop", "offload", "dots", "none")
 
 
-class Parts(Mapping[str, Any]):
-    """Settings of every registered part by name; hashable. See model/part.py."""
+class Options(Mapping[str, Any]):
+    """Settings of what is registered in `registry`, by name; hashable.
+
+    A registered class that has settings names their dataclass as its attribute `Settings`.
+    """
+
+    registry: ClassVar[Registry]
 
     def __init__(self, settings: Mapping[str, Any] | None = None):
         self._settings = dict(settings or {})
-        if unknown := [name for name in self._settings if name not in PARTS]:
-            raise ConfigError(unknown_key(unknown[0], PARTS, prefix="model.parts."))
+        if unknown := [name for name in self._settings if name not in self.registry]:
+            kind = self.registry.kind
+            raise ConfigError(
+                f"{unknown[0]} is no {kind}; choose {either(list(self.registry))}, or import a "
+                f"{kind} of your own first"
+            )
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Settings of everything that has some, as they are by default."""
+        kinds = {name: getattr(thing, "Settings", None) for name, thing in cls.registry.items()}
+        return {name: kind() for name, kind in kinds.items() if kind is not None}
 
     def __getitem__(self, name: str) -> Any:
-        return self._settings.get(name) or PARTS[name].Settings()
+        return self._settings.get(name) or self.registry[name].Settings()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(PARTS)
+        return iter(self.defaults())
 
     def __len__(self) -> int:
-        return len(PARTS)
+        return len(self.defaults())
+
+    def changed(self) -> dict[str, Any]:
+        """Those that are not as by default."""
+        return {n: self[n] for n, default in self.defaults().items() if self[n] != default}
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.changed().items()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self)})"
+
+
+class Parts(Options):
+    """Settings of every part; see model/part.py."""
+
+    registry = PARTS
 
     def on(self) -> tuple[str, ...]:
         """Names of the parts that are on."""
         return tuple(name for name in self if self[name].on)
 
-    def __hash__(self) -> int:
-        return hash(tuple((n, s) for n, s in self.items() if s != PARTS[n].Settings()))
 
-    def __repr__(self) -> str:
-        return f"Parts({dict(self)})"
+class Rules(Options):
+    """Settings of loop rules that have some."""
+
+    registry = LOOP_RULES
+
+
+class Objectives(Options):
+    """Settings of objectives that have some."""
+
+    registry = OBJECTIVES
+
+
+class Optimizers(Options):
+    """Settings of optimizers that have some of their own."""
+
+    registry = OPTIMIZERS
+
+
+class Tasks(Options):
+    """Settings of tasks that have some of their own."""
+
+    registry = TASKS
 
 
 def _at_least(low: float, default: Any, high: float = math.inf) -> Any:
@@ -68,17 +123,17 @@ def _one_of(choices: Collection[str], default: str) -> Any:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelSettings:
     """The looped transformer: `layers` blocks run `loops` times. Symbols: model/transformer.py."""
 
     variant: str = _one_of(LOOP_RULES, "FLT")  # the loop rule
     layers: int = _at_least(1, 6)  # L, blocks in the loop
     loops: int = _at_least(1, 12)  # K, times the blocks are run
     width: int | None = _at_least(2, None)  # D; 64 · layers
-    heads: int | None = _at_least(1, None)  # H; ceil(D / 128)
-    kv_heads: int | None = _at_least(1, None)  # Hkv; = heads. Fewer: grouped-query attention
+    heads: int | None = _at_least(1, None)  # H; the fewest of at most 128 channels
+    kv_heads: int | None = _at_least(1, None)  # G; = heads. Fewer: grouped-query attention
     attention: str = _one_of(("full", "mla"), "full")  # mla: keys and values from a small latent
-    latent_rank: int = _at_least(1, 128)  # r, width of that latent
+    latent_rank: int = _at_least(1, 128)  # R, width of that latent
     window_pattern: str = "L"  # tiled over layers: L full context, S a quarter of seq_len
     seq_len: int = _at_least(2, 1024)  # T in training; also sets the window of S layers
     vocab_size: int | None = _at_least(2, None)  # V; the tokenizer's
@@ -88,35 +143,15 @@ class ModelConfig:
     kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # computes attention
     loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
-
-    @property
-    def head_dim(self) -> int:
-        """Dh, the width of one head; needs a resolved config."""
-        assert self.width is not None and self.heads is not None
-        return self.width // self.heads
-
-    @property
-    def padded_vocab(self) -> int:
-        """V rounded up to a multiple of 64, the length of both embedding tables."""
-        assert self.vocab_size is not None
-        return -(-self.vocab_size // 64) * 64
-
-    def windows(self) -> tuple[int | None, ...]:
-        """Keys each layer can see, itself included; None is all. The last layer always sees all."""
-        short = max(self.seq_len // 4, 1)
-        kinds = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.layers)]
-        kinds[-1] = "L"
-        return tuple(short if kind == "S" else None for kind in kinds)
-
-    def scored_loops(self) -> tuple[int, ...]:
-        """Zero-based loops whose states the objective reads."""
-        return OBJECTIVES[self.loss]().loops(self)
+    rules: Rules = field(default_factory=Rules)  # settings of loop rules, by name
+    objectives: Objectives = field(default_factory=Objectives)  # settings of losses, by name
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Muon for matrices, AdamW for embedding, head, and scalars and vectors of parts."""
 
+    optimizer: str = _one_of(OPTIMIZERS, "muon")  # see training/optimizers.py
     matrix_learning_rate: float = _at_least(0.0, 0.02)  # Muon
     embedding_learning_rate: float = _at_least(0.0, 0.2)  # AdamW, times (D / 768) ** -0.5
     head_learning_rate: float = _at_least(0.0, 0.004)  # AdamW, times (D / 768) ** -0.5
@@ -134,12 +169,14 @@ class OptimConfig:
     warmup_ratio: float = _share(0.0)  # shares of all steps
     warmdown_ratio: float = _share(0.2)
     final_lr_fraction: float = _share(0.0)  # learning rate at the end, as a share of the peak
+    optimizers: Optimizers = field(default_factory=Optimizers)  # own settings of each
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where text comes from and how it becomes rows of tokens."""
+    """Where rows come from, and how text becomes rows of tokens."""
 
+    task: str = _one_of(TASKS, "text")  # what is learned: see looped_jax/tasks
     path: str = "builtin"  # a folder of parquet shards with a `text` column, or "builtin"
     val_shard: str | None = None  # file name; builtin's own, else the last shard by name
     train_shards: int | None = _at_least(1, None)  # only the first so many of the others
@@ -148,7 +185,8 @@ class DataConfig:
     bos_token: str | None = None  # document start; <|bos|>, <|im_start|> or <|endoftext|>
     workers: int = _at_least(0, 0)  # processes that read and tokenize; 0 = a background thread
     prefetch: int = _at_least(1, 2)  # batches kept ready
-    follow_hosts: bool = False  # resume on another number of hosts: same place, another order
+    tasks: Tasks = field(default_factory=Tasks)  # own settings of each
+    allow_host_change: bool = False  # resume on another number of hosts: same place, another order
 
 
 @dataclass(frozen=True)
@@ -161,7 +199,7 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainSettings:
     """The run: length, batch, and what happens how often (in steps; 0 = only at the end)."""
 
     run_dir: str | None = None  # runs/<variant>_K<loops>_L<layers>...
@@ -173,7 +211,7 @@ class TrainConfig:
     eval_every: int = _at_least(0, 250)
     eval_tokens: int = _at_least(1, 10_485_760)  # validation targets scored each time, at most
     eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
-    inside_every: int = _at_least(0, 0)  # gradient and stream norms per loop and layer; 0 = never
+    diagnostics_every: int = _at_least(0, 0)  # norms per loop and layer; 0 = never
     save_every: int = _at_least(0, 250)
     keep: int = _at_least(1, 2)  # newest checkpoints kept
     keep_every: int = _at_least(0, 0)  # and those of every so many steps, for good; 0 = none
@@ -185,26 +223,26 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     """Everything a run is told."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
 
-    @classmethod
-    def from_dict(cls, values: Any) -> Config:
-        """Checked Config from a ConfigDict or plain nested dict. Raises ConfigError."""
-        config = _built(cls, values, "")
-        _validate(config)
-        return config
+    @staticmethod
+    def from_dict(values: Any) -> Settings:
+        """Checked settings from a ConfigDict or plain nested dict. Raises ConfigError."""
+        settings = _built(Settings, values, "")
+        _validate(settings)
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for JSON; `from_dict` is its inverse.
 
-        Parts as they are by default are left out: who does not have them needs not know of them.
+        What is registered and is as by default is left out: who does not have it needs not know.
         """
         return plain(self)
 
@@ -221,21 +259,22 @@ class Config:
 
 def fields(kind: Any) -> dict[str, tuple[Any, Any, Mapping[str, Any]]]:
     """Type, default and metadata of every field of a group of settings, by name."""
-    if kind is Parts:
-        return {name: (part.Settings, part.Settings(), {}) for name, part in PARTS.items()}
-    hints, default = typing.get_type_hints(kind), kind()
-    return {
-        f.name: (hints[f.name], getattr(default, f.name), f.metadata)
-        for f in dataclasses.fields(kind)
-    }
+    if issubclass(kind, Options):
+        return {name: (type(own), own, {}) for name, own in kind.defaults().items()}
+    hints = typing.get_type_hints(kind)
+    found: dict[str, tuple[Any, Any, Mapping[str, Any]]] = {}
+    for f in dataclasses.fields(kind):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        found[f.name] = hints[f.name], default, f.metadata
+    return found
 
 
 def is_group(kind: Any) -> bool:
     """Whether a type is a group of settings, not a setting."""
-    return kind is Parts or dataclasses.is_dataclass(kind)
+    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, Options))
 
 
-def setting_types(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
+def setting_types(kind: Any = Settings, prefix: str = "") -> dict[str, Any]:
     """The type of every setting by its dotted name."""
     found: dict[str, Any] = {}
     for name, (inner, _, _) in fields(kind).items():
@@ -246,7 +285,7 @@ def setting_types(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
 
 def default_config() -> config_dict.ConfigDict:
     """The defaults as a type-checked ConfigDict, for files under configs/ to edit."""
-    return _default(Config)
+    return _default(Settings)
 
 
 def _default(kind: Any) -> config_dict.ConfigDict:
@@ -264,9 +303,12 @@ def _default(kind: Any) -> config_dict.ConfigDict:
 def _built(kind: Any, values: Any, prefix: str) -> Any:
     """A group of settings from nested values. Raises ConfigError for what is not one."""
     known, given = fields(kind), dict(values)
-    for name in given:
-        if name not in known:
-            hint = "; import a part of your own first" if kind is Parts else ""
+    for name in list(given):
+        if (new := RENAMED.get(f"{prefix}{name}")) and new.rpartition(".")[2] in known:
+            given[new.rpartition(".")[2]] = given.pop(name)
+        elif name not in known:
+            own = kind.registry.kind if issubclass(kind, Options) else None
+            hint = f"; import a {own} of your own first" if own else ""
             raise ConfigError(unknown_key(name, known, prefix=prefix) + hint)
     built = {}
     for name, (inner, _, _) in known.items():
@@ -274,16 +316,18 @@ def _built(kind: Any, values: Any, prefix: str) -> Any:
             built[name] = _built(inner, given.get(name, {}), f"{prefix}{name}.")
         elif name in given:
             built[name] = _typed(f"{prefix}{name}", given[name], inner)
-    return Parts(built) if kind is Parts else kind(**built)
+    return kind(built) if issubclass(kind, Options) else kind(**built)
 
 
 def plain(value: Any) -> Any:
     """Settings, and whatever holds some, as plain values for JSON."""
-    if isinstance(value, Parts):
-        return {n: plain(s) for n, s in value.items() if s != PARTS[n].Settings()}
+    if isinstance(value, Options):
+        return {name: plain(own) for name, own in value.changed().items()}
     if dataclasses.is_dataclass(value):
-        found = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {name: one for name, one in found.items() if name != "parts" or one}
+        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {
+            n: plain(one) for n, one in own.items() if not isinstance(one, Options) or plain(one)
+        }
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, list) else value
@@ -292,8 +336,7 @@ def plain(value: Any) -> Any:
 def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """(dotted name, value, metadata) of every setting."""
     for name, (inner, _, metadata) in fields(type(settings)).items():
-        is_part = isinstance(settings, Parts)
-        value = settings[name] if is_part else getattr(settings, name)
+        value = settings[name] if isinstance(settings, Options) else getattr(settings, name)
         if is_group(inner):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
@@ -314,24 +357,6 @@ def parse_mesh(text: str) -> MeshConfig:
     if list(sizes.values()).count(-1) > 1:
         raise ConfigError(f"--mesh={text} leaves more than one axis open; give -1 to one at most")
     return MeshConfig(**sizes)
-
-
-def micro_batches(config: Config, *, devices: int) -> int:
-    """Micro-batches per optimizer step when `devices` devices share the batch.
-
-    Raises ConfigError when tokens_per_step is no whole number of micro-batches.
-    """
-    t, seq_len = config.train, config.model.seq_len
-    per_pass = t.batch_size * seq_len * devices
-    if t.tokens_per_step % per_pass:
-        below = t.tokens_per_step // per_pass * per_pass
-        near = [n for n in (below, below + per_pass) if n]
-        raise ConfigError(
-            f"train.tokens_per_step={t.tokens_per_step} is no multiple of train.batch_size "
-            f"{t.batch_size} × model.seq_len {seq_len} × {devices} batch devices = {per_pass}; "
-            f"choose {either(near)}, or another train.batch_size"
-        )
-    return t.tokens_per_step // per_pass
 
 
 # --- checks -------------------------------------------------------------------------------------
@@ -369,7 +394,7 @@ def either(options: Sequence[Any]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _validate(config: Config) -> None:
+def _validate(config: Settings) -> None:
     for key, value, rule in _leaves(config, ""):
         if value is None:
             continue

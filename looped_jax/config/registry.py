@@ -1,4 +1,4 @@
-"""Named things that users can add to: loop rules, parts and objectives.
+"""Named things that users can add to: loop rules, parts, objectives, optimizers and tasks.
 
 A file of the user's own registers one when it is imported, as a configuration file is:
 
@@ -62,3 +62,5 @@ class Registry(Mapping[str, Any]):
 LOOP_RULES = Registry("loop rule", "looped_jax.model.loop_rules")
 PARTS = Registry("part", "looped_jax.model.parts")
 OBJECTIVES = Registry("objective", "looped_jax.model.objectives")
+OPTIMIZERS = Registry("optimizer", "looped_jax.training.optimizers")
+TASKS = Registry("task", "looped_jax.tasks")

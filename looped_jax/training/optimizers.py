@@ -1,4 +1,7 @@
-"""The optimizer: Muon for matrices, AdamW for embedding, head and vectors, of optax's pieces.
+"""Optimizers, of optax's pieces: by default Muon for matrices, AdamW for all other weights.
+
+To try another, register it, here or in a file of your own: it is then a choice of
+`optim.optimizer`, with settings of its own under `optim.optimizers`.
 
 Recipe of the Fully Looped Transformer (arXiv 2605.18797), which follows nanochat. Muon: Jordan et
 al., "Muon: An optimizer for hidden layers in neural networks", 2024.
@@ -8,7 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +20,14 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config import Config, OptimConfig
+from looped_jax.config.registry import OPTIMIZERS
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import OptimConfig
 from looped_jax.model import transformer
+from looped_jax.model.transformer import Params
 from looped_jax.model.weights import Weights
 from looped_jax.runtime import sharding
+from looped_jax.training.train_state import TrainState
 
 Array = jax.Array
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # odd quintic that pushes singular values towards 1
@@ -140,6 +148,110 @@ def _orthogonalize_by_shape(
     return updates
 
 
+ADAMW_RATES = ("embedding_learning_rate", "head_learning_rate", "vector_learning_rate")
+
+
+class Optimizer:
+    """How weights are updated; see model/weights.py for what each weight says of itself.
+
+    rates: the learning rates of OptimConfig that it uses, beside those of its own settings
+    """
+
+    rates: ClassVar[tuple[str, ...]] = ()
+
+    def transformation(
+        self,
+        config: OptimConfig,
+        weights: Weights,
+        *,
+        width: int,
+        multiplier: optax.Schedule,
+        mesh: Mesh | None = None,
+    ) -> optax.GradientTransformation:
+        """For a flat dict of parameters that `weights` describe, in a model of width D.
+
+        Gradients come clipped. `multiplier` scales every learning rate. State that has a weight's
+        name lies on `mesh` as that weight does, along each dimension of the weight's size.
+        """
+        raise NotImplementedError
+
+    def evaluation_params(self, state: TrainState) -> Params:
+        """The weights that are scored, sampled from and studied: an optimizer that averages
+        weights, or trains others than it means, gives them here."""
+        return state.params
+
+
+@OPTIMIZERS.register("muon")
+class Muon(Optimizer):
+    """Muon for the group "matrix" and AdamW for the others."""
+
+    rates = ("matrix_learning_rate", *ADAMW_RATES)
+
+    def transformation(self, config, weights, *, width, multiplier, mesh=None):
+        adam_scale = (width / 768) ** -0.5
+        # Named as in the first checkpoints: the names of the optimizer's states on disk hold these.
+        groups = {
+            "blocks": optax.chain(
+                scale_by_muon(config, weights, mesh),
+                optax.scale_by_learning_rate(_scheduled(config.matrix_learning_rate, multiplier)),
+            ),
+            "embed": _adamw(config, config.embedding_learning_rate * adam_scale, multiplier),
+            "head": _adamw(config, config.head_learning_rate * adam_scale, multiplier),
+        }
+        labels = {"matrix": "blocks", "table": "embed", "head": "head", "vector": "vector"}
+        of_each = {name: labels[weight.group] for name, weight in weights.items()}
+        if "vector" in of_each.values():
+            rate = config.vector_learning_rate * adam_scale
+            groups["vector"] = _adamw(config, rate, multiplier)
+        return optax.partition(groups, of_each)
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """Of AdamW for all weights."""
+
+    matrix_learning_rate: float = 0.003  # of the group "matrix", times (D / 768) ** -0.5
+
+
+@OPTIMIZERS.register("adamw")
+class AdamW(Optimizer):
+    """AdamW for every weight, the groups at their own rates."""
+
+    Settings = AdamWSettings
+    rates = ADAMW_RATES
+
+    def transformation(self, config, weights, *, width, multiplier, mesh=None):
+        rates = {
+            "matrix": config.optimizers["adamw"].matrix_learning_rate,
+            "table": config.embedding_learning_rate,
+            "head": config.head_learning_rate,
+            "vector": config.vector_learning_rate,
+        }
+        of_each = {name: weight.group for name, weight in weights.items()}
+        scale = (width / 768) ** -0.5
+        groups = {
+            group: _adamw(config, rates[group] * scale, multiplier)
+            for group in sorted(set(of_each.values()))
+        }
+        return optax.partition(groups, of_each)
+
+
+def _scheduled(peak: float, multiplier: optax.Schedule) -> optax.Schedule:
+    return lambda step: peak * multiplier(step)
+
+
+def _adamw(
+    config: OptimConfig, peak: float, multiplier: optax.Schedule
+) -> optax.GradientTransformation:
+    return optax.adamw(
+        _scheduled(peak, multiplier),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+
+
 def make_optimizer(
     config: Config,
     mesh: Mesh | None = None,
@@ -147,14 +259,13 @@ def make_optimizer(
     steps: int | None = None,
     multiplier: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer of a resolved config's model, whose states lie on `mesh` as its weights do.
+    """The optimizer of a config's model, whose states lie on `mesh` as its weights do.
 
     `steps` is the length of the run, by default train.steps; `multiplier` scales all learning rates
     instead of the config's schedule.
     """
-    model, steps = config.model, steps or config.train.steps
-    assert model.width and steps
-    multiplier = multiplier or learning_rate_multiplier(config.optim, steps)
+    model = config.model
+    multiplier = multiplier or learning_rate_multiplier(config.optim, steps or config.train.steps)
     return of_weights(
         config.optim, transformer.weights(model), width=model.width, multiplier=multiplier,
         mesh=mesh,
@@ -169,36 +280,26 @@ def of_weights(
     multiplier: optax.Schedule,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, then Muon for the group "matrix" and AdamW for the others.
+    """Clip by the global norm, then what optim.optimizer names."""
+    chosen: Optimizer = OPTIMIZERS[config.optimizer]()
+    return optax.chain(
+        optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf),
+        chosen.transformation(config, weights, width=width, multiplier=multiplier, mesh=mesh),
+    )
 
-    For a flat dict of parameters that `weights` describe.
-    """
-    adam_scale = (width / 768) ** -0.5
 
-    def scheduled(peak: float) -> optax.Schedule:
-        return lambda step: peak * multiplier(step)
-
-    def adamw(peak: float) -> optax.GradientTransformation:
-        return optax.adamw(
-            scheduled(peak * adam_scale),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
-
-    # Named as in the first checkpoints: the names of the optimizer's states on disk hold these.
-    groups = {
-        "blocks": optax.chain(
-            scale_by_muon(config, weights, mesh),
-            optax.scale_by_learning_rate(scheduled(config.matrix_learning_rate)),
-        ),
-        "embed": adamw(config.embedding_learning_rate),
-        "head": adamw(config.head_learning_rate),
+def learning_rates(config: OptimConfig) -> dict[str, float]:
+    """Every learning rate of the optimizer in use, by the name of its setting."""
+    name, chosen = config.optimizer, OPTIMIZERS[config.optimizer]
+    rates = {f"optim.{rate}": getattr(config, rate) for rate in chosen.rates}
+    own = vars(config.optimizers[name]) if hasattr(chosen, "Settings") else {}
+    return rates | {
+        f"optim.optimizers.{name}.{key}": value
+        for key, value in own.items()
+        if key.endswith("learning_rate")
     }
-    clip = optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)
-    labels = {"matrix": "blocks", "table": "embed", "head": "head", "vector": "vector"}
-    of_each = {name: labels[weight.group] for name, weight in weights.items()}
-    if "vector" in of_each.values():
-        groups["vector"] = adamw(config.vector_learning_rate)
-    return optax.chain(clip, optax.partition(groups, of_each))
+
+
+def evaluation_params(config: OptimConfig, state: TrainState) -> Params:
+    """The weights of a train state that are scored, sampled from and studied."""
+    return OPTIMIZERS[config.optimizer]().evaluation_params(state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from looped_jax.config import default_config
+from looped_jax.config.settings import default_config
 from looped_jax.errors import ConfigError
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from looped_jax import Edit
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.errors import ArgumentError
-from looped_jax.inference import run
+from looped_jax.inference import inspection
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import loss, transformer
 from looped_jax.resolve import resolve
@@ -22,8 +22,8 @@ TOKENS = np.random.default_rng(0).integers(0, 97, (2, 9)).astype(np.int32)
 @pytest.fixture(scope="module", params=["FLT", "LT"])
 def model(request):
     sizes = {"layers": 2, "loops": 3, "width": 32, "heads": 4, "kv_heads": 2, "seq_len": 16}
-    settings = ModelConfig(variant=request.param, dtype="float32", **sizes)
-    config = resolve(Config(model=settings), vocab_size=97)
+    settings = ModelSettings(variant=request.param, dtype="float32", **sizes)
+    config = resolve(Settings(model=settings), vocab_size=97)
     return TrainedModel(config, random_weights(config.model), None, step=1)
 
 
@@ -129,7 +129,7 @@ def test_parts_are_seen_through(model):
     params = transformer.init_params(deeper, jax.random.key(0))
     alone = TrainedModel(dataclasses.replace(model.config, model=deeper), params, None, step=0)
     run = alone.run(TOKENS, record="block")
-    logits = loss.logits(deeper, params["head"], run.states[3])
+    logits = loss.logits(deeper, params, run.states[3])
     np.testing.assert_allclose(run.logits[3], logits, atol=1e-5)
 
 
@@ -139,11 +139,11 @@ def test_layers_come_in_the_order_asked_for(model):
 
 
 def test_a_sweep_of_edits_is_one_program(model):
-    run._program.cache_clear()
+    inspection._program.cache_clear()
     for loop in (1, 2, 3):
         for value in (0.0, 1.0):
             model.run(TOKENS, edit=Edit("mlp", value, loop=loop, layer=1))
-    assert run._program.cache_info().currsize == 1
+    assert inspection._program.cache_info().currsize == 1
     function = model.run(TOKENS, edit=Edit("mlp", lambda x: 0 * x, loop=2)).logits[3]
     zeroed = model.run(TOKENS, edit=Edit("mlp", 0.0, loop=2)).logits[3]
     np.testing.assert_allclose(function, zeroed, atol=1e-5)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looped_jax.config import Config, ModelConfig
+from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.errors import ArgumentError
 from looped_jax.model import loss, probe, transformer
@@ -148,7 +148,7 @@ def _program(
             start=state,
             done=done,
         )
-        return states.hidden, loss.logits(config, params["head"], states.hidden), states.seen
+        return states.hidden, loss.logits(config, params, states.hidden), states.seen
 
     return jax.jit(run)
 
@@ -176,8 +176,8 @@ def token_ids(model: Model, tokens: Any) -> np.ndarray:
     if isinstance(tokens, str):
         tokens = [tokens]
     if isinstance(tokens, Sequence) and tokens and all(isinstance(t, str) for t in tokens):
-        words = model.tokenizer
-        rows = [[words.bos_id, *words.encode(text)] for text in tokens]
+        tokenizer = model.tokenizer
+        rows = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in tokens]
         if len({len(row) for row in rows}) > 1:
             raise ArgumentError(
                 f"texts of {sorted({len(row) for row in rows})} tokens make no rows of one length; "
@@ -193,7 +193,7 @@ def token_ids(model: Model, tokens: Any) -> np.ndarray:
             f"tokens of type {type(tokens).__name__}, shape {ids.shape} and {ids.dtype} are no "
             "tokens; give a text, texts, or whole-number ids [B, T] or [T]"
         )
-    size = model.config.model.vocab_size or 0
+    size = model.config.model.vocab_size
     if ids.min() < 0 or ids.max() >= size:
         wrong = ids[(ids < 0) | (ids >= size)].flat[0]
         raise ArgumentError(f"token {wrong} is none of the vocabulary's 0 to {size - 1}")

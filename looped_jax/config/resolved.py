@@ -1,0 +1,74 @@
+"""The configuration of a run with every size known; looped_jax/resolve.py makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from looped_jax.config.registry import OBJECTIVES
+from looped_jax.config.settings import ModelSettings, Settings, TrainSettings, either
+from looped_jax.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelSettings):
+    """The model's settings, and its sizes. Symbols: model/transformer.py."""
+
+    width: int  # D
+    heads: int  # H
+    kv_heads: int  # G
+    vocab_size: int  # V
+
+    @property
+    def head_dim(self) -> int:
+        """Dh, the width of one head."""
+        return self.width // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        """V rounded up to a multiple of 64, the length of both embedding tables."""
+        return -(-self.vocab_size // 64) * 64
+
+    def windows(self) -> tuple[int | None, ...]:
+        """Keys each layer can see, itself included; None is all. The last layer always sees all."""
+        short = max(self.seq_len // 4, 1)
+        kinds = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.layers)]
+        kinds[-1] = "L"
+        return tuple(short if kind == "S" else None for kind in kinds)
+
+    def scored_loops(self) -> tuple[int, ...]:
+        """Zero-based loops whose states the objective reads."""
+        return OBJECTIVES[self.loss]().loops(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainSettings):
+    """The run's settings, its folder and its length."""
+
+    run_dir: str
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Everything a run is."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+
+def micro_batches(config: Config, *, devices: int) -> int:
+    """Micro-batches per optimizer step when `devices` devices share the batch.
+
+    Raises ConfigError when tokens_per_step is no whole number of micro-batches.
+    """
+    t, seq_len = config.train, config.model.seq_len
+    per_pass = t.batch_size * seq_len * devices
+    if t.tokens_per_step % per_pass:
+        below = t.tokens_per_step // per_pass * per_pass
+        near = [n for n in (below, below + per_pass) if n]
+        raise ConfigError(
+            f"train.tokens_per_step={t.tokens_per_step} is no multiple of train.batch_size "
+            f"{t.batch_size} × model.seq_len {seq_len} × {devices} batch devices = {per_pass}; "
+            f"choose {either(near)}, or another train.batch_size"
+        )
+    return t.tokens_per_step // per_pass

@@ -1,0 +1,5 @@
+"""Tasks: where the rows that a model is trained on come from, and how it is judged."""
+
+from looped_jax.tasks import text
+
+__all__ = ["text"]

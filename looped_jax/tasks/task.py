@@ -1,0 +1,101 @@
+"""A task: where the rows that a model is trained on come from, and how it is judged.
+
+Training knows no task by name: text is one of them. To try another, register it, here or in a file
+of your own: it is then a choice of `data.task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import Settings
+from looped_jax.errors import ConfigError
+from looped_jax.inference.trained_model import TrainedModel
+from looped_jax.model.transformer import Params
+from looped_jax.runtime.sharding import EVERYTHING, Shard
+from looped_jax.training.run_meta import Scores
+
+
+class Rows(Protocol):
+    """Endless rows for training, batch by batch, from a position that can be kept as JSON.
+
+    A batch is int32 [rows, T + 1] of text, where each token is the target of the one before, or a
+    dict of arrays [rows, …] as model/objectives.py describes it.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __next__(self) -> Any: ...
+    def get_state(self) -> dict[str, Any]:
+        """The position of the next batch."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Judge(Protocol):
+    """Scores weights on the task's validation rows, in one pass for all loop counts."""
+
+    def __call__(self, params: Params) -> Scores:
+        """By metric and loop count. By the first metric checkpoints are judged; lower is better."""
+        ...
+
+    def describe(self, scores: Scores) -> str:
+        """One line for the console."""
+        ...
+
+
+class Task:
+    """Base of all tasks, made from the settings of a run. Raises DataError or ConfigError.
+
+    vocab_size: entries of the vocabulary
+    """
+
+    vocab_size: int
+
+    def __init__(self, settings: Settings):
+        """Open what the rows are made of, and check it."""
+
+    def fingerprint(self) -> dict[str, dict]:
+        """What two runs on the same rows share, ready for JSON: "data", and more if there is."""
+        raise NotImplementedError
+
+    def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:
+        """This shard of all rows, `batch_size` at a time."""
+        raise NotImplementedError
+
+    def row_shapes(self, config: Config) -> Any:
+        """Shape and type of one row of a training batch: a tree of jax.ShapeDtypeStruct."""
+        return jax.ShapeDtypeStruct((config.model.seq_len + 1,), np.int32)
+
+    def remap_positions(self, positions: list[dict[str, Any]], shard: Shard) -> dict[str, Any]:
+        """Where `shard` goes on after another number of shards that stood at `positions`."""
+        raise ConfigError(
+            f"data.task of {len(positions)} hosts cannot go on on {shard.count}; start as many"
+        )
+
+    def judge(
+        self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
+    ) -> Judge:
+        """Of at most train.eval_tokens targets, the same ones whatever the mesh."""
+        raise NotImplementedError
+
+    def save(self, run_dir: Path) -> None:
+        """Put what a trained model needs, as a tokenizer, into its folder."""
+
+    def trained_model(
+        self, config: Config, params: Params, *, step: int, mesh: Mesh
+    ) -> TrainedModel:
+        """The model as `looped_jax.load` would open it."""
+        return TrainedModel(config, params, None, step=step, mesh=mesh)
+
+    def samples(self, model: TrainedModel) -> list[str]:
+        """Lines that show what a trained model does; all processes call it together."""
+        return []

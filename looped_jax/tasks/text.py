@@ -1,0 +1,114 @@
+"""Text: rows of packed documents, judged by bits per byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from looped_jax import files
+from looped_jax.config.registry import TASKS
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import Settings
+from looped_jax.data import pipeline
+from looped_jax.data.corpus import Corpus, RowGroups
+from looped_jax.data.packing import remap_positions
+from looped_jax.data.tokenizer import load_tokenizer
+from looped_jax.evaluation import bits_per_byte, scoring
+from looped_jax.inference.trained_model import TrainedModel
+from looped_jax.model.transformer import Params
+from looped_jax.runtime import distributed, sharding
+from looped_jax.runtime.sharding import EVERYTHING, Shard
+from looped_jax.tasks.task import Rows, Task
+from looped_jax.training.run_meta import Scores
+
+
+@TASKS.register("text")
+class Text(Task):
+    """The corpus and the tokenizer that the settings name."""
+
+    def __init__(self, settings: Settings):
+        self.corpus = Corpus.open(settings.data)
+        self.tokenizer = load_tokenizer(settings.data, self.corpus)
+        self.vocab_size = self.tokenizer.vocab_size
+
+    def fingerprint(self) -> dict[str, dict]:
+        return {"data": self.corpus.fingerprint(), "tokenizer": self.tokenizer.fingerprint()}
+
+    def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:
+        rows = pipeline.train_rows(
+            self.corpus,
+            self.tokenizer,
+            seq_len=config.model.seq_len,
+            batch_size=batch_size,
+            shard_index=shard.index,
+            shard_count=shard.count,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+        )
+        return iter(rows)
+
+    def remap_positions(self, positions: list[dict[str, Any]], shard: Shard) -> dict[str, Any]:
+        groups = len(RowGroups(self.corpus.train))
+        return remap_positions(positions, groups, index=shard.index, count=shard.count)
+
+    def judge(
+        self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
+    ) -> BitsPerByte:
+        return BitsPerByte(self, config, mesh, loop_counts, shard)
+
+    def save(self, run_dir: Path) -> None:
+        files.write_text(run_dir / "tokenizer.json", self.tokenizer.to_json())
+
+    def trained_model(
+        self, config: Config, params: Params, *, step: int, mesh: Mesh
+    ) -> TrainedModel:
+        return TrainedModel(config, params, self.tokenizer, step=step, mesh=mesh)
+
+    def samples(self, model: TrainedModel) -> list[str]:
+        train = model.config.train
+        if not train.sample_tokens:
+            return []
+        texts = model.generate(train.sample_prompts, tokens=train.sample_tokens)
+        pairs = zip(train.sample_prompts, texts, strict=True)
+        return [f"sample: {prompt!r} → {text!r}" for prompt, text in pairs]
+
+
+class BitsPerByte:
+    """Judges by the validation shard; its figure for comparison is the best unigram model's."""
+
+    def __init__(
+        self, text: Text, config: Config, mesh: Mesh, loop_counts: tuple[int, ...], shard: Shard
+    ):
+        self._mesh, self._loop_counts = mesh, loop_counts
+        self._token_bytes = text.tokenizer.token_bytes
+        self._batches = pipeline.val_rows(
+            text.corpus,
+            text.tokenizer,
+            seq_len=config.model.seq_len,
+            batch_size=config.train.batch_size * sharding.batch_devices(mesh) // shard.count,
+            max_tokens=config.train.eval_tokens,
+            shard_index=shard.index,
+            shard_count=shard.count,
+        )
+        self._score = scoring.make_score_step(config.model, mesh, loop_counts)
+        counts = bits_per_byte.count_targets(self._batches, text.vocab_size)
+        self._unigram = bits_per_byte.unigram_bits_per_byte(
+            distributed.process_sum(counts), self._token_bytes
+        )
+
+    def __call__(self, params: Params) -> Scores:
+        found = bits_per_byte.bits_per_byte(
+            self._score,
+            params,
+            self._batches,
+            self._token_bytes,
+            loop_counts=self._loop_counts,
+            mesh=self._mesh,
+        )
+        return {"bpb": found}
+
+    def describe(self, scores: Scores) -> str:
+        counts = ", ".join(f"{value:.4f} at {k} loops" for k, value in scores["bpb"].items())
+        return f"bits per byte: {counts} (best unigram model of these tokens: {self._unigram:.4f})"

@@ -1,0 +1,188 @@
+"""A task of one's own, whose rows are no text: it trains, is judged, resumes, and is named."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+
+import looped_jax
+from looped_jax import train
+from looped_jax.config.registry import TASKS
+from looped_jax.config.settings import MeshConfig, Settings, setting_types
+from looped_jax.errors import CheckpointError, ConfigError
+from looped_jax.evaluation import scoring
+from looped_jax.resolve import run_name
+from looped_jax.runtime import sharding
+from looped_jax.tasks.task import Task
+
+VOCABULARY = 17
+
+
+@dataclass(frozen=True)
+class CountSettings:
+    stride: int = 3
+
+
+class CountRows:
+    """Numbers in a circle. Loop k owes what stands k + 1 strides further."""
+
+    def __init__(self, config, stride, batch_size, shard):
+        self.model, self.stride, self.batch_size, self.shard = (
+            config.model, stride, batch_size, shard,
+        )  # fmt: skip
+        self.seed, self.batch = config.train.seed, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        size = self.batch_size * self.shard.count
+        starts = np.random.default_rng([self.seed, self.batch]).integers(0, VOCABULARY, size)
+        mine = starts[self.shard.index :: self.shard.count, None]
+        inputs = (mine + np.arange(self.model.seq_len)) % VOCABULARY
+        owed = self.stride * np.arange(1, self.model.loops + 1)
+        self.batch += 1
+        return {
+            "inputs": inputs.astype(np.int32),
+            "targets": ((inputs[:, None] + owed[:, None]) % VOCABULARY).astype(np.int32),
+        }
+
+    def get_state(self):
+        return {"batch": self.batch}
+
+    def set_state(self, state):
+        self.batch = state["batch"]
+
+    def close(self):
+        pass
+
+
+class CountJudge:
+    def __init__(self, rows, config, mesh, loop_counts):
+        self.batch, self.mesh, self.loop_counts = next(rows), mesh, loop_counts
+        self.score = scoring.make_score_step(config.model, mesh, loop_counts)
+
+    def __call__(self, params):
+        spec = sharding.batch_sharding(self.mesh).spec[1:]
+        last = self.batch["inputs"], self.batch["targets"][:, -1]
+        arrays = (sharding.put(a, self.mesh, jax.P(*spec)) for a in last)
+        ones = sharding.put(np.ones(VOCABULARY, np.int32), self.mesh, jax.P())
+        nats, count = jax.device_get(self.score(params, *arrays, ones))
+        means = (nats / count).tolist()
+        return {"loss": dict(zip(self.loop_counts, means, strict=True))}
+
+    def describe(self, scores):
+        return f"loss {scores['loss']}"
+
+
+@pytest.fixture(autouse=True)
+def count():
+    @TASKS.register("count")
+    class Count(Task):
+        """Counts onwards."""
+
+        Settings = CountSettings
+        vocab_size = VOCABULARY
+
+        def __init__(self, settings):
+            self.stride = settings.data.tasks["count"].stride
+
+        def fingerprint(self):
+            return {"data": {"task": "count", "stride": self.stride}}
+
+        def row_shapes(self, config):
+            m = config.model
+            shapes = {"inputs": (m.seq_len,), "targets": (m.loops, m.seq_len)}
+            return {n: jax.ShapeDtypeStruct(shape, np.int32) for n, shape in shapes.items()}
+
+        def train_rows(self, config, *, batch_size, shard=sharding.EVERYTHING):
+            return CountRows(config, self.stride, batch_size, shard)
+
+        def judge(self, config, mesh, *, loop_counts, shard=sharding.EVERYTHING):
+            return CountJudge(self.train_rows(config, batch_size=8), config, mesh, loop_counts)
+
+    yield Count
+    del TASKS._found["count"]
+
+
+def settings(run_dir, *, steps=8, mesh=(1, 1, 1), **data):
+    model = {"layers": 1, "loops": 2, "width": 32, "heads": 2, "seq_len": 8, "dtype": "float32"}
+    return Settings.from_dict(
+        {
+            "model": model | {"loss": "STEP"},
+            "optim": {"newton_schulz_dtype": "float32"},
+            "data": {"task": "count"} | data,
+            "mesh": dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)),
+            "train": {
+                "steps": steps, "run_dir": str(run_dir), "tokens_per_step": 128, "batch_size": 2,
+                "eval_every": 4, "save_every": 4, "eval_loops": (1, 2, 3),
+            },
+        }
+    )  # fmt: skip
+
+
+def entries(folder, key):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """As many devices as the mesh has."""
+    make = sharding.make_mesh
+
+    def smaller(config: MeshConfig, devices=None):
+        return make(config, devices or jax.devices()[: int(np.prod([*vars(config).values()]))])
+
+    monkeypatch.setattr(sharding, "make_mesh", smaller)
+
+
+def test_it_learns_is_judged_and_opens(tmp_path, devices):
+    train.train(settings(tmp_path, steps=60))
+    losses = entries(tmp_path, "val/loss_loops_2")
+    assert list(losses) == [*range(4, 61, 4)]
+    assert losses[60] < 0.3 < 1 < losses[4]
+    model = looped_jax.load(tmp_path)
+    row = np.arange(8) % VOCABULARY
+    one, two = (logits[0, 4:].argmax(-1) for logits in model.logits(row, loops=(1, 2)))
+    np.testing.assert_array_equal(one, (row[4:] + 3) % VOCABULARY)  # a target of each loop
+    np.testing.assert_array_equal(two, (row[4:] + 6) % VOCABULARY)
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)])
+def test_resume_and_meshes_change_nothing(tmp_path, devices, mesh):
+    train.train(settings(tmp_path / "whole"))
+    train.train(settings(tmp_path / "parts", steps=8, mesh=mesh))
+    whole, parts = (entries(tmp_path / name, "train/loop_loss") for name in ("whole", "parts"))
+    np.testing.assert_allclose(list(whole.values()), list(parts.values()), rtol=1e-4)
+    (tmp_path / "resumed").mkdir()
+    stopped = settings(tmp_path / "resumed", steps=8)
+    early = dataclasses.replace(
+        stopped,
+        train=dataclasses.replace(stopped.train, steps=5),
+        optim=dataclasses.replace(stopped.optim, warmdown_ratio=0.0),
+    )
+    train.train(early)
+    longer = dataclasses.replace(early, train=stopped.train)
+    train.train(longer)  # goes on from step 5
+    straight = dataclasses.replace(
+        longer, train=dataclasses.replace(longer.train, run_dir=str(tmp_path / "straight"))
+    )
+    train.train(straight)
+    resumed, straight = (entries(tmp_path / n, "train/loss") for n in ("resumed", "straight"))
+    assert resumed == straight
+
+
+def test_its_settings_are_settings_and_part_of_the_run(tmp_path, devices):
+    assert "data.tasks.count.stride" in setting_types()
+    train.train(settings(tmp_path, steps=4))
+    other = settings(tmp_path, steps=4, tasks={"count": {"stride": 5}})
+    with pytest.raises(CheckpointError, match="data.stride: 3 there, 5 here"):
+        train.train(other)
+    names = {run_name(settings(tmp_path)), run_name(other)}
+    assert len(names) == 2 and all("count" in name for name in names)
+    with pytest.raises(ConfigError, match="data.task='cuont' is unknown; choose .*text.* or count"):
+        settings(tmp_path, task="cuont")
