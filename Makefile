@@ -1,7 +1,8 @@
 # For a machine that has only Python and pip: `make train`, `make diagnose` and `make test`.
-# `make test-parity` adds the comparison with PyTorch, `make test-targets` the compilers of GPUs and
-# TPUs (2.5 GB, in an environment of their own; no such device is needed), `make check` style and
-# types.
+# `make test` holds every feature and every pair of them; `make test-slow` the other combinations,
+# kills and long runs; `make test-parity` the comparison with PyTorch; `make test-targets` the
+# compilers of GPUs and TPUs (2.5 GB, in an environment of their own; no such device is needed);
+# `make test-all` is all of them, `make check` style and types.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ TARGETS := .venv-targets
 # On users' machines torch is an extra; this build is the one the tests are known to pass with.
 TORCH ?= torch==2.13.0
 
-.PHONY: train diagnose test test-parity test-targets check clean
+.PHONY: train diagnose test test-slow test-all test-parity test-targets check clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m looped_jax.train --config configs/flt.py:tiny
@@ -19,7 +20,12 @@ diagnose: $(VENV)/installed
 	$(BIN)/python -m looped_jax.diagnose --checkpoint runs/FLT_K4_L2_END_D128
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow test-parity test-targets
 
 test-parity: $(VENV)/installed-torch
 	$(BIN)/python -c "import torch"
