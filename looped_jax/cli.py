@@ -51,7 +51,7 @@ def add_import(flags: argparse.ArgumentParser) -> None:
     """`--import my_rule`: modules that register what a run of one's own was made with."""
     flags.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE",
-        help="a module of your own that registers rules or parts, from the current folder",
+        help="a module of your own that registers rules, parts or others, from the current folder",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import optax
 from looped_jax.config import presets
 from looped_jax.model.loop_rules import LoopRule
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.part import Part, PartSettings
+from looped_jax.model.parts.base import Part, PartSettings
 from looped_jax.model.weights import weight
 from looped_jax.config.registry import LOOP_RULES, OBJECTIVES, OPTIMIZERS, PARTS
 from looped_jax.model.objectives import Step

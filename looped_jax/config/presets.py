@@ -1,7 +1,7 @@
 """Presets: settings that go together, under any loop rule. The files in configs/ name them.
 
-All settings, their meaning and their defaults stand in config.py. A preset changes the few that go
-together; `--config.group.setting=value` changes one on the command line.
+All settings, their meaning and their defaults stand in config/settings.py. A preset changes the
+few that go together; `--config.group.setting=value` changes one on the command line.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Options(Mapping[str, Any]):
 
 
 class Parts(Options):
-    """Settings of every part; see model/part.py."""
+    """Settings of every part; see model/parts/base.py."""
 
     registry = PARTS
 
@@ -139,7 +139,7 @@ class ModelSettings:
     vocab_size: int | None = _at_least(2, None)  # V; the tokenizer's
     loss: str = _one_of(OBJECTIVES, "END")  # loops scored: last, last third, all
     dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
-    remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/transformer.py
+    remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/loop_scan.py
     kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # computes attention
     loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/

@@ -105,7 +105,7 @@ def measure(
 
 def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages.Wrapped:
     """Jitted (params, inputs [B, T], targets [B, T]) -> TokenMeasurements' other fields by name."""
-    run = transformer.make_states(config, mesh, tuple(range(1, loops + 1)))
+    run = transformer.make_hidden_states(config, mesh, tuple(range(1, loops + 1)))
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
 
     def step(params: Params, inputs: Array, targets: Array) -> dict[str, Array]:

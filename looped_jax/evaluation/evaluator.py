@@ -96,7 +96,7 @@ class Evaluator:
         return found
 
     def ppl(self) -> Scores:
-        """Perplexity of the text given as --wikitext, and of LAMBADA's last tokenizer."""
+        """Perplexity of the text given as --wikitext, and of LAMBADA's last words."""
         config, found = self.model.config, {}
         spans = self.spans("ppl")
         if self.args.wikitext:

@@ -31,7 +31,7 @@ def make_score_step(
 
     Sums over targets that have bytes, after each of the N loop counts; targets < 0 are ignored.
     """
-    axes, run = sharding.batch_axes(mesh), transformer.make_states(model, mesh, loop_counts)
+    axes, run = sharding.batch_axes(mesh), transformer.make_hidden_states(model, mesh, loop_counts)
 
     def score(full: Params, inputs: Array, targets: Array, token_bytes: Array):
         states = run(full, inputs)
@@ -61,7 +61,7 @@ def make_span_step(
     whether each was the likeliest token. Only these positions pass the head.
     """
 
-    run = transformer.make_states(model, mesh, loop_counts)
+    run = transformer.make_hidden_states(model, mesh, loop_counts)
 
     def score(full: Params, tokens: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
         states = run(full, tokens[:, :-1])

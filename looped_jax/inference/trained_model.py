@@ -209,7 +209,7 @@ class TrainedModel:
 @functools.lru_cache(maxsize=64)
 def _logits(config: ModelConfig, mesh: Mesh, counts: tuple[int, ...]) -> jax.stages.Wrapped:
     """Jitted (params, tokens [B, T]) -> float32 [N, B, T, V], known to every process."""
-    run = transformer.make_states(config, mesh, counts)
+    run = transformer.make_hidden_states(config, mesh, counts)
 
     def logits(params: Params, tokens: jax.Array) -> jax.Array:
         return loss.logits(config, params, run(params, tokens))

@@ -1,4 +1,4 @@
-"""The model: `transformer` loops the `block`s, `loop_rules` say how, `parts` add to it.
+"""The model: `transformer` runs the `block`s in a `loop_scan`, `loop_rules` say how, `parts` add.
 
 Nothing in here knows of files, processes or the optimizer.
 """

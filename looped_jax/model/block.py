@@ -15,7 +15,7 @@ from flax import nnx
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.linear import linear
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.part import Here, Part, make_parts, through
+from looped_jax.model.parts.base import Here, Part, make_parts, through
 from looped_jax.model.probe import BLIND, View
 from looped_jax.model.weights import weight
 

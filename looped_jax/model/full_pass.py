@@ -5,21 +5,34 @@ model/kv_cache.py has the same two verbs for decoding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from looped_jax.model.attention_kernels import Attend, plain
+from looped_jax.model.probe import BLIND, View
 
 Array = jax.Array
 
 
 class FullPass:
-    """The history of whole rows that begin at position 0."""
+    """The history of whole rows that begin at position 0, the same for every loop and layer.
 
-    def __init__(self, attend: Attend):
-        self._attend = attend
+    With a view that wants attention weights, a layer's own attention shows them.
+    """
+
+    cache: None = None  # nothing is kept
+
+    def __init__(self, attend: Attend, view: View = BLIND):
+        self._attend, self._view = attend, view
+
+    def open(self, loop: Array | None, layer: int | None) -> FullPass:
+        """The history of a place; see kv_cache.Pages."""
+        if layer is not None and self._view.wants("weights"):
+            return WithWeights(functools.partial(self._view, "weights", layer))
+        return self
 
     def attend(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
         return self._attend(query, key, value, window)
@@ -35,13 +48,15 @@ class WithWeights(FullPass):
     """A full pass that also hands the attention weights [B, H, T, T] to `see`."""
 
     def __init__(self, see: Callable[[Array], Array]):
-        super().__init__(self._attend_openly)
+        super().__init__(self._attend_with_weights)
         self._see = see
 
     def at(self, place: str) -> FullPass:
         return FullPass(plain)  # the layer's own attention is shown, not that of parts
 
-    def _attend_openly(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
+    def _attend_with_weights(
+        self, query: Array, key: Array, value: Array, window: int | None
+    ) -> Array:
         heads = query.shape[2]
         key, value = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key, value))
         weights = self._see(attention_weights(query, key, window))

@@ -38,7 +38,7 @@ class Slots:
 
     loops: int
     layers: int
-    shared_first: bool
+    same_start: bool
     exact: bool
 
     @classmethod
@@ -53,13 +53,13 @@ class Slots:
     def count(self) -> int:
         if not self.exact:
             return self.layers
-        return self.loops * self.layers - (self.loops - 1) * self.shared_first
+        return self.loops * self.layers - (self.loops - 1) * self.same_start
 
     def index(self, loop: Array, layer: int) -> Array:
         """Slot of a traced loop and a static layer."""
-        if not self.exact or (self.shared_first and layer == 0):
+        if not self.exact or (self.same_start and layer == 0):
             return jnp.asarray(layer)
-        return loop * (self.layers - self.shared_first) + layer
+        return loop * (self.layers - self.same_start) + layer
 
     def places(self, scope: str) -> int:
         """How many slots a stream of a part has, which are never shared; see scope_of."""
@@ -172,7 +172,7 @@ def empty(
 ) -> Cache:
     """A cache for `batch` sequences of up to `length` tokens, in the compute type.
 
-    `streams` are what parts look back at, as transformer.streams finds them: [1, 1, …] each.
+    `streams` are what parts look back at, as transformer.history_shapes finds them: [1, 1, …] each.
     """
     slots = Slots.of(config, loops, kind)
     shape = (slots.count, batch, length, config.kv_heads, config.head_dim)

@@ -1,9 +1,9 @@
 """The loop rules: what the state of the previous loop does to the next one.
 
 A rule says how a loop starts and what its layers take from the previous loop. `here`, see
-model/part.py, holds h, the state after the previous loop, zero in the first one; e, the embedding
-before normalisation; and the indices of loop and layer. In the first loop every rule is a plain
-transformer. All are [B, T, D].
+model/parts/base.py, holds h, the state after the previous loop, zero in the first one; e, the
+embedding before normalisation; and the indices of loop and layer. In the first loop every rule is a
+plain transformer. All are [B, T, D].
 
 Source: "Simply Stabilizing the Loop via Fully Looped Transformer", arXiv 2605.18797.
 
@@ -22,7 +22,7 @@ from flax import nnx
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.part import Here
+from looped_jax.model.parts.base import Here
 
 Array = jax.Array
 

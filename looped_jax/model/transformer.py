@@ -20,14 +20,15 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model import attention_kernels, unroll
+from looped_jax.model import attention_kernels
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, Rope, rope_tables
-from looped_jax.model.full_pass import FullPass, WithWeights
+from looped_jax.model.full_pass import FullPass
 from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
 from looped_jax.model.linear import linear
+from looped_jax.model.loop_scan import scan_loops
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.part import Here, make_parts, through
+from looped_jax.model.parts.base import Here, make_parts, through
 from looped_jax.model.probe import BLIND, Probe, View, mean_norm
 from looped_jax.model.weights import Weight, described, weight
 from looped_jax.runtime import sharding
@@ -35,7 +36,8 @@ from looped_jax.runtime import sharding
 Array = jax.Array
 Params = dict[str, Array]
 SOFT_CAP = 15.0  # of the logits
-Histories = Callable[[Any, "int | None"], Any]  # of a loop and layer, of one, or of the model
+# (loop, layer) -> the History of that place; None where a place is of no loop, or of no layer.
+Histories = Callable[[Any, "int | None"], Any]
 
 
 class LoopStates(NamedTuple):
@@ -72,22 +74,22 @@ class LoopedTransformer(nnx.Module):
         here = Here(tokens, e, history=history(None, None), entry={})
         e = through(self.parts, "entry", e, here)
         for layer, block in enumerate(self.blocks):
-            there = here._replace(e=e, layer=layer, history=history(None, layer))
-            e = through(block.parts, "entry", e, there)
+            of_layer = here._replace(e=e, layer=layer, history=history(None, layer))
+            e = through(block.parts, "entry", e, of_layer)
         return here._replace(e=e)
 
     def loop(self, here: Here, rope: Rope, history: Histories, view: View) -> Array:
         """One loop: the stream [B, T, D] after its last layer."""
         here = here._replace(history=history(here.loop, None))
-        x = self.rule.start(here._replace(history=here.history.at("rule")))
+        x = self.rule.start(here.at("rule"))
         x = view("start", None, through(self.parts, "loop_start", x, here))
         for layer, block in enumerate(self.blocks):  # the same L blocks every time
             with jax.named_scope(f"layer_{layer}"):
-                here = here._replace(layer=layer, history=history(here.loop, layer))
-                x = through(block.parts, "stream", x, here)
-                there = here._replace(history=here.history.at("rule"))
-                x, query_source = self.rule.inject(x, there)
-                x = block(x, query_source, rope, here, view)
+                of_layer = here._replace(layer=layer, history=history(here.loop, layer))
+                x = through(block.parts, "stream", x, of_layer)
+                # A rule may change the stream, or only where the layer's queries come from.
+                x, query_source = self.rule.inject(x, of_layer.at("rule"))
+                x = block(x, query_source, rope, of_layer, view)
         return x
 
     def leave(self, h: Array, here: Here) -> Array:
@@ -115,46 +117,35 @@ class LoopedTransformer(nnx.Module):
 
         With a state `start` [B, T, D] that `done` loops have left, they are not run again.
         """
-        full = FullPass(attend)
-        pages = Pages(past, past.cache, attend) if past else None
-        here = self.enter(tokens, pages.open if pages else lambda loop, layer: full)
+
+        def other_tokens(cache: Cache | None, view: View = BLIND) -> Pages | FullPass:
+            """What places look back at: earlier calls in a cache, or the row itself."""
+            return Pages(past, cache, attend) if past and cache else FullPass(attend, view)
+
+        before = other_tokens(past.cache if past else None)
+        here = self.enter(tokens, before.open)
         positions = jnp.arange(tokens.shape[1]) if past is None else past.positions
         rope = rope_tables(positions, self.config.head_dim, here.e.dtype)
+        collect = return_loops != (loops - 1,)  # the last state is the scan's carry
 
-        def one_loop(carry: tuple[Array, Cache | None], xs: tuple[Array, Any]):
-            (h, cache), (index, inputs) = carry, xs
+        def one_loop(carry: tuple[Array, Cache | None], of_loop: tuple[Array, Any]):
+            (h, cache), (index, inputs) = carry, of_loop
             view = probe.view(index, inputs)
-            now = here._replace(h=h, loop=index, first=index == 0)
-            pages = Pages(past, cache, attend) if past and cache else None
+            before = other_tokens(cache, view)
+            x = self.loop(here._replace(h=h, loop=index, first=index == 0), rope, before.open, view)
+            h = view("state", None, rms_norm(x))  # every loop closes with a norm
+            return (h, before.cache), (h if collect else None, mean_norm(x), view.seen())
 
-            def history(loop: Array | None, layer: int | None) -> Any:
-                if pages:
-                    return pages.open(loop, layer)
-                if layer is not None and view.wants("weights"):
-                    return WithWeights(functools.partial(view, "weights", layer))
-                return full
-
-            x = self.loop(now, rope, history, view)
-            h = view("state", None, rms_norm(x))
-            kept = h if collect else None, mean_norm(x), view.seen()
-            return (h, pages.cache if pages else None), kept
-
-        # The last state is the scan's carry; only other states have to be collected.
-        collect = return_loops != (loops - 1,)
-        (last, cache), (states, norms, seen) = unroll.span(
-            one_loop,
-            (jnp.zeros_like(here.e) if start is None else start, pages.cache if pages else None),
-            done,
-            loops,
-            inputs=probe.inputs,
-            remat=self.config.remat,
+        h = jnp.zeros_like(here.e) if start is None else start
+        (h, cache), (states, norms, seen) = scan_loops(
+            one_loop, (h, before.cache), done, loops, inputs=probe.inputs, remat=self.config.remat
         )
-        hidden = states[jnp.array([k - done for k in return_loops])] if collect else last[None]
+        hidden = states[jnp.array([k - done for k in return_loops])] if collect else h[None]
         if any(hasattr(part, "exit") for part in self.parts.values()):
-            pages = Pages(past, cache, attend) if past and cache else None
-            here = here._replace(history=pages.open(None, None) if pages else full)
+            before = other_tokens(cache)
+            here = here._replace(history=before.open(None, None))
             hidden = jnp.stack([self.leave(h, here) for h in hidden])
-            cache = pages.cache if pages else None
+            cache = before.cache
         return LoopStates(hidden, norms, seen), cache
 
 
@@ -271,7 +262,7 @@ def prepare(
     return sharding.gather(shards if gradients else cast(shards, config.dtype), cuts)
 
 
-def make_states(
+def make_hidden_states(
     config: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...]
 ) -> Callable[[Params, Array], Array]:
     """(params, tokens [B, T]) -> states [N, B, T, D] after each of N loop counts, in one pass.
@@ -292,7 +283,7 @@ def make_states(
 
 
 @functools.lru_cache
-def streams(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """What parts and the rule look back at, by name, [1, 1, …] each; by one abstract pass."""
     found: dict[str, Array] = {}
 
@@ -315,7 +306,7 @@ def empty_cache(
     config: ModelConfig, *, batch: int, length: int, loops: int, kind: str = "exact"
 ) -> Cache:
     """A cache for `batch` sequences of up to `length` tokens; see model/kv_cache.py."""
-    return empty(config, streams(config), batch=batch, length=length, loops=loops, kind=kind)
+    return empty(config, history_shapes(config), batch=batch, length=length, loops=loops, kind=kind)
 
 
 def cache_bytes_per_token(config: ModelConfig, loops: int, kind: str = "exact") -> int:

@@ -11,8 +11,8 @@ import pytest
 from looped_jax.evaluation import core
 from looped_jax.evaluation.core import BundleError, Item, PromptError, ResumeError, Task
 from looped_jax.evaluation.core import bundle as core_bundle
+from looped_jax.evaluation.core.metric import TaskResult, decide
 from looped_jax.evaluation.core.prompts import render, rows, shots
-from looped_jax.evaluation.core.results import TaskResult, decide
 
 BUNDLE = Path(__file__).parents[2] / ".." / "shared" / "data" / "core" / "eval_bundle"
 needs_bundle = pytest.mark.skipif(not BUNDLE.is_dir(), reason="needs shared/data beside us")

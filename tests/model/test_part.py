@@ -25,7 +25,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.model import flops, loss, transformer
 from looped_jax.model.loop_rules import LoopRule
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.part import OF_LAYER, OF_MODEL, Part
+from looped_jax.model.parts.base import OF_LAYER, OF_MODEL, Part
 from looped_jax.model.weights import weight
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -204,7 +204,12 @@ def registered():
     yield register
     for registry, name in added:
         del registry._found[name]
-    for cached in (transformer._skeleton, transformer.weights, transformer.streams, flops.count):
+    for cached in (
+        transformer._skeleton,
+        transformer.weights,
+        transformer.history_shapes,
+        flops.count,
+    ):
         cached.cache_clear()
 
 

@@ -21,7 +21,7 @@ from looped_jax.model.attention_kernels import plain
 from looped_jax.model.block import rope_tables
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.part import Here
+from looped_jax.model.parts.base import Here
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step

@@ -1,6 +1,6 @@
 """CORE, the centred mean accuracy over 22 in-context tasks (DataComp-LM, arXiv:2406.11794).
 
-bundle.py reads the bundle, prompts.py turns an example into rows of tokens, results.py turns losses
+bundle.py reads the bundle, prompts.py turns an example into rows of tokens, metric.py turns losses
 into accuracies and tables, runner.py runs the whole through a scorer that the caller brings.
 No model code here: anything that can score rows of tokens can be evaluated.
 """
@@ -14,8 +14,7 @@ from looped_jax.evaluation.core.bundle import (
     load_bundle,
     load_task,
 )
-from looped_jax.evaluation.core.prompts import PromptError, Row, rows
-from looped_jax.evaluation.core.results import (
+from looped_jax.evaluation.core.metric import (
     TaskResult,
     centered,
     core_mean,
@@ -23,6 +22,7 @@ from looped_jax.evaluation.core.results import (
     format_csv,
     format_table,
 )
+from looped_jax.evaluation.core.prompts import PromptError, Row, rows
 from looped_jax.evaluation.core.runner import ResumeError, evaluate_tasks
 
 __all__ = [

@@ -16,8 +16,8 @@ import numpy as np
 
 from looped_jax.errors import UserError
 from looped_jax.evaluation.core.bundle import Bundle, Task, draw
+from looped_jax.evaluation.core.metric import TaskResult, decide
 from looped_jax.evaluation.core.prompts import Encode, Row, rows
-from looped_jax.evaluation.core.results import TaskResult, decide
 
 # rows -> mean span loss [n_rows, n_loops], every target the most likely token [n_rows, n_loops]
 ScoreRows = Callable[[list[Row]], tuple[np.ndarray, np.ndarray]]

@@ -1,4 +1,4 @@
-"""The parts that come with this package, one technique in each file; see model/part.py."""
+"""The parts that come with this package, one technique in each file; see model/parts/base.py."""
 
 from looped_jax.model.parts import kv_shift, loop_gains, value_embedding
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model.part import Here, Part
+from looped_jax.model.parts.base import Here, Part
 from looped_jax.model.weights import weight
 
 Array = jax.Array

@@ -3,7 +3,8 @@
 A part is a small module with its settings, its weights (which say their axes and optimizer group,
 see model/weights.py) and a method for each site where it acts. A model without it is the same
 program as before the part existed. model/parts/ holds those that come with this package;
-CONTRIBUTING.md shows how to add one.
+CONTRIBUTING.md shows how to add one. Weights that are no matrix of a product, such as gains and the
+kernels of convolutions, are of the group "vector": Muon is for matrices.
 
 Sites, in the order in which a token meets them (B batch, T time, D width). Those of the model are
 for parts with each_layer = False, those of a layer for the others, `entry` for both:
@@ -88,6 +89,10 @@ class Here(NamedTuple):
     history: Any = None
     entry: Any = None
 
+    def at(self, place: str) -> Here:
+        """The same, with the history of one part at one site, or of the loop rule."""
+        return self._replace(history=self.history and self.history.at(place))
+
 
 class Part(nnx.Module):
     """Base of all parts. Subclasses have a method `site(x, here) -> x` for each of their sites."""
@@ -138,6 +143,5 @@ def through(
     for name, part in parts.items():
         act = getattr(part, site, None)
         if act is not None:
-            history = here.history and here.history.at(f"{place or site}.{name}")
-            x = act(x, here._replace(history=history))
+            x = act(x, here.at(f"{place or site}.{name}"))
     return x

@@ -1,4 +1,4 @@
-"""The loops: one scan over the same body. Nothing else in the package runs a body K times."""
+"""The loops: one scan over the same body. Nothing else runs the model's layers K times."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ import jax.numpy as jnp
 from looped_jax.model.linear import PRODUCT
 
 
-def span(
+def scan_loops(
     body: Callable[[Any, tuple[jax.Array, Any]], tuple[Any, Any]],
     carry: Any,
-    first: int,
-    last: int,
+    start: int,
+    stop: int,
     *,
     inputs: Any = None,
     remat: str = "none",
 ) -> tuple[Any, Any]:
-    """Loops `first` to `last` − 1: body(carry, (loop index, inputs of the loop)) -> (carry, kept).
+    """Loops `start` to `stop` − 1: body(carry, (loop index, inputs of the loop)) -> (carry, kept).
 
     Returns the last carry, and what was kept, stacked over loops. `inputs` is a pytree whose leaves
     have a first axis of loops, or None. `remat` names what the backward pass keeps of each loop,
     from least to most memory:
 
     "loop": its start alone. "offload": its matrix products too, in the host's memory. "dots": the
-    same on the device. "none" is recomputed: everything is kept.
+    same on the device. "none": everything, and nothing is recomputed.
     """
-    loops = jnp.arange(first, last) if first else jnp.arange(last)
-    return jax.lax.scan(_rematerialised(body, remat), carry, (loops, inputs))
+    return jax.lax.scan(_rematerialised(body, remat), carry, (jnp.arange(start, stop), inputs))
 
 
 def _rematerialised(body: Callable, remat: str) -> Callable:
