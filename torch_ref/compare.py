@@ -110,8 +110,8 @@ def open_text(settings: Settings, steps: int) -> tuple[Config, Text]:
     task = tasks.text.Text(settings)
     config = resolve(settings, vocab_size=task.vocab_size)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
-    accumulated, seq_len = micro_batches(config, devices=1), config.model.seq_len
-    rows = task.train_rows(config, batch_size=accumulated * config.train.batch_size)
+    num_micro_batches, seq_len = micro_batches(config, devices=1), config.model.seq_len
+    rows = task.train_rows(config, batch_size=num_micro_batches * config.train.batch_size)
     train = np.stack([next(rows) for _ in range(steps)])
     rows.close()
     val = pipeline.val_rows(
@@ -124,7 +124,7 @@ def open_text(settings: Settings, steps: int) -> tuple[Config, Text]:
     token_bytes = task.tokenizer.token_bytes
     sizes = np.zeros(config.model.vocab_size, token_bytes.dtype)
     sizes[: len(token_bytes)] = token_bytes  # a wider table has tokens without text
-    return config, Text(train.reshape(steps, accumulated, -1, seq_len + 1), val, sizes)
+    return config, Text(train.reshape(steps, num_micro_batches, -1, seq_len + 1), val, sizes)
 
 
 def rows_at_once(config: Config) -> int:

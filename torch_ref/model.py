@@ -1,6 +1,6 @@
 """The looped transformer in plain PyTorch; its state dict is the reference's layout.
 
-B batch, T time, D width, H heads, Hkv key/value heads, Dh head width, R latent rank,
+B batch, T time, D width, H heads, G key/value heads, Dh head width, R latent rank,
 F hidden (4D), V vocabulary (padded in the weights, cropped in the logits), K loops, L layers.
 
 Weights stay float32. Each use casts its weight to the compute dtype on the spot, so that the

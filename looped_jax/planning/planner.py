@@ -195,15 +195,15 @@ def estimate_cost(
             "activations": jnp.dtype(config.model.dtype).itemsize,
         },
     )
-    accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
+    num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     kernel = kernel_on(config, hardware)
-    work = step_time.work(config, mesh.shape, micro_batches=accumulated, kernel=kernel)
+    work = step_time.work(config, mesh.shape, micro_batches=num_micro_batches, kernel=kernel)
     analysis = program.memory_analysis()
     assert analysis is not None  # the CPU compiler has one
     return Choice(
         config=config,
         kernel=kernel,
-        micro_batches=accumulated,
+        micro_batches=num_micro_batches,
         memory=count_memory(config, hardware),
         memory_xla=count_memory(config, hardware, kernel="xla"),
         arguments=analysis.argument_size_in_bytes,
@@ -219,9 +219,9 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     config = changed(config, {"model.kernel": "xla"})
     mesh = mesh_of(config)
     rows = config.train.batch_size * sharding.batch_devices(mesh)
-    accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
+    num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     tokens = jax.ShapeDtypeStruct(
-        (accumulated, rows, config.model.seq_len + 1),
+        (num_micro_batches, rows, config.model.seq_len + 1),
         np.int32,
         sharding=sharding.batch_sharding(mesh),
     )
@@ -234,13 +234,13 @@ def compile_step(config: Config) -> jax.stages.Compiled:
 def count_memory(config: Config, hardware: Hardware, *, kernel: str | None = None) -> Memory:
     """Memory of the train step, counted without compiling. Raises ConfigError."""
     mesh = mesh_of(config)
-    accumulated = micro_batches(config, devices=sharding.batch_devices(mesh))
+    num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     return memory.count(
         config,
         mesh,
         abstract_state(config, mesh)[1],
         kernel=kernel or kernel_on(config, hardware),
-        micro_batches=accumulated,
+        micro_batches=num_micro_batches,
     )
 
 
