@@ -67,7 +67,7 @@ def final_state(run_dir):
     """Every array of the last checkpoint, optimizer included."""
     config = read_config(run_dir)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optimizers.make_optimizer(config, steps=STEPS)
+    optimizer = optimizers.make_optimizer(config)
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.latest() == STEPS
     return checkpoints.restore(STEPS, train_step.abstract(config, optimizer, mesh))

@@ -73,7 +73,7 @@ def final(run_dir, step=STEPS):
     """Every array of a checkpoint, optimizer included, on one device."""
     config = read_config(run_dir)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = optimizers.make_optimizer(config, steps=STEPS)
+    optimizer = optimizers.make_optimizer(config)
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.latest() == step
     return checkpoints.restore(step, train_step.abstract(config, optimizer, mesh))
