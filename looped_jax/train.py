@@ -29,12 +29,13 @@ from looped_jax.runtime import distributed, hardware, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.runtime.profiler import Profile
 from looped_jax.tasks.task import Task
-from looped_jax.training import fingerprint, optimizers, resumption, train_step
+from looped_jax.training import fingerprint, optimizers, resumption, summary, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.metric_log import EMA
 from looped_jax.training.progress import Console, memory_of
 from looped_jax.training.run_folder import write_config
-from looped_jax.training.run_meta import RunMeta, Scores
+from looped_jax.training.run_meta import RunMeta
+from looped_jax.training.save_schedule import SaveSchedule
 from looped_jax.training.step_logger import NonFiniteLossError, StepLogger
 
 CONFIG = define_config()
@@ -89,9 +90,10 @@ def _train(
     rows = task.train_rows(config, batch_size=rows_per_step, shard=shard)
     opened.callback(rows.close)
     loop_counts = tuple(sorted({*train.eval_loops, model.loops}))
+    evaluations = task.evaluations(config, mesh, loop_counts=loop_counts)
 
     # ---- fresh weights, or the last checkpoint --------------------------------------------------
-    start, loss_ema, best = checkpoints.latest() or 0, EMA(), math.inf
+    start, meta = checkpoints.latest() or 0, RunMeta(step=0)
     if start:
         meta = checkpoints.meta(start)
         hosts = len(meta.positions)
@@ -108,7 +110,6 @@ def _train(
         else:
             rows.set_state(task.remap_positions(meta.positions, shard))
             log(f"rows go on where {hosts} hosts left them, now in the order of {shard.count}")
-        loss_ema, best = EMA(meta.smoothed_loss), math.inf if meta.best is None else meta.best
         log(f"continuing {run_dir} from step {start}")
         if start == train.steps:
             log(f"{run_dir} is complete: {start} steps, {meta.scores}")
@@ -153,13 +154,23 @@ def _train(
 
     # ---- the steps ------------------------------------------------------------------------------
     step_logger = StepLogger(
-        config, run_dir, start=start, loss_ema=loss_ema, peak_flops=peak * mesh.size, log=log
+        config,
+        run_dir,
+        start=start,
+        loss_ema=EMA(meta.smoothed_loss),
+        seconds=meta.seconds,
+        peak_flops=peak * mesh.size,
+        log=log,
     )
     opened.callback(step_logger.close)
+    if train.eval_first and not start:
+        scores = judge(optimizers.evaluation_params(config.optim, state))
+        step_logger.validated(0, scores, judge.describe(scores))
     stop = distributed.StopSignal()
     profile = Profile(profile_steps, run_dir / "tensorboard")
     opened.callback(profile.close)
-    scores: Scores = {}
+    saves = SaveSchedule(train.save_every, train.save_minutes, start=start)
+    scores, best, best_step = meta.scores, meta.best, meta.best_step
     try:
         for step in range(start + 1, train.steps + 1):
             began = time.perf_counter()
@@ -174,7 +185,7 @@ def _train(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 step_program = step_programs[due(step, train.diagnostics_every)]
                 state, metrics = step_program(state, batch)
-            step_logger.submit(step, metrics, waited)
+            step_logger.submit(step, metrics, waited, task.epochs(rows.get_state(), shard))
             if trace := profile.after(step, metrics):
                 log(f"profile: {trace}")
 
@@ -184,18 +195,10 @@ def _train(
                 step_logger.flush()
                 scores = judge(optimizers.evaluation_params(config.optim, state))
                 score = next(iter(scores.values()))[model.loops]
-                best = min(best, score)
-                step_logger.record(
-                    step,
-                    {
-                        f"val/{metric}_loops_{k}": value
-                        for metric, of_loops in scores.items()
-                        for k, value in of_loops.items()
-                    },
-                )
-                log(f"step {step} validation {judge.describe(scores)}")
-                step_logger.throughput.skip()
-            if last or stopping or due(step, train.save_every):
+                if score < (math.inf if best is None else best):
+                    best, best_step = score, step
+                step_logger.validated(step, scores, judge.describe(scores))
+            if saves.due(step) or last or stopping:
                 step_logger.flush()
                 meta = RunMeta(
                     step=step,
@@ -203,7 +206,9 @@ def _train(
                     smoothed_loss=step_logger.loss_ema.state(),
                     scores=scores,
                     score=score,
-                    best=best if math.isfinite(best) else None,
+                    best=best,
+                    best_step=best_step,
+                    seconds=step_logger.seconds,
                     config=config.to_dict(),
                     fingerprint=this_run,
                 )
@@ -212,6 +217,11 @@ def _train(
             if stopping and not last:
                 log(f"stopped by a signal after step {step}, saved in {run_dir}; go on: {command}")
                 break
+            for evaluation in evaluations:  # saved before: they may take a while
+                if last or due(step, evaluation.every):
+                    step_logger.flush()
+                    params = optimizers.evaluation_params(config.optim, state)
+                    step_logger.evaluated(step, evaluation(params, step))
     except NonFiniteLossError as error:
         checkpoints.wait()
         raise TrainingError(
@@ -221,12 +231,10 @@ def _train(
         ) from None
     checkpoints.wait()
     if step == train.steps:
-        seconds = step_logger.throughput.elapsed()
-        log(f"{step - start} steps in {seconds:.0f} s; curves: tensorboard --logdir {run_dir}")
-        log("\n".join(step_logger.summary()))
-        params = optimizers.evaluation_params(config.optim, state)
-        for line in task.samples(task.trained_model(config, params, step=step, mesh=mesh)):
-            log(line)
+        found = summary.of(config, meta, step_logger, mesh, attention)
+        log(f"{found}\n  curves: tensorboard --logdir {run_dir}")
+        if first_process:
+            found.write(run_dir)
     return run_dir
 
 

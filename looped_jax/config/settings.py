@@ -185,6 +185,7 @@ class DataConfig:
     bos_token: str | None = None  # document start; <|bos|>, <|im_start|> or <|endoftext|>
     workers: int = _at_least(0, 0)  # processes that read and tokenize; 0 = a background thread
     prefetch: int = _at_least(1, 2)  # batches kept ready
+    core_bundle: str | None = None  # folder of the CORE bundle; the cache's own
     tasks: Tasks = field(default_factory=Tasks)  # own settings of each
     allow_host_change: bool = False  # resume on another number of hosts: same place, another order
 
@@ -209,16 +210,22 @@ class TrainSettings:
     batch_size: int = _at_least(1, 8)  # sequences per device and micro-batch
     log_every: int = _at_least(1, 10)  # console lines; TensorBoard and JSONL have every step
     eval_every: int = _at_least(0, 250)
+    eval_first: bool = True  # and before the first step of a new run
     eval_tokens: int = _at_least(1, 10_485_760)  # validation targets scored each time, at most
     eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
+    core_every: int = _at_least(0, 0)  # CORE of a text model, and at the end; 0 = never
+    core_examples: int = _at_least(1, 500)  # of each of its tasks, at most
     diagnostics_every: int = _at_least(0, 0)  # norms per loop and layer; 0 = never
     save_every: int = _at_least(0, 250)
+    save_minutes: float = _at_least(0.0, 0.0)  # and after so many minutes without; 0 = no limit
     keep: int = _at_least(1, 2)  # newest checkpoints kept
     keep_every: int = _at_least(0, 0)  # and those of every so many steps, for good; 0 = none
     keep_best: int = _at_least(0, 0)  # and so many with the lowest validation bits per byte
     init_from: str | None = None  # RUN or RUN@STEP: a new run that starts with its weights
     init_optimizer: bool = False  # and with its optimizer's state; schedules start anew
-    sample_tokens: int = _at_least(0, 24)  # greedy tokens per prompt at the end; 0 = none
+    sample_every: int = _at_least(0, 0)  # what the model makes of the prompts
+    sample_tokens: int = _at_least(0, 24)  # tokens per prompt; 0 = no samples at all
+    sample_temperature: float = _at_least(0.0, 0.0)  # 0 = the likeliest; else drawn by train.seed
     sample_prompts: tuple[str, ...] = ("The capital of France is", "If 5*x + 3 = 13, then x is")
 
 
@@ -418,6 +425,11 @@ def _validate(config: Settings) -> None:
         )
     if not t.eval_loops or any(not isinstance(k, int) or k < 1 for k in t.eval_loops):
         raise ConfigError(f"train.eval_loops={t.eval_loops} must be whole numbers from 1; as 1,3,6")
+    if t.sample_every and not t.sample_tokens:
+        raise ConfigError(
+            f"train.sample_every={t.sample_every} with train.sample_tokens=0 samples nothing; "
+            "give train.sample_tokens=24, or leave train.sample_every out"
+        )
     sizes = dataclasses.asdict(config.mesh)
     for axis, size in sizes.items():
         if size == 0:

@@ -1,4 +1,4 @@
-"""Bits per byte: a loss that does not depend on the tokenizer.
+"""Bits per byte: a loss that does not depend on the tokenizer; and perplexity, which does.
 
 Σ nats over targets that have bytes ÷ (ln 2 · Σ bytes): a ratio of sums, not a mean of ratios.
 Special tokens have no bytes and do not count.
@@ -43,6 +43,18 @@ def bits_per_byte(
         batch_nats, batch_bytes = jax.device_get(score(params, inputs, targets, sizes))
         nats, size = nats + batch_nats, size + int(batch_bytes)
     return {k: float(n) / (math.log(2) * size) for k, n in zip(loop_counts, nats, strict=True)}
+
+
+def perplexity(bits_per_byte: float, counts: np.ndarray, token_bytes: np.ndarray) -> float:
+    """exp of the mean nats per scored target, for targets of these counts [V]; inf beyond floats.
+
+    The sums are those of the bits per byte, so special tokens do not count here either, and it is
+    per token: only runs with the same tokenizer may be compared by it.
+    """
+    counts = np.where(token_bytes == 0, 0, counts)
+    nats = bits_per_byte * math.log(2) * np.dot(counts, token_bytes)
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats / counts.sum()))
 
 
 def count_targets(batches: Iterable[Batch], vocab_size: int) -> np.ndarray:

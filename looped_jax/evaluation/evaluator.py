@@ -17,7 +17,7 @@ from looped_jax import files
 from looped_jax.data import fetch, pipeline
 from looped_jax.data.corpus import Corpus
 from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
-from looped_jax.files import check_writable, default_cache_dir
+from looped_jax.files import check_writable
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
 from looped_jax.plotting import figures
@@ -166,10 +166,10 @@ class Evaluator:
         return {}
 
     def bundle(self) -> Path:
-        """The CORE bundle: the given folder, else the one downloaded once into the cache."""
-        if self.args.bundle:
-            return Path(self.args.bundle)
-        folder = default_cache_dir() / "eval_bundle"
+        """The CORE bundle: the folder given, data.core_bundle, or the cache's, downloaded once."""
+        if given := self.args.bundle or self.model.config.data.core_bundle:
+            return Path(given)
+        folder = core.cached_bundle()
         if not self.first:
             distributed.gather_json(None)  # until the first process has it
         found = fetch.fetch_bundle(folder, self.args.bundle_url, progress=self._downloaded)

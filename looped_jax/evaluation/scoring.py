@@ -52,6 +52,7 @@ def make_score_step(
     )
 
 
+@functools.lru_cache(maxsize=64)  # weights that are scored again and again compile once
 def make_span_step(
     model: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...], width: int
 ) -> jax.stages.Wrapped:
@@ -120,9 +121,7 @@ class SpanScorer:
         self._mesh = mesh
         self._params = jax.device_put(params, transformer.shardings(model, mesh))
         self._rows = batch_size * sharding.batch_devices(mesh)
-        self._step = functools.lru_cache(
-            functools.partial(make_span_step, model, mesh, tuple(loop_counts))
-        )
+        self._step = functools.partial(make_span_step, model, mesh, tuple(loop_counts))
         self._loops, self._progress = len(loop_counts), progress
 
     def __call__(self, rows: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:

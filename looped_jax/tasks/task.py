@@ -20,6 +20,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model.transformer import Params
 from looped_jax.runtime.sharding import EVERYTHING, Shard
+from looped_jax.training.metric_log import EvaluationResult
 from looped_jax.training.run_meta import Scores
 
 
@@ -52,6 +53,19 @@ class Judge(Protocol):
         ...
 
 
+class Evaluation(Protocol):
+    """Looks at weights beside validation, every so many steps and at the end.
+
+    every: steps between two looks; 0: only at the end
+    """
+
+    every: int
+
+    def __call__(self, params: Params, step: int) -> EvaluationResult:
+        """What it sees after `step`; all processes call it together."""
+        ...
+
+
 class Task:
     """Base of all tasks, made from the settings of a run. Raises DataError or ConfigError.
 
@@ -81,11 +95,32 @@ class Task:
             f"data.task of {len(positions)} hosts cannot go on on {shard.count}; start as many"
         )
 
+    def epochs(self, position: dict[str, Any], shard: Shard) -> float | None:
+        """How often the data have been read where the rows of `shard` are at `position`.
+
+        None: they have no end, or nobody knows.
+        """
+        return None
+
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
     ) -> Judge:
         """Of at most train.eval_tokens targets, the same ones whatever the mesh."""
         raise NotImplementedError
+
+    def evaluations(
+        self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...]
+    ) -> list[Evaluation]:
+        """What else the weights are tried at. Asked for before anything is compiled.
+
+        Raises ConfigError or DataError for what is asked for and cannot be had.
+        """
+        if config.train.core_every:
+            raise ConfigError(
+                f"train.core_every={config.train.core_every}: CORE is for text, not for "
+                f"data.task={config.data.task}; leave it out"
+            )
+        return [Samples(self, config, mesh)]
 
     def save(self, run_dir: Path) -> None:
         """Put what a trained model needs, as a tokenizer, into its folder."""
@@ -97,5 +132,21 @@ class Task:
         return TrainedModel(config, params, None, step=step, mesh=mesh)
 
     def samples(self, model: TrainedModel) -> list[str]:
-        """Lines that show what a trained model does; all processes call it together."""
+        """Lines that show what a model does; all processes call it together."""
         return []
+
+
+class Samples:
+    """The lines of Task.samples, every train.sample_every steps."""
+
+    def __init__(self, task: Task, config: Config, mesh: Mesh):
+        self.every = config.train.sample_every
+        self._task, self._config, self._mesh = task, config, mesh
+
+    def __call__(self, params: Params, step: int) -> EvaluationResult:
+        model = self._task.trained_model(self._config, params, step=step, mesh=self._mesh)
+        lines = self._task.samples(model)
+        return EvaluationResult(
+            [f"sample: {line}" for line in lines],
+            texts={"samples": "\n".join(lines)} if lines else {},
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from looped_jax.config.resolved import Config
 from looped_jax.config.settings import Settings
 from looped_jax.data import pipeline
 from looped_jax.data.corpus import Corpus, RowGroups
-from looped_jax.data.packing import remap_positions
+from looped_jax.data.packing import epochs, remap_positions
 from looped_jax.data.tokenizer import load_tokenizer
 from looped_jax.evaluation import bits_per_byte, scoring
+from looped_jax.evaluation.core_evaluation import CoreEvaluation
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import distributed, sharding
 from looped_jax.runtime.sharding import EVERYTHING, Shard
-from looped_jax.tasks.task import Rows, Task
+from looped_jax.tasks.task import Evaluation, Rows, Samples, Task
 from looped_jax.training.run_meta import Scores
 
 
@@ -50,13 +52,28 @@ class Text(Task):
         return iter(rows)
 
     def remap_positions(self, positions: list[dict[str, Any]], shard: Shard) -> dict[str, Any]:
-        groups = len(RowGroups(self.corpus.train))
-        return remap_positions(positions, groups, index=shard.index, count=shard.count)
+        return remap_positions(positions, self._groups, index=shard.index, count=shard.count)
+
+    def epochs(self, position: dict[str, Any], shard: Shard) -> float:
+        return epochs(position, self._groups, index=shard.index, count=shard.count)
+
+    @functools.cached_property
+    def _groups(self) -> int:
+        """Row groups of all training shards."""
+        return len(RowGroups(self.corpus.train))
 
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
     ) -> BitsPerByte:
         return BitsPerByte(self, config, mesh, loop_counts, shard)
+
+    def evaluations(
+        self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...]
+    ) -> list[Evaluation]:
+        found: list[Evaluation] = [Samples(self, config, mesh)]
+        if config.train.core_every:
+            found.append(CoreEvaluation(config, self.tokenizer, mesh, loop_counts=loop_counts))
+        return found
 
     def save(self, run_dir: Path) -> None:
         files.write_text(run_dir / "tokenizer.json", self.tokenizer.to_json())
@@ -70,13 +87,21 @@ class Text(Task):
         train = model.config.train
         if not train.sample_tokens:
             return []
-        texts = model.generate(train.sample_prompts, tokens=train.sample_tokens)
+        texts = model.generate(
+            train.sample_prompts,
+            tokens=train.sample_tokens,
+            temperature=train.sample_temperature,
+            seed=train.seed,
+        )
         pairs = zip(train.sample_prompts, texts, strict=True)
-        return [f"sample: {prompt!r} → {text!r}" for prompt, text in pairs]
+        return [f"{prompt!r} → {text!r}" for prompt, text in pairs]
 
 
 class BitsPerByte:
-    """Judges by the validation shard; its figure for comparison is the best unigram model's."""
+    """Judges by the validation shard; its figure for comparison is the best unigram model's.
+
+    Gives "bpb", which checkpoints are judged by, and "ppl" of the same targets.
+    """
 
     def __init__(
         self, text: Text, config: Config, mesh: Mesh, loop_counts: tuple[int, ...], shard: Shard
@@ -94,9 +119,8 @@ class BitsPerByte:
         )
         self._score = scoring.make_score_step(config.model, mesh, loop_counts)
         counts = bits_per_byte.count_targets(self._batches, text.vocab_size)
-        self._unigram = bits_per_byte.unigram_bits_per_byte(
-            distributed.process_sum(counts), self._token_bytes
-        )
+        self._counts = distributed.process_sum(counts)
+        self._unigram = bits_per_byte.unigram_bits_per_byte(self._counts, self._token_bytes)
 
     def __call__(self, params: Params) -> Scores:
         found = bits_per_byte.bits_per_byte(
@@ -107,8 +131,16 @@ class BitsPerByte:
             loop_counts=self._loop_counts,
             mesh=self._mesh,
         )
-        return {"bpb": found}
+        per_token = {
+            k: bits_per_byte.perplexity(bits, self._counts, self._token_bytes)
+            for k, bits in found.items()
+        }
+        return {"bpb": found, "ppl": per_token}
 
     def describe(self, scores: Scores) -> str:
         counts = ", ".join(f"{value:.4f} at {k} loops" for k, value in scores["bpb"].items())
-        return f"bits per byte: {counts} (best unigram model of these tokens: {self._unigram:.4f})"
+        per_token = ", ".join(f"{value:.2f}" for value in scores["ppl"].values())
+        return (
+            f"bits per byte: {counts} (best unigram model of these tokens: {self._unigram:.4f}); "
+            f"perplexity per token: {per_token}"
+        )

@@ -1,4 +1,4 @@
-"""The record of a run: TensorBoard scalars and one JSON line per step.
+"""The record of a run: TensorBoard scalars, texts and figures, and one JSON line per entry.
 
 The training loop hands over the metrics of step t − 1 after it has dispatched step t, so reading
 them never makes the device wait.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from looped_jax import files
 from looped_jax.errors import DataError
 
 SMOOTHING = 0.9
+TEXT_INDENT = "  "
 # Names of entries in logs of earlier versions, and what they are called now.
 RENAMED = {
     "inside/stream_norm": "diagnostics/residual_norm",
@@ -28,25 +32,41 @@ RENAMED = {
 }
 
 
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation beside validation has to say of one step.
+
+    lines: for the console; scalars: as MetricLog.write takes them; texts: by name, as write_text
+    """
+
+    lines: list[str] = field(default_factory=list)
+    scalars: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
 class MetricLog:
-    """Writes <run_dir>/metrics.jsonl and <run_dir>/tensorboard.
+    """Writes <run_dir>/metrics.jsonl, <run_dir>/metrics/*.txt and <run_dir>/tensorboard.
 
     `start` is the step that the run continues from: later entries of an interrupted earlier run
-    are dropped, since those steps are taken again.
+    are dropped, since those steps are taken again. A run that starts anew keeps none.
     """
 
     def __init__(self, run_dir: str | Path, *, start: int):
-        self.path = Path(run_dir) / "metrics.jsonl"
+        self.path, self._texts = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "metrics"
         _keep_until(self.path, start)
+        for path in self._texts.glob("*.txt"):
+            _keep_texts_until(path, start)
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=start + 1)
+        taken_again = start + 1 if start else 0
+        self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=taken_again)
 
     def write(self, step: int, scalars: dict[str, Any]) -> None:
-        """Record scalars of `step` (1-based, steps taken); a list becomes name/0, name/1, …
+        """Record scalars of `step` (steps taken, 0 before the first); lists as name/0, name/1, …
 
-        Lists of lists and dicts go on likewise: name/loop/layer, name/key.
+        Lists of lists and dicts go on likewise: name/loop/layer, name/key. What is not finite is
+        null in the file, which JSON has no other word for.
         """
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.write(to_json({"step": step, **scalars}) + "\n")
         self._file.flush()
         values = [
             Summary.Value(tag=tag, simple_value=scalar)
@@ -60,6 +80,14 @@ class MetricLog:
         """Show a figure of `step` under TensorBoard's images."""
         self._writer.add_figure(name, figure, step)
 
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Show a text of `step` under TensorBoard's texts, and add it to metrics/<name>.txt."""
+        indented = textwrap.indent(text.rstrip("\n"), TEXT_INDENT, lambda line: True)
+        self._writer.add_text(name, textwrap.indent(text, " " * 4), step)  # as it is, in Markdown
+        path = self._texts / f"{name}.txt"
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        files.write_text(path, f"{before}step {step}\n{indented}\n")
+
     def close(self) -> None:
         self._file.close()
         self._writer.close()
@@ -68,7 +96,8 @@ class MetricLog:
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
     """The entries of <run_dir>/metrics.jsonl in order, each with its `step`; [] without the file.
 
-    A last line that a kill cut short is left out. Raises DataError for damage anywhere else.
+    A last line that a kill cut short is left out; null is read as NaN. Raises DataError for damage
+    anywhere else.
     """
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
@@ -76,7 +105,8 @@ def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
         return [
-            {_current(name): value for name, value in json.loads(line).items()} for line in lines
+            {_current(name): _nan_for_null(value) for name, value in json.loads(line).items()}
+            for line in lines
         ]
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); move it away") from error
@@ -86,6 +116,30 @@ def _current(name: str) -> str:
     """The name of an entry as it is now."""
     old = next((old for old in RENAMED if name.startswith(old)), None)
     return RENAMED[old] + name.removeprefix(old) if old else name
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """As json.dumps, but with null for every number that is not finite."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_null_for_nan(value), allow_nan=False, **options)
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _nan_for_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nan_for_null(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _nan_for_null(item) for key, item in value.items()}
+    return math.nan if value is None else value
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, float]]:
@@ -105,9 +159,21 @@ def _keep_until(path: Path, start: int) -> None:
             entry = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill cut short
             continue
-        if entry["step"] <= start:
+        if start and entry["step"] <= start:
             kept.append(line + "\n")
     files.write_text(path, "".join(kept))
+
+
+def _keep_texts_until(path: Path, start: int) -> None:
+    """Drop what a file of `write_text` tells of later steps; its texts are indented, steps not."""
+    parts = re.split(r"^(?=step \d+$)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    kept = [part for part in parts[1:] if start and int(part.split()[1]) <= start]
+    if parts[0]:  # not one of ours
+        return
+    if kept:
+        files.write_text(path, "".join(kept))
+    else:
+        path.unlink()
 
 
 class EMA:

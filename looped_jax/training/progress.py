@@ -26,7 +26,7 @@ class Throughput:
 
     def __init__(self, start: int, steps: int, tokens_per_step: int):
         self.steps, self.tokens, self.done = steps, tokens_per_step, start
-        self.began = self.last = time.perf_counter()
+        self.last = time.perf_counter()
         self.seconds = EMA()
 
     def tick(self, done: int) -> float:
@@ -41,11 +41,13 @@ class Throughput:
         self.last = time.perf_counter()
 
     def remaining(self) -> str:
-        seconds = round(self.seconds.value * (self.steps - self.done))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return duration(self.seconds.value * (self.steps - self.done))
 
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.began
+
+def duration(seconds: float) -> str:
+    """As hours:minutes:seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def memory_of(program: jax.stages.Compiled) -> str:

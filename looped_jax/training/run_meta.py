@@ -20,7 +20,8 @@ class RunMeta:
     smoothed_loss: state of the loss's moving average
     scores: of the last validation; the first metric is what a checkpoint is judged by
     score: that metric at the trained loop count if this very step was validated; lower is better
-    best: the lowest such score so far
+    best: the lowest such score so far; best_step: of which step, None where an older run forgot
+    seconds: spent on these steps, over all resumes; not on compiling, scoring and saving
     config: the resolved config; fingerprint: see training/fingerprint.py
     reference: of a converted checkpoint, what the reference knew of it
     """
@@ -31,6 +32,8 @@ class RunMeta:
     scores: Scores = field(default_factory=dict)
     score: float | None = None
     best: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
     fingerprint: Fingerprint = field(default_factory=dict)
     reference: dict[str, Any] | None = None

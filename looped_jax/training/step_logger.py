@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 from looped_jax.config.resolved import Config
 from looped_jax.model import flops
 from looped_jax.plotting import figures
-from looped_jax.training.metric_log import EMA, MetricLog
-from looped_jax.training.progress import Console, Throughput, memory_in_use
+from looped_jax.training.metric_log import EMA, EvaluationResult, MetricLog
+from looped_jax.training.progress import Console, Throughput, duration, memory_in_use
+from looped_jax.training.run_meta import Scores
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -23,6 +25,16 @@ class NonFiniteLossError(ArithmeticError):
     def __init__(self, step: int, loss: float, grad_norm: float):
         super().__init__(f"loss {loss}, gradient norm {grad_norm}")
         self.step = step
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A step whose metrics are still on the device."""
+
+    step: int
+    metrics: dict[str, Any]
+    waited: float
+    epochs: float | None
 
 
 class StepLogger:
@@ -35,39 +47,50 @@ class StepLogger:
         *,
         start: int,
         loss_ema: EMA,
+        seconds: float,
         peak_flops: float,
         log: Console,
     ):
         """`peak_flops` is of all devices together; `start` is the step that the run goes on from.
 
-        A quiet console belongs to a process that is not the first: it records nothing.
+        The steps up to it took `seconds`. A quiet console belongs to a process that is not the
+        first: it records nothing.
         """
         self._settings, self._print, self._start = config.train, log, start
         self._steps, self._costs = config.train.steps, flops.count(config.model)
         self._peak_flops = peak_flops
-        self.loss_ema = loss_ema
+        self.loss_ema, self.seconds = loss_ema, seconds
+        self.epochs: float | None = None
         self.throughput = Throughput(start, self._steps, config.train.tokens_per_step)
         self._log = None if log.quiet else MetricLog(run_dir, start=start)
-        self._pending: tuple[int, dict[str, Any], float] | None = None
+        self._pending: Submitted | None = None
         self._waited = 0.0
         self._seconds: dict[bool, list[float]] = {False: [], True: []}  # by diagnostics
 
-    def submit(self, step: int, metrics: dict[str, Any], waited: float) -> None:
-        """Read the step before, keep this one; `waited` seconds went by for its data."""
+    def submit(
+        self, step: int, metrics: dict[str, Any], waited: float, epochs: float | None
+    ) -> None:
+        """Read the step before, keep this one.
+
+        `waited` seconds went by for its data, which with it had been read `epochs` times.
+        """
         self.flush()
-        self._pending = step, metrics, waited
+        self._pending = Submitted(step, metrics, waited, epochs)
 
     def flush(self) -> None:
         """Wait for the step submitted last and record it. Raises NonFiniteLossError."""
         if self._pending is None:
             return
-        (step, metrics, waited), self._pending = self._pending, None
-        values = jax.tree.map(lambda v: np.asarray(v).tolist(), jax.device_get(metrics))
+        submitted, self._pending = self._pending, None
+        step, waited = submitted.step, submitted.waited
+        values = jax.tree.map(lambda v: np.asarray(v).tolist(), jax.device_get(submitted.metrics))
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise NonFiniteLossError(step, values["loss"], values["grad_norm"])
         smooth = self.loss_ema.update(values["loss"])
         rate = self.throughput.tick(step)
         seconds = self._settings.tokens_per_step / rate
+        self.seconds, self.epochs = self.seconds + seconds, submitted.epochs
+        tokens = step * self._settings.tokens_per_step
         self._waited += waited
         self._seconds[diagnosed := "diagnostics" in values].append(seconds)
         utilization = rate * self._costs.flops / self._peak_flops
@@ -88,7 +111,11 @@ class StepLogger:
                 / self._peak_flops,
                 "speed/data_wait_seconds": waited,
                 "memory/bytes": memory_in_use(),
-            },
+                "total/tokens": tokens,
+                "total/flops": tokens * self._costs.flops,
+                "total/seconds": self.seconds,
+            }
+            | ({} if self.epochs is None else {"total/epochs": self.epochs}),
         )
         if diagnosed:
             of_step = values["diagnostics"].items()
@@ -100,8 +127,34 @@ class StepLogger:
                 f"step {step}/{self._steps} ({100 * step / self._steps:.0f}%) "
                 f"loss {smooth:.4f} grad {values['grad_norm']:.3f} "
                 f"{rate:,.0f} tok/s util {100 * utilization:.1f}% "
-                f"wait {100 * waited / seconds:.1f}% eta {self.throughput.remaining()}"
+                f"wait {100 * waited / seconds:.1f}% "
+                + ("" if self.epochs is None else f"epoch {self.epochs:.2f} ")
+                + f"total {duration(self.seconds)} eta {self.throughput.remaining()}"
             )
+
+    def validated(self, step: int, scores: Scores, text: str) -> None:
+        """Record and tell what validation has found after `step`; no step waited for it."""
+        self.record(
+            step,
+            {
+                f"val/{metric}_loops_{k}": value
+                for metric, of_loops in scores.items()
+                for k, value in of_loops.items()
+            },
+        )
+        self._print(f"step {step} validation {text}")
+        self.throughput.skip()
+
+    def evaluated(self, step: int, result: EvaluationResult) -> None:
+        """Likewise what another evaluation has found."""
+        if result.scalars:
+            self.record(step, result.scalars)
+        for line in result.lines:
+            self._print(f"step {step} {line}")
+        if self._log is not None:
+            for name, text in result.texts.items():
+                self._log.write_text(step, name, text)
+        self.throughput.skip()
 
     def record(self, step: int, scalars: dict[str, Any]) -> None:
         if self._log is not None:
@@ -115,18 +168,22 @@ class StepLogger:
                         step, name, figures.heatmap(values, title=f"{name}, step {step}")
                     )
 
-    def summary(self) -> list[str]:
-        """What the whole run spent on waiting for data, and on diagnostics."""
+    def tokens_per_second(self) -> float:
+        """Of the median step since this start."""
+        return self._settings.tokens_per_step / statistics.median(
+            self._seconds[False] + self._seconds[True]
+        )
+
+    def data_wait(self) -> float:
+        """The share of the steps' time since this start that was spent on waiting for data."""
+        return self._waited / max(sum(self._seconds[False]) + sum(self._seconds[True]), 1e-9)
+
+    def diagnostics_cost(self) -> float | None:
+        """How much longer a step with diagnostics takes, as a share; None without such steps."""
         plain, diagnosed = self._seconds[False], self._seconds[True]
-        total = sum(plain) + sum(diagnosed)
-        lines = [f"waited for data {100 * self._waited / max(total, 1e-9):.2f}% of the time"]
-        if plain and diagnosed:
-            extra = 100 * (statistics.median(diagnosed) / statistics.median(plain) - 1)
-            lines.append(
-                f"a step with diagnostics took {extra:+.1f}% time (medians of {len(diagnosed)} and "
-                f"{len(plain)} steps): {extra / self._settings.diagnostics_every:+.2f}% over all"
-            )
-        return lines
+        if not (plain and diagnosed):
+            return None
+        return statistics.median(diagnosed) / statistics.median(plain) - 1
 
     def close(self) -> None:
         if self._log is not None:

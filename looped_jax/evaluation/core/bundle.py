@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from looped_jax import files
 from looped_jax.errors import UserError
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
@@ -63,6 +64,11 @@ class Bundle:
 
     tasks: tuple[Task, ...]
     digest: str
+
+
+def cached_bundle() -> Path:
+    """Where the bundle is kept for all runs once it has been downloaded."""
+    return files.default_cache_dir() / "eval_bundle"
 
 
 def load_bundle(folder: str | Path) -> Bundle:
