@@ -1,9 +1,12 @@
 """The training program as users meet it: killed, stopped, misled, and started again."""
 
 import json
+import math
 import os
 import random
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -114,8 +117,67 @@ def test_a_run_reports_scores_saves_and_speaks(uninterrupted):
     }  # fmt: skip
     assert wanted <= entries(run_dir)[0].keys()
     assert len(entries(run_dir)[0]["loop/residual_norm"]) == 2
-    assert {"val/bpb_loops_1", "val/bpb_loops_2"} <= {k for e in entries(run_dir) for k in e}
     assert list((run_dir / "tensorboard").glob("events.*"))
+
+
+def test_validation_is_bits_per_byte_and_perplexity_from_the_first_step_on(uninterrupted):
+    run_dir, out = uninterrupted
+    scored = {e["step"]: e for e in entries(run_dir) if "val/bpb_loops_2" in e}
+    assert list(scored) == [0, 60, STEPS]
+    assert out.index("step 0 validation") < out.index(f"step 1/{STEPS} ")
+    at_first, at_last = scored[0], scored[STEPS]
+    # a fresh model finds every one of the 512 tokens as likely as any other
+    assert at_first["val/ppl_loops_1"] == pytest.approx(at_first["val/ppl_loops_2"], rel=1e-3)
+    assert at_first["val/ppl_loops_2"] == pytest.approx(512, rel=0.02)
+    for k in (1, 2):  # the same nats per token and per byte: as many bytes a token at any time
+        bytes_per_token = [
+            math.log2(each[f"val/ppl_loops_{k}"]) / each[f"val/bpb_loops_{k}"]
+            for each in (at_first, at_last)
+        ]
+        assert bytes_per_token[0] == pytest.approx(bytes_per_token[1])
+    assert f"perplexity per token: {at_last['val/ppl_loops_1']:.2f}" in out
+
+
+def test_a_complete_run_has_one_summary(uninterrupted):
+    run_dir, out = uninterrupted
+    summary = json.loads((run_dir / "summary.json").read_text())
+    log = entries(run_dir)
+    steps = [e for e in log if "train/loss" in e]
+    bpb = {e["step"]: e["val/bpb_loops_2"] for e in log if "val/bpb_loops_2" in e}
+    best = min((60, STEPS), key=bpb.get)
+    assert (summary["best"], summary["best_step"]) == (bpb[best], best)
+    assert summary["scores"]["bpb"]["2"] == bpb[STEPS] and summary["metric"] == "bpb"
+    assert summary["steps"] == STEPS and summary["tokens"] == 512 * STEPS
+    assert summary["seconds"] == pytest.approx(
+        sum(512 / e["speed/tokens_per_second"] for e in steps)
+    )
+    rates = [e["speed/tokens_per_second"] for e in steps]
+    assert summary["tokens_per_second"] == pytest.approx(statistics.median(rates))
+    last = steps[-1]
+    for name in ("tokens", "flops", "seconds", "epochs"):
+        assert summary[name] == last[f"total/{name}"] > 0
+        assert [e[f"total/{name}"] for e in steps] == sorted(e[f"total/{name}"] for e in steps)
+    assert summary["peak_memory_bytes"] >= last["memory/bytes"] > 1e8
+    assert (summary["kernel"], summary["devices"]) == ("xla", "1 cpu")
+    assert out.count("\nsummary\n") == 1 and out.index("sample: ") < out.index("\nsummary\n")
+    assert f"{summary['best']:.4f} after step {best}" in out
+
+
+def test_samples_at_intervals_are_printed_kept_and_the_same_after_a_resume(home, tmp_path):
+    run, more = tmp_path / "run", ("--config.train.sample_every=2", "--config.train.save_every=2",
+                                   "--config.train.sample_temperature=1.0")  # fmt: skip
+    code, out, err = finish(start(home, run, *more, steps=6))
+    assert code == 0 and out.count("step 2 sample: ") == 4, err
+    text = (run / "metrics" / "samples.txt").read_text()
+    assert [line for line in text.splitlines() if line[0] != " "] == ["step 2", "step 4", "step 6"]
+    prompts = [line.split(" → ")[0] for line in text.splitlines() if line[0] == " "]
+    assert len(set(prompts)) == 4 and len(prompts) == 12
+    shutil.rmtree(run / "checkpoints" / "6")
+    code, _, err = finish(start(home, run, *more, steps=6))
+    assert code == 0 and (run / "metrics" / "samples.txt").read_text() == text, err
+    greedy = tmp_path / "greedy"
+    code, _, err = finish(start(home, greedy, more[0], steps=2))
+    assert (greedy / "metrics" / "samples.txt").read_text() != text.split("step 4")[0]
 
 
 @pytest.mark.slow
@@ -147,7 +209,8 @@ def test_ten_kills_end_with_the_weights_of_the_uninterrupted_run(home, uninterru
 
 
 def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
-    process = start(home, tmp_path)
+    other = "--config.train.save_minutes=0.001", "--config.train.eval_first=False"
+    process = start(home, tmp_path, *other)  # which change nothing in what is learnt
     wait_for(process, "step 3/")
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
@@ -158,6 +221,12 @@ def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
     code, out, err = finish(start(home, tmp_path))
     assert code == 0 and f"from step {stopped_at}" in out, err
     assert_same_run(tmp_path, uninterrupted[0])
+    log = [e for e in entries(tmp_path) if "train/loss" in e]
+    assert not [e for e in entries(tmp_path) if e["step"] == 0]  # nor when it goes on
+    seconds = [e["total/seconds"] for e in log]  # go on where they were
+    assert len(log) == STEPS and seconds == sorted(seconds)
+    epochs = [e["total/epochs"] for e in log]
+    assert epochs == [e["total/epochs"] for e in entries(uninterrupted[0]) if "total/epochs" in e]
 
 
 def test_a_complete_run_is_left_alone(home, uninterrupted):

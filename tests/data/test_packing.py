@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from looped_jax.data.packing import PackedRows
+from looped_jax.data.packing import PackedRows, epochs, remap_positions
 from looped_jax.errors import DataError
 
 SIZES = [[1, 2, 50, 1, 0, 3], [17], [16, 16], [5] * 9, [0, 0, 1], [1, 0, 0, 0]]
@@ -46,3 +46,17 @@ def test_every_position_continues_exactly_and_stays_small(sizes):
 def test_groups_without_any_token_are_an_error_instead_of_an_endless_search():
     with pytest.raises(DataError, match="all 3 row groups that this process trains on are empty"):
         next(packed([0, 0, 0]))
+
+
+def test_epochs_count_how_often_the_groups_were_read():
+    rows = packed([8, 8, 8, 8])
+    found = []
+    for _ in range(12):  # rows of 4 tokens and one that is shared
+        next(rows)
+        found.append(epochs(rows.get_state(), 4, index=0, count=1))
+    assert found == sorted(found) and found[0] == 0 and found[-1] >= 1.25
+    thirds = [epochs({"group": 3}, 7, index=i, count=3) for i in range(3)]  # of 3, 2 and 2 groups
+    assert thirds == [1.0, 1.5, 1.5]
+    positions = [{"group": g} for g in (9, 6, 6)]  # each has read its own three times
+    alone = remap_positions(positions, 7, index=0, count=1)
+    assert epochs(alone, 7, index=0, count=1) == 3.0

@@ -137,6 +137,20 @@ def test_one_signal_stops_all_at_one_step_and_the_run_goes_on(home, uninterrupte
     assert_same_run(tmp_path, uninterrupted[0])
 
 
+def test_minutes_save_all_processes_at_one_step_and_samples_are_drawn(
+    home, uninterrupted, tmp_path
+):
+    """Had they disagreed, each would wait in a save that the other never joins."""
+    often = ("--config.train.save_every=0", "--config.train.save_minutes=0.0005",
+             "--config.train.keep=100", "--config.train.sample_every=8")  # fmt: skip
+    codes, out, err = finish(start(home, tmp_path, *often, mesh="data=4 fsdp=2"))
+    assert codes == [0, 0], err
+    steps = {int(path.name) for path in tmp_path.glob("checkpoints/[0-9]*")}
+    assert len(steps) > 2
+    assert out[0].count("step 8 sample: ") == 4 and "sample: " not in out[1]
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
 def test_a_tensor_axis_across_processes_reads_the_text_of_one(home, tmp_path):
     """Eight devices of two processes share every row; a single device must see the same run."""
     sizes = ("--config.model.width=64", "--config.model.heads=8", "--config.train.batch_size=16")

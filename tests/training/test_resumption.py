@@ -9,8 +9,9 @@ import pytest
 import looped_jax
 from looped_jax.config import presets
 from looped_jax.config.settings import OptimConfig, Settings
-from looped_jax.resolve import run_name
-from looped_jax.training import optimizers
+from looped_jax.errors import ConfigError
+from looped_jax.resolve import resolve, run_name
+from looped_jax.training import fingerprint, optimizers
 from tests.test_train import finish, start
 
 
@@ -94,6 +95,16 @@ def test_schedules_that_agree_so_far():
         ({"model.loops": 6, "mesh.fsdp": 4, "train.batch_size": 4}, "FLT_K6_L2_END_D128"),
         ({"train.seed": 1, "train.steps": 20}, "FLT_K4_L2_END_D128_seed1_steps20"),
         ({"optim.matrix_learning_rate": 0.01}, "FLT_K4_L2_END_D128_matrix_learning_rate0.01"),
+        (
+            {
+                "train.core_every": 5,
+                "train.sample_every": 5,
+                "train.save_minutes": 1.0,
+                "train.eval_first": False,
+                "data.core_bundle": "/b",
+            },
+            "FLT_K4_L2_END_D128",
+        ),
         ({"data.path": "/data/shards"}, "FLT_K4_L2_END_D128_path-shards-59d3"),
     ],
 )
@@ -120,3 +131,25 @@ def test_a_name_with_many_differences_is_short_and_its_own():
         names.add(run_name(Settings.from_dict(config)))
     assert len(names) == 2
     assert all(name.startswith("FLT_K4_L2_END_D128_kv_shift_") and len(name) < 80 for name in names)
+
+
+def test_what_is_only_logged_is_no_other_run():
+    found = []
+    for train, data in (
+        ({}, {}),
+        ({"core_every": 5, "sample_every": 5, "save_minutes": 1.0, "eval_first": False,
+          "sample_temperature": 0.5, "core_examples": 9}, {"core_bundle": "/b"}),
+    ):  # fmt: skip
+        config = presets.make("FLT", "tiny")
+        config.train.update(train)
+        config.data.update(data)
+        resolved = resolve(Settings.from_dict(config), vocab_size=300)
+        found.append(fingerprint.of(resolved, rows={"data": {}}, hosts=1))
+    assert found[0] == found[1]
+
+
+def test_samples_of_no_tokens_are_refused():
+    config = presets.make("FLT", "tiny")
+    config.train.sample_every, config.train.sample_tokens = 10, 0
+    with pytest.raises(ConfigError, match="train.sample_every=10 with train.sample_tokens=0"):
+        Settings.from_dict(config)
