@@ -109,7 +109,7 @@ class Text:
         size = setting.seq_len + 1
         if setting.text == "bytes":
             whole = _characters(self._corpus.train, setting.characters)
-            held_out = _characters((self._corpus.val,), 16 * size * setting.batch_size)
+            held_out = _characters(self._corpus.val, 16 * size * setting.batch_size)
             self.vocab_size, self._bytes = 256, whole
             self.held_out = held_out[: len(held_out) // size * size].reshape(-1, size)
         else:

@@ -10,7 +10,6 @@ file, PNGs and measurements.json.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import sys
@@ -73,9 +72,8 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
 
 def validation(model: TrainedModel, args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
     config = model.config
-    data = dataclasses.replace(config.data, path=args.data or config.data.path)
     return pipeline.val_rows(
-        Corpus.open(data),
+        Corpus.to_judge(config.data, args.data),
         model.tokenizer,
         seq_len=config.model.seq_len,
         batch_size=args.batch_size,
@@ -107,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--loops", type=int, help="largest loop count; the largest evaluated by default"
     )
     flags.add_argument("--text", help="text whose attention is drawn; validation's by default")
-    flags.add_argument("--data", help="folder of shards; the run's own by default")
+    flags.add_argument("--data", help="text, a file or folder; the run's own by default")
     flags.add_argument("--tokens", type=int, default=32_768, help="validation tokens to measure")
     flags.add_argument("--batch_size", type=int, default=8, help="rows at once")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")

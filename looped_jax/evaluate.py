@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
     flags.add_argument("--modes", type=_modes, default=MODES, help="any of bpb,ppl,core,sample")
     flags.add_argument("--loops", type=_counts, help="loop counts, as 1,3,6; those of training")
-    flags.add_argument("--data", help="folder of shards for bpb; the run's own by default")
+    flags.add_argument("--data", help="text for bpb, a file or folder; the run's own by default")
     flags.add_argument("--eval_tokens", type=int, default=1_048_576, help="targets for bpb")
     flags.add_argument("--wikitext", help="WikiText-2 test split, text or parquet")
     flags.add_argument("--bundle", help="folder of the CORE bundle; downloaded by default")

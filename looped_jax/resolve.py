@@ -22,7 +22,8 @@ NAMED = {
     for name in ("variant", "loops", "layers", "loss", "width", "attention", "latent_rank",
                  "kv_heads", "window_pattern", "vocab_size", *PERFORMANCE)
 }  # fmt: skip
-DATA = ("path", "val_shard", "train_shards", "tokenizer", "tokenizer_vocab_size", "bos_token")
+DATA = ("path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
+        "tokenizer_vocab_size", "bos_token")  # fmt: skip
 TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
 LONGEST = 40  # of what differs from the preset, then a hash stands for it
 

@@ -33,7 +33,6 @@ def paper(config: ConfigDict) -> None:
     config.model.seq_len = 1024
     config.data.path = "data/fineweb_edu"
     config.data.tokenizer = "data/qwen3/tokenizer.json"
-    config.data.bos_token = "<|im_start|>"
     config.data.train_shards = 249
     config.data.workers = 4
     config.train.tokens_per_step = 524_288

@@ -122,6 +122,11 @@ def _one_of(choices: Collection[str], default: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
+def _or_word(word: str) -> Any:
+    """None by default, which a command line cannot say; it says `word`."""
+    return field(default=None, metadata={"none": word})
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """The looped transformer: `layers` blocks run `loops` times. Symbols: model/transformer.py."""
@@ -177,12 +182,14 @@ class DataConfig:
     """Where rows come from, and how text becomes rows of tokens."""
 
     task: str = _one_of(TASKS, "text")  # what is learned: see looped_jax/tasks
-    path: str = "builtin"  # a folder of parquet shards with a `text` column, or "builtin"
-    val_shard: str | None = None  # file name; builtin's own, else the last shard by name
+    path: str = "builtin"  # a .txt, .jsonl or .parquet file, a folder of them, or "builtin"
+    val_shard: str | None = None  # file that validates; by its name, else the last: data/corpus.py
+    val_share: float | None = _at_least(0.0, None, 1.0)  # of documents, instead; 0.05 of one file
     train_shards: int | None = _at_least(1, None)  # only the first so many of the others
-    tokenizer: str | None = None  # a tokenizer.json; None trains one on the corpus and caches it
+    shuffle_seed: int | None = _at_least(0, None, 2**32 - 1)  # documents in an order of its own
+    tokenizer: str | None = _or_word("train")  # a tokenizer.json; else trained on the corpus, once
     tokenizer_vocab_size: int = _at_least(265, 4096)  # entries of the trained tokenizer
-    bos_token: str | None = None  # document start; <|bos|>, <|im_start|> or <|endoftext|>
+    bos_token: str | None = None  # document start; the first that the tokenizer has of its own
     workers: int = _at_least(0, 0)  # processes that read and tokenize; 0 = a background thread
     prefetch: int = _at_least(1, 2)  # batches kept ready
     core_bundle: str | None = None  # folder of the CORE bundle; the cache's own
@@ -318,11 +325,12 @@ def _built(kind: Any, values: Any, prefix: str) -> Any:
             hint = f"; import a {own} of your own first" if own else ""
             raise ConfigError(unknown_key(name, known, prefix=prefix) + hint)
     built = {}
-    for name, (inner, _, _) in known.items():
+    for name, (inner, _, rule) in known.items():
         if is_group(inner):
             built[name] = _built(inner, given.get(name, {}), f"{prefix}{name}.")
         elif name in given:
-            built[name] = _typed(f"{prefix}{name}", given[name], inner)
+            value = _typed(f"{prefix}{name}", given[name], inner)
+            built[name] = None if value == rule.get("none") else value
     return kind(built) if issubclass(kind, Options) else kind(**built)
 
 

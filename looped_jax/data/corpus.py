@@ -1,244 +1,195 @@
-"""Which files are trained on, which one validates, and whether they are fit for it.
+"""Which files are trained on, which validate, and whether they are fit for it.
 
-A corpus is a folder of parquet shards with one string column `text`. The builtin one is made from
-text that every machine with Python has: the standard library's sources and documentation strings.
+A corpus is a file of text or a folder of them: parquet with a string column `text`, JSON lines with
+a field `text`, or plain text. What a file is for is read from its name, as sets of the hub have it.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import os
-import sys
-import sysconfig
-from collections.abc import Iterator, Sequence
+import dataclasses
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from looped_jax import files
-from looped_jax.config.settings import DataConfig
+from looped_jax.config.settings import DataConfig, either
+from looped_jax.data.builtin_corpus import BUILTIN_VAL_SHARD, build_builtin
+from looped_jax.data.document_files import KINDS, DocumentFile, Share
 from looped_jax.errors import DataError
 
-BUILTIN_TRAIN_SHARDS = 8
-BUILTIN_VAL_SHARD = "shard_val.parquet"
-_RECIPE = 2  # raise when the builtin corpus is made differently, so that no stale one is used
-_DOCUMENT = 2_000
-_LEFT_OUT = {"test", "tests", "idlelib", "lib2to3"}
-_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+VAL_SHARE = 0.05  # of the documents of a corpus of one file
+# Words in the name of a file, or of its folder inside the corpus, that say what it is for.
+_WORDS = {
+    "test": ("test", "tests"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "train": ("train", "training"),
+}
+_NO_CORPUS = ("readme", "license", "licence", "notice")  # text that lies beside text
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Shards to train on, in reading order, and the one to validate on."""
+    """Files to train on and files to validate on, each in reading order."""
 
-    train: tuple[Path, ...]
-    val: Path
+    train: tuple[DocumentFile, ...]
+    val: tuple[DocumentFile, ...]
 
     @classmethod
     def open(cls, data: DataConfig) -> Corpus:
-        """The shards of folder data.path, or of the builtin corpus; all of them are checked.
+        """The files of data.path, or of the builtin corpus; all of them are checked.
 
-        Validation is the named shard, or builtin's own, or the last by name; training takes the
-        first `data.train_shards` of the others, by name. Raises DataError that names file and mend.
+        Of a folder, files named test are left out, files named validation validate, and those named
+        train are trained on, or all the others when none is named so. Without a file for validation
+        it is data.val_shard, else the last by name; of a single file, a share of its documents.
+        Training takes the first data.train_shards. Raises DataError that names file and mend.
         """
-        if data.path == "builtin":
-            folder = build_builtin(files.default_cache_dir())
-            val_shard: str | None = data.val_shard or BUILTIN_VAL_SHARD
-        else:
-            folder, val_shard = Path(data.path), data.val_shard
-        if not folder.is_dir():
+        corpus = _chosen(data)
+        if not corpus.train or len(corpus.train) < (data.train_shards or 1):
             raise DataError(
-                f"data.path: there is no folder {folder}; put parquet shards with a `text` column "
-                "there, or use --config.data.path=builtin"
+                f"data.path: {data.path} holds {len(corpus.train)} files to train on beside "
+                f"{corpus.val[0].name} for validation, but {data.train_shards or 1} are needed; "
+                "add some" + (" or lower data.train_shards" if data.train_shards else "")
             )
-        shards = sorted(folder.glob("*.parquet"))
-        if not shards:
-            raise DataError(f"data.path: {folder} holds no *.parquet file; give a folder that does")
-        val = folder / val_shard if val_shard else shards[-1]
-        if val not in shards:
-            raise DataError(
-                f"data.val_shard: {folder} holds no {val_shard}; choose one that it holds, "
-                f"such as {shards[-1].name}"
-            )
-        train, needed = [shard for shard in shards if shard != val], data.train_shards or 1
-        if len(train) < needed:
-            raise DataError(
-                f"data.path: {folder} holds {len(shards)} shards, but {needed} for training and "
-                f"{val.name} for validation are needed; add shards"
-                + (" or lower data.train_shards" if data.train_shards else "")
-            )
-        corpus = cls(tuple(train[: data.train_shards]), val)
-        for shard in (*corpus.train, corpus.val):
-            _check(shard)
+        for file in (*corpus.train, *corpus.val):
+            file.check()
+        return corpus
+
+    @classmethod
+    def to_judge(cls, data: DataConfig, path: str | None = None) -> Corpus:
+        """The text to judge a trained model on: file or folder `path`, else the run's own.
+
+        Files to train on may be missing. A file `path` validates whole. Raises DataError.
+        """
+        if path is not None:
+            named = data.val_shard and (Path(path).expanduser() / data.val_shard).is_file()
+            data = dataclasses.replace(
+                data, path=path, train_shards=None, val_share=None,
+                val_shard=data.val_shard if named else None,
+            )  # fmt: skip
+        corpus = _chosen(data, cut=path is None)
+        if len(corpus.train) < (data.train_shards or 0):
+            by_name = split_of(corpus.val[0].path, Path(data.path).expanduser()) == "validation"
+            if not (data.val_shard or by_name):
+                raise DataError(
+                    f"data.path: {data.path} holds {len(corpus.train)} of the {data.train_shards} "
+                    "files trained on; which one validates cannot be told; give it, as --data FILE"
+                )
+        for file in (*corpus.train[:1], *corpus.val):
+            file.check()
         return corpus
 
     def fingerprint(self) -> dict[str, Any]:
-        """What two corpora of the same text share, from parquet footers alone; ready for JSON."""
-        return {"val": _describe(self.val), "train": [_describe(path) for path in self.train]}
-
-
-def _check(path: Path) -> None:
-    """Raise DataError unless the shard is a whole parquet file with text in it."""
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-            if "text" not in schema.names:
-                raise DataError(
-                    f"{path} has no column `text`, only {', '.join(schema.names)}; rename one"
-                )
-            kind = schema.field("text").type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise DataError(f"{path}: column `text` is of type {kind}, not string; convert it")
-            if not rows:
-                raise DataError(f"{path} has no rows; remove it or download it again")
-            if not any(_texts(file, group) for group in range(file.num_row_groups)):
-                raise DataError(f"{path}: column `text` is empty; remove it or download it again")
-    except _UNREADABLE as error:
-        raise DataError(f"{path} is damaged ({_reason(error)}); download it again") from error
-
-
-def _texts(file: pq.ParquetFile, group: int) -> list[str]:
-    return [text for text in file.read_row_group(group, ["text"])["text"].to_pylist() if text]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    # The footer holds every column chunk's place, size and, mostly, smallest and largest text.
-    with path.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, os.SEEK_END)
-        footer = file.read(length)
-    metadata = pq.read_metadata(path)
-    return {
-        "name": path.name,
-        "bytes": path.stat().st_size,
-        "rows": metadata.num_rows,
-        "row_groups": metadata.num_row_groups,
-        "footer_sha256": hashlib.sha256(footer).hexdigest()[:16],
-    }
+        """What two corpora of the same text share, ready for JSON."""
+        train, val = ([file.describe() for file in each] for each in (self.train, self.val))
+        return {"val": val[0] if len(val) == 1 else val, "train": train}
 
 
 class RowGroups:
-    """Random access to the texts of row group i, counted over `shards` in order.
+    """Random access to the documents of row group i, counted over `text_files` in order.
 
-    Empty and null documents are left out. Keeps paths, not open files, so that worker processes
-    can have it. Raises DataError that names shard and row group when one cannot be read.
+    Keeps paths, not open files, so that worker processes can have it. Raises DataError that names
+    the file and the place in it when one cannot be read.
     """
 
-    def __init__(self, shards: Sequence[Path]):
-        self._index = [
-            (path, group)
-            for path in shards
-            for group in range(pq.read_metadata(path).num_row_groups)
-        ]
+    def __init__(self, text_files: Sequence[DocumentFile]):
+        self._files = tuple(text_files)
+        self._ends = np.cumsum([len(file) for file in self._files])
 
     def __len__(self) -> int:
-        return len(self._index)
+        return int(self._ends[-1])
 
     def __getitem__(self, i: int) -> list[str]:
-        path, group = self._index[i]
-        try:
-            with pq.ParquetFile(path) as file:
-                return _texts(file, group)
-        except _UNREADABLE as error:
+        which = int(np.searchsorted(self._ends, i, side="right"))
+        file = self._files[which]
+        return file[i - int(self._ends[which]) + len(file)]
+
+    def mean_size(self) -> float:
+        """Bytes of a row group, unpacked."""
+        return sum(file.size() for file in self._files) / len(self)
+
+
+def _chosen(data: DataConfig, *, cut: bool = True) -> Corpus:
+    """Files by what they are for, unchecked; `cut`: a corpus of one file is cut in two."""
+    root, val_shard = Path(data.path).expanduser(), data.val_shard
+    if data.path == "builtin":
+        root = build_builtin(files.default_cache_dir())
+        val_shard = val_shard or BUILTIN_VAL_SHARD
+    paths = _text_files(root)
+    named = {name: [p for p in paths if split_of(p, root) == name] for name in (*_WORDS, None)}
+    for_training = named["train"] or named[None]
+    if val_shard:
+        val = [root / val_shard]
+        if val[0] not in paths:
             raise DataError(
-                f"{path}: row group {group} is damaged ({_reason(error)}); download the shard again"
-            ) from error
-
-
-# --- the builtin corpus ---------------------------------------------------------------------------
-
-
-def build_builtin(cache_dir: Path) -> Path:
-    """Folder of the builtin corpus, written on first use; the same Python writes the same bytes.
-
-    A module's source and its documentation strings are cut at blank lines into documents of about
-    2,000 characters, which a hash of their name spreads over shards and puts into order, so that
-    neighbours are not all of one module. Validation takes whole modules: it shares none with
-    training.
-    """
-    version = ".".join(map(str, sys.version_info[:3]))
-    folder = cache_dir / f"builtin-python{version}-recipe{_RECIPE}"
-    if folder.is_dir():
-        return folder
-    print(f"writing the builtin corpus to {folder} (once) ...", flush=True)
-    shards: dict[str, list[tuple[int, str]]] = {}
-    for name, source in _modules():
-        validates = _hash(name) % 25 == 0
-        for i, text in enumerate([*_cut(source), *_cut(_docstrings(name, source))]):
-            order = _hash(f"{name} {i}")
-            train_shard = f"shard_{order % BUILTIN_TRAIN_SHARDS:05}.parquet"
-            shard = BUILTIN_VAL_SHARD if validates else train_shard
-            shards.setdefault(shard, []).append((order, text))
-    if len(shards) <= BUILTIN_TRAIN_SHARDS:
+                f"data.val_shard: {root} holds no {val_shard}; choose one that it holds, "
+                f"such as {paths[-1].name}"
+            )
+    else:
+        val = named["validation"]
+    if val and data.val_share is not None:
         raise DataError(
-            f"data.path: builtin needs the sources of Python's standard library, but "
-            f"{sysconfig.get_path('stdlib')} holds too few; give a folder of parquet shards"
+            f"data.val_share={data.val_share}: {root} has {val[0].name} for validation; leave "
+            "data.val_share out, or give the files to train on alone"
         )
-    with files.new_folder(folder) as part:
-        for shard, documents in shards.items():
-            column = pa.array([text for _, text in sorted(documents)], pa.string())
-            table = pa.table({"text": column})
-            pq.write_table(table, part / shard, row_group_size=64, compression="zstd")
-    return folder
+    if not (val or for_training):
+        raise DataError(
+            f"data.path: {root} holds only {paths[-1].name}, by its name for tests, which is never "
+            "trained on; rename it, or give its own path"
+        )
+    if left_out := sorted({*paths} - {*for_training, *val}):
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        print(f"data.path: not trained on: {left_out[0].relative_to(root)}{more}", flush=True)
+    if not val and cut and (data.val_share is not None or len(for_training) == 1):
+        share = VAL_SHARE if data.val_share is None else data.val_share
+        train, validates = Share(share, validates=False), Share(share, validates=True)
+        return Corpus(
+            tuple(_file(path, train) for path in for_training[: data.train_shards]),
+            tuple(_file(path, validates) for path in for_training[: data.train_shards]),
+        )
+    val = val or [for_training[-1]]
+    train_paths = [path for path in for_training if path not in val][: data.train_shards]
+    return Corpus(tuple(map(_file, train_paths)), tuple(map(_file, val)))
 
 
-def _modules() -> Iterator[tuple[str, str]]:
-    """(dotted name, source) of every module of the standard library that is the same everywhere."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        # site-packages and config-3.x-<platform> cannot be imported by that name: no modules of it
-        importable = all(part.isidentifier() for part in parts)
-        machine_specific = path.name.startswith("_sysconfigdata") or path.is_symlink()
-        if not importable or machine_specific or _LEFT_OUT.intersection(parts):
-            continue
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        if source.strip():
-            yield ".".join(parts), source
+def _file(path: Path, share: Share | None = None) -> DocumentFile:
+    return KINDS[path.suffix](path, share)
 
 
-def _docstrings(name: str, source: str) -> str:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return ""
-    parts: list[str] = []
-
-    def visit(node: ast.AST, qualified: str) -> None:
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
-            parts.append(f"{qualified}\n\n{text}\n")
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, kinds[1:]):
-                visit(child, f"{qualified}.{child.name}")
-
-    visit(tree, name)
-    return "\n".join(parts)
-
-
-def _cut(text: str) -> list[str]:
-    """Documents of at least _DOCUMENT characters, but the last, each ending at a blank line."""
-    documents, lines, size = [], [], 0
-    for line in text.splitlines(keepends=True):
-        lines.append(line)
-        size += len(line)
-        if size >= _DOCUMENT and not line.strip():
-            documents.append("".join(lines))
-            lines, size = [], 0
-    return [document for document in (*documents, "".join(lines)) if document.strip()]
+def _text_files(root: Path) -> list[Path]:
+    """Files of text: `root` itself, or those in it, or else those in its folders, by name."""
+    kinds = either([f"*{kind}" for kind in KINDS])
+    if root.is_file():
+        if root.suffix not in KINDS:
+            raise DataError(f"data.path: {root} is none of {kinds}; convert it or give another")
+        return [root]
+    if not root.is_dir():
+        raise DataError(
+            f"data.path: there is no folder or file {root}; give one with text ({kinds}), get one "
+            "with python -m looped_jax.data.download, or use --config.data.path=builtin"
+        )
+    for pattern in ("*", "*/*"):
+        found = [
+            path
+            for path in sorted(root.glob(pattern))
+            if path.suffix in KINDS
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            and path.stem.lower() not in _NO_CORPUS
+        ]
+        if found:
+            return found
+    raise DataError(f"data.path: {root} holds no {kinds} file; give a folder that does")
 
 
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+def split_of(path: Path, root: Path) -> str | None:
+    """What the name of a file of corpus `root` says it is for: test, validation, train or None.
+
+    A corpus that is itself one file says nothing: whoever names it means it.
+    """
+    inside = path.relative_to(root).with_suffix("").as_posix() if path != root else ""
+    words = re.split(r"[^a-z]+", inside.lower())
+    return next((name for name, those in _WORDS.items() if {*those} & {*words}), None)

@@ -1,9 +1,11 @@
-"""From shards to batches: parquet row groups → tokens → packed rows → batches of rows.
+"""From files to batches: row groups of documents → tokens → packed rows → batches of rows.
 
 Training rows are endless and resumable; validation rows are a fixed list.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -12,6 +14,8 @@ from looped_jax.data.corpus import Corpus, RowGroups
 from looped_jax.data.packing import PackedRows
 from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.errors import DataError
+
+_SHUFFLED = 8 << 20  # bytes of text whose documents are shuffled together
 
 
 class _Tokens:
@@ -24,6 +28,29 @@ class _Tokens:
         return np.concatenate([np.zeros(0, np.int32), *self.tokenizer.encode_documents(texts)])
 
 
+def document_groups(corpus: Corpus, *, shuffle_seed: int | None = None) -> grain.MapDataset:
+    """An epoch of training documents, a list[str] for each row group, in the order of the files.
+
+    With a seed in another order each epoch: row groups are drawn from the whole corpus, and the
+    documents of as many as fill _SHUFFLED bytes are shuffled together and come as one element.
+    Which they are follows from the seed and the element's number: no state is needed to go on.
+    """
+    groups = RowGroups(corpus.train)
+    if shuffle_seed is None:
+        return grain.MapDataset.source(groups)
+    together = max(1, round(_SHUFFLED / max(groups.mean_size(), 1)))
+    shuffled = grain.MapDataset.source(groups).shuffle(shuffle_seed)
+    return shuffled.batch(together, batch_fn=_joined).random_map(_shuffled, seed=shuffle_seed)
+
+
+def _joined(groups: Sequence[list[str]]) -> list[str]:
+    return [text for group in groups for text in group]
+
+
+def _shuffled(texts: list[str], random: np.random.Generator) -> list[str]:
+    return [texts[i] for i in random.permutation(len(texts))]
+
+
 def train_rows(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -34,20 +61,20 @@ def train_rows(
     shard_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
+    shuffle_seed: int | None = None,
 ) -> grain.IterDataset:
-    """Endless batches int32 [batch_size, T + 1]; the shards are read in the same order each epoch.
+    """Endless batches int32 [batch_size, T + 1] of what document_groups gives, epoch after epoch.
 
     Each shard takes every shard_count-th row group. `get_state()` of the iterator is the
     position of the next batch, as JSON. Raises DataError when there are too few row groups.
     """
-    groups = RowGroups(corpus.train)
+    groups = document_groups(corpus, shuffle_seed=shuffle_seed)
     if len(groups) < shard_count:
         raise DataError(
-            f"data.path: the training shards hold {len(groups)} row groups for {shard_count} "
-            "processes; add shards or write smaller row groups"
+            f"data.path: the training text has {len(groups)} row groups for {shard_count} "
+            "processes; add text, write smaller row groups, or start fewer"
         )
-    tokens = grain.MapDataset.source(groups).map(_Tokens(tokenizer))
-    tokens = tokens.slice(slice(shard_index, None, shard_count))
+    tokens = groups.map(_Tokens(tokenizer)).slice(slice(shard_index, None, shard_count))
     rows = PackedRows(tokens, seq_len=seq_len, workers=workers)
     batches = rows.batch(batch_size)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
@@ -63,18 +90,18 @@ def val_rows(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """Batches {inputs, targets} int32 [batch_size, T]: one pass over the validation shard.
+    """Batches {inputs, targets} int32 [batch_size, T]: one pass over the text for validation.
 
     At most `max_tokens` targets, in whole rows, the same ones whatever the batch size and number
     of processes; every process gets as many batches, filled up with targets of −1. Raises
-    DataError when `max_tokens` or the shard does not fill one row.
+    DataError when `max_tokens` or the text does not fill one row.
     """
     if max_tokens < seq_len:
         raise DataError(
             f"{max_tokens} validation tokens are less than one row of model.seq_len={seq_len}; "
             "raise eval_tokens"
         )
-    groups, tokenize = RowGroups([corpus.val]), _Tokens(tokenizer)
+    groups, tokenize = RowGroups(corpus.val), _Tokens(tokenizer)
     pieces, have, wanted = [np.zeros(0, np.int32)], 0, max_tokens // seq_len * seq_len + 1
     for i in range(len(groups)):
         pieces.append(tokenize(groups[i]))
@@ -85,8 +112,9 @@ def val_rows(
     count = (len(stream) - 1) // seq_len
     if count < 1:
         raise DataError(
-            f"{corpus.val} holds {len(stream)} tokens, too few for one row of model.seq_len="
-            f"{seq_len}; choose another data.val_shard or a shorter seq_len"
+            f"{' and '.join(str(file.path) for file in corpus.val)} holds {len(stream)} tokens for "
+            f"validation, too few for one row of model.seq_len={seq_len}; choose another file, a "
+            "larger data.val_share or a shorter seq_len"
         )
     starts = np.arange(count)[:, None] * seq_len
     rows = stream[starts + np.arange(seq_len + 1)]

@@ -35,8 +35,11 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
-_BOS_CANDIDATES = ("<|bos|>", "<|im_start|>", "<|endoftext|>")
-_STOP_CANDIDATES = (*_BOS_CANDIDATES, "<|im_end|>", "<|assistant_end|>", "</s>", "<|end_of_text|>")
+# By which a document starts, of the tokenizers of nanochat, Qwen, GPT-2, Llama 3, Gemma and others.
+_BOS_CANDIDATES = (
+    "<|bos|>", "<|im_start|>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>", "</s>",
+)  # fmt: skip
+_STOP_CANDIDATES = (*_BOS_CANDIDATES, "<|im_end|>", "<|assistant_end|>", "<|end_of_text|>")
 # As nanochat does: of each document the first so many characters, so many in all.
 _DOCUMENT_CHARACTERS = 10_000
 _TRAINING_CHARACTERS = 2_000_000_000
@@ -122,9 +125,8 @@ def _rebuild(text: str, bos_token: str) -> Tokenizer:
 def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
     """The tokenizer.json that data.tokenizer names; else one trained on the corpus and cached.
 
-    Without data.bos_token documents start with the first of <|bos|>, <|im_start|>, <|endoftext|>
-    that exists. Raises DataError for a file that is missing, damaged, not byte-level or without
-    that token.
+    Without data.bos_token documents start with the first that exists of _BOS_CANDIDATES. Raises
+    DataError for a file that is missing, damaged, not byte-level or without such a token.
     """
     path, vocab_size = data.tokenizer, data.tokenizer_vocab_size
     if path is None:
@@ -138,14 +140,15 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
             texts = (text for i in range(len(groups)) for text in groups[i])
             train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
-    return read_tokenizer(Path(path), bos_token=data.bos_token)
+    return read_tokenizer(Path(path).expanduser(), bos_token=data.bos_token)
 
 
 def read_tokenizer(path: Path, *, bos_token: str | None) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`; errors as in load_tokenizer."""
     if not path.is_file():
         raise DataError(
-            f"data.tokenizer: there is no file {path}; give a tokenizer.json, or none to train one"
+            f"data.tokenizer: there is no file {path}; give a tokenizer.json, or train one on the "
+            "text by --config.data.tokenizer=train"
         )
     try:
         core = tokenizers.Tokenizer.from_file(str(path))

@@ -66,16 +66,21 @@ class Evaluator:
         )
 
     def bpb(self) -> Scores:
-        """Bits per byte of the first training shard and of the validation shard."""
+        """Bits per byte of the first file that is trained on, if it is here, and of validation."""
         config, tokenizer = self.model.config, self.model.tokenizer
-        data = config.data
-        corpus = Corpus.open(dataclasses.replace(data, path=self.args.data or data.path))
+        corpus = Corpus.to_judge(config.data, self.args.data)
+        if not corpus.train:
+            self.log(
+                f"bpb: train left out; beside {corpus.val[0].path} nothing to train on is here"
+            )
         score = scoring.make_score_step(config.model, self.mesh, self.loops)
         shard = sharding.data_shard(self.mesh)
         found = {}
-        for name, path in (("train", corpus.train[0]), ("validation", corpus.val)):
+        for name, judged in (("train", corpus.train[:1]), ("validation", corpus.val)):
+            if not judged:
+                continue
             batches = pipeline.val_rows(
-                Corpus(corpus.train, path),
+                dataclasses.replace(corpus, val=judged),
                 tokenizer,
                 seq_len=config.model.seq_len,
                 batch_size=self.args.batch_size * sharding.batch_devices(self.mesh) // shard.count,
@@ -83,7 +88,7 @@ class Evaluator:
                 shard_index=shard.index,
                 shard_count=shard.count,
             )
-            self.log(f"bpb: {name} {path.name}, {len(batches)} batches ...")
+            self.log(f"bpb: {name} {judged[0].name}, {len(batches)} batches ...")
             scores = bits_per_byte.bits_per_byte(
                 score,
                 self.params,

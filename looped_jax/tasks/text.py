@@ -13,7 +13,7 @@ from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import Settings
 from looped_jax.data import pipeline
-from looped_jax.data.corpus import Corpus, RowGroups
+from looped_jax.data.corpus import Corpus
 from looped_jax.data.packing import epochs, remap_positions
 from looped_jax.data.tokenizer import load_tokenizer
 from looped_jax.evaluation import bits_per_byte, scoring
@@ -34,9 +34,13 @@ class Text(Task):
         self.corpus = Corpus.open(settings.data)
         self.tokenizer = load_tokenizer(settings.data, self.corpus)
         self.vocab_size = self.tokenizer.vocab_size
+        self.shuffle_seed = settings.data.shuffle_seed
 
     def fingerprint(self) -> dict[str, dict]:
-        return {"data": self.corpus.fingerprint(), "tokenizer": self.tokenizer.fingerprint()}
+        data = self.corpus.fingerprint()
+        if self.shuffle_seed is not None:
+            data["shuffle_seed"] = self.shuffle_seed
+        return {"data": data, "tokenizer": self.tokenizer.fingerprint()}
 
     def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:
         rows = pipeline.train_rows(
@@ -48,6 +52,7 @@ class Text(Task):
             shard_count=shard.count,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
+            shuffle_seed=self.shuffle_seed,
         )
         return iter(rows)
 
@@ -59,8 +64,8 @@ class Text(Task):
 
     @functools.cached_property
     def _groups(self) -> int:
-        """Row groups of all training shards."""
-        return len(RowGroups(self.corpus.train))
+        """Groups of documents in an epoch."""
+        return len(pipeline.document_groups(self.corpus, shuffle_seed=self.shuffle_seed))
 
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
@@ -98,7 +103,7 @@ class Text(Task):
 
 
 class BitsPerByte:
-    """Judges by the validation shard; its figure for comparison is the best unigram model's.
+    """Judges by the text for validation; its figure for comparison is the best unigram model's.
 
     Gives "bpb", which checkpoints are judged by, and "ppl" of the same targets.
     """

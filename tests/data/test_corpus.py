@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import corpus
+from looped_jax.data import corpus, document_files
 from looped_jax.errors import DataError
 from looped_jax.files import default_cache_dir
 from tests.corpora import open_corpus
@@ -24,21 +24,15 @@ def opened(folder, **settings):
     return open_corpus(folder, settings.pop("cache_dir", folder), **settings)
 
 
-@pytest.fixture(scope="module")
-def builtin(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return opened("builtin", cache_dir=cache), cache
-
-
 def test_last_shard_by_name_validates_unless_named(tmp_path):
     for name in "cab":
         shard(tmp_path / f"{name}.parquet")
     (tmp_path / "d.parquet.part").write_text("half a download")
     found = opened(tmp_path)
     assert [p.name for p in found.train] == ["a.parquet", "b.parquet"]
-    assert found.val.name == "c.parquet"
+    assert [p.name for p in found.val] == ["c.parquet"]
     named = opened(tmp_path, val_shard="a.parquet", train_shards=1)
-    assert [p.name for p in named.train] == ["b.parquet"] and named.val.name == "a.parquet"
+    assert [p.name for p in named.train] == ["b.parquet"] and named.val[0].name == "a.parquet"
 
 
 def test_identity_tells_other_text_apart(tmp_path):
@@ -124,77 +118,20 @@ def test_damage_inside_a_row_group_is_named(tmp_path):
     content[20:200] = b"\xff" * 180
     path.write_bytes(content)
     with pytest.raises(DataError, match="a.parquet: row group 0 is damaged"):
-        corpus.RowGroups([path])[0]
+        corpus.RowGroups([document_files.ParquetFile(path)])[0]
 
 
 def test_missing_folders_and_shards_are_named(tmp_path):
-    with pytest.raises(DataError, match="there is no folder .*absent; .*data.path=builtin"):
+    with pytest.raises(DataError, match="there is no folder or file .*absent; .*download, or use"):
         opened(tmp_path / "absent")
-    with pytest.raises(DataError, match="holds no .*parquet file"):
+    with pytest.raises(DataError, match="holds no .*parquet, .*jsonl or .*txt file"):
         opened(tmp_path)
-    shard(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="holds 1 shards, but 1 for training and a.parquet for val"):
-        opened(tmp_path)
-    shard(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="holds 2 shards, but 5 for .* lower data.train_shards"):
+    for name in "ab":
+        shard(tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match="1 files to train on .* but 5 .* lower data.train_shards"):
         opened(tmp_path, train_shards=5)
     with pytest.raises(DataError, match="data.val_shard: .* holds no c.parquet"):
         opened(tmp_path, val_shard="c.parquet")
-
-
-def test_builtin_corpus_is_real_text_in_small_row_groups(builtin):
-    found, _ = builtin
-    assert len(found.train) == 8 and found.val.name == "shard_val.parquet"
-    sizes = {}
-    for path in (*found.train, found.val):
-        file = pq.ParquetFile(path)
-        assert file.schema_arrow.names == ["text"]
-        assert all(file.metadata.row_group(i).num_rows <= 64 for i in range(file.num_row_groups))
-        sizes[path.name] = sum(map(len, file.read()["text"].to_pylist()))
-    total = sum(sizes.values())
-    assert total > 5e6 and 0.01 < sizes["shard_val.parquet"] / total < 0.2
-
-
-def test_validation_shares_no_module_with_training(builtin):
-    found, _ = builtin
-    texts = {p: set(pq.read_table(p)["text"].to_pylist()) for p in (*found.train, found.val)}
-    for path in found.train:
-        assert not {t for t in texts[path] & texts[found.val] if len(t) > 1000}
-
-
-def test_builtin_corpus_is_the_same_when_built_again(builtin, tmp_path):
-    found, cache = builtin
-    again = opened("builtin", cache_dir=tmp_path)
-    assert again.fingerprint() == found.fingerprint()
-    for ours, theirs in zip((*again.train, again.val), (*found.train, found.val), strict=True):
-        assert ours.read_bytes() == theirs.read_bytes()
-    before = found.val.stat().st_mtime_ns
-    assert opened("builtin", cache_dir=cache).val.stat().st_mtime_ns == before  # built once
-
-
-def test_builtin_corpus_leaves_out_what_differs_between_machines():
-    names = {name for name, _ in corpus._modules()}
-    assert {"ast", "json.decoder", "asyncio.tasks"} <= names
-    assert all(part.isidentifier() for name in names for part in name.split("."))
-    parts = {part for name in names for part in name.split(".")}
-    assert not parts & {"test", "tests", "idlelib", "lib2to3", "pytest"}
-    assert not any(part.startswith("_sysconfigdata") for part in parts)
-
-
-def test_builtin_corpus_appears_whole_or_not_at_all(monkeypatch, tmp_path):
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pq, "write_table", killed)
-    with pytest.raises(KeyboardInterrupt):
-        corpus.build_builtin(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_python_without_sources_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(corpus.sysconfig, "get_path", lambda _: str(tmp_path / "lib"))
-    with pytest.raises(DataError, match="standard library, but .*lib holds too few; give a folder"):
-        corpus.build_builtin(tmp_path / "cache")
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -209,4 +146,4 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_real_fineweb_shards_open():
     found = opened(FINEWEB)
     assert [p.name for p in found.train] == ["shard_00000.parquet", "shard_00001.parquet"]
-    assert found.val.name == "shard_00002.parquet"
+    assert [p.name for p in found.val] == ["shard_00002.parquet"]

@@ -136,7 +136,7 @@ def test_damage_met_while_training_is_named(made, tmp_path, workers):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"text": ["x" * 5000] * 20}), path, row_group_size=5)
     texts, words = open_corpus(tmp_path), made[1]
-    with pq.ParquetFile(path := texts.train[0]) as file:
+    with pq.ParquetFile(path := texts.train[0].path) as file:
         place = file.metadata.row_group(2).column(0).dictionary_page_offset
     content = bytearray(path.read_bytes())
     content[place : place + 20] = b"\xff" * 20
