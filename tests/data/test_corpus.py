@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from looped_jax.config.settings import DataConfig
 from looped_jax.data import corpus, document_files
 from looped_jax.errors import DataError
 from looped_jax.files import default_cache_dir
@@ -33,6 +34,150 @@ def test_last_shard_by_name_validates_unless_named(tmp_path):
     assert [p.name for p in found.val] == ["c.parquet"]
     named = opened(tmp_path, val_shard="a.parquet", train_shards=1)
     assert [p.name for p in named.train] == ["b.parquet"] and named.val[0].name == "a.parquet"
+
+
+def tree(folder, *names):
+    """Text files of these names, each with documents of its own."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            shard(path, [name, f"{name} again"])
+        elif path.suffix == ".jsonl":
+            path.write_text("".join(f'{{"text": "{name} {i}"}}\n' for i in range(60)))
+        else:
+            path.write_text("".join(f"{name} {i} ".ljust(2_000, ".") + "\n\n" for i in range(60)))
+    return folder
+
+
+def purposes(found, folder):
+    return [
+        [file.path.relative_to(folder).as_posix() for file in each]
+        for each in (found.train, found.val)
+    ]
+
+
+HUB = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "val"),
+    [
+        ([*HUB, "data/validation-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
+         HUB, ["data/validation-00000-of-00001.parquet"]),
+        (["train.txt", "valid.txt", "test.txt"], ["train.txt"], ["valid.txt"]),
+        (["train/a.jsonl", "train/b.txt", "dev/c.txt", "test/d.txt", ".cache/e.txt"],
+         ["train/a.jsonl", "train/b.txt"], ["dev/c.txt"]),
+        (["a.txt", "b.jsonl", "c.parquet", "wiki.val.txt", "val-2.txt"],
+         ["a.txt", "b.jsonl", "c.parquet"], ["val-2.txt", "wiki.val.txt"]),
+        (["TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"],
+         ["TinyStoriesV2-GPT4-train.txt"], ["TinyStoriesV2-GPT4-valid.txt"]),
+        (["train-0.txt", "train-1.txt", "test.txt"], ["train-0.txt"], ["train-1.txt"]),
+        (["a.txt", "latest.txt", "contest.txt", "README.txt", "LICENSE.txt"],
+         ["a.txt", "contest.txt"], ["latest.txt"]),
+        (["a.parquet", "b.parquet", "old/val.parquet"], ["a.parquet"], ["b.parquet"]),
+    ],
+)  # fmt: skip
+def test_names_say_what_files_are_for(tmp_path, names, train, val):
+    folder = tree(tmp_path / "test set", *names)  # the corpus's own name says nothing
+    assert purposes(opened(folder, cache_dir=tmp_path), folder) == [train, val]
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    tree(tmp_path / "x", "train.txt", "val.txt", "test-1.txt", "test-2.txt")
+    opened(tmp_path / "x", cache_dir=tmp_path)
+    assert capsys.readouterr().out == "data.path: not trained on: test-1.txt and 1 more\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        (["test.txt"], {}, "holds only test.txt, by its name for tests, which is never trained on"),
+        (
+            ["val.txt"],
+            {},
+            "holds 0 files to train on beside val.txt .* but 1 are needed",
+        ),
+        (["a.txt", "val.txt"], {"val_share": 0.1}, "val_share=0.1: .* has val.txt for validation"),
+        (["a.txt", "b.txt"], {"val_share": 0.1, "val_shard": "b.txt"}, "has b.txt for validation"),
+        (["a.csv"], {}, "holds no .*parquet, .*jsonl or .*txt file"),
+    ],
+)
+def test_folders_that_make_no_corpus_are_named(tmp_path, names, settings, message):
+    folder = tree(tmp_path / "x", *names)
+    with pytest.raises(DataError, match=message):
+        opened(folder, cache_dir=tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.jsonl", "test.parquet"])
+def test_one_file_is_a_corpus_and_gives_a_share_for_validation(tmp_path, name, monkeypatch):
+    shard(tmp_path / name, [f"document {i}" for i in range(99)]) if "parq" in name else tree(
+        tmp_path, name
+    )
+    found = opened(tmp_path / name, cache_dir=tmp_path)
+    train, val = (
+        [text for g in range(len(file)) for text in file[g]] for file in (*found.train, *found.val)
+    )
+    assert 0 < len(val) < len(train) and not {*train} & {*val}
+    assert opened(tmp_path / name, cache_dir=tmp_path).fingerprint() == found.fingerprint()
+    other = opened(tmp_path / name, cache_dir=tmp_path, val_share=0.5)
+    assert other.fingerprint() != found.fingerprint()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_corpus(f"~/{name}", tmp_path).fingerprint() == found.fingerprint()
+    with pytest.raises(DataError, match="val_shard: .* holds no x.txt; choose .* such as"):
+        opened(tmp_path / name, cache_dir=tmp_path, val_shard="x.txt")
+
+
+def test_a_share_of_several_files_can_be_asked_for(tmp_path):
+    tree(tmp_path / "x", "a.txt", "b.jsonl", "test.txt")
+    found = opened(tmp_path / "x", cache_dir=tmp_path, val_share=0.2)
+    assert purposes(found, tmp_path / "x") == [["a.txt", "b.jsonl"]] * 2
+    assert found.val[0].share.validates and not found.train[0].share.validates
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("text")
+    with pytest.raises(DataError, match="a.csv is none of .*parquet, .*jsonl or .*txt; convert it"):
+        opened(tmp_path / "a.csv", cache_dir=tmp_path)
+
+
+def to_judge(folder, path=None, **settings):
+    return corpus.Corpus.to_judge(DataConfig(path=str(folder), **settings), path and str(path))
+
+
+def test_a_model_is_judged_without_the_files_that_it_was_trained_on(tmp_path):
+    tree(tmp_path / "x", "v.parquet")
+    found = to_judge(tmp_path / "x", val_shard="v.parquet", train_shards=249)
+    assert purposes(found, tmp_path / "x") == [[], ["v.parquet"]]
+    with pytest.raises(DataError, match="0 files to train on beside v.parquet"):
+        opened(tmp_path / "x", val_shard="v.parquet")
+    tree(tmp_path / "x", "a.parquet")
+    with pytest.raises(DataError, match="holds 1 of the 249 files .* cannot be told; .* FILE"):
+        to_judge(tmp_path / "x", train_shards=249)
+    tree(tmp_path / "y", "train-0.parquet", "validation-0.parquet")
+    found = to_judge(tmp_path / "y", train_shards=249)
+    assert purposes(found, tmp_path / "y") == [["train-0.parquet"], ["validation-0.parquet"]]
+
+
+def test_a_model_is_judged_on_the_share_that_it_was_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
+    tree(tmp_path, "a.txt")
+    own = to_judge(tmp_path / "a.txt")
+    assert own == opened(tmp_path / "a.txt", cache_dir=tmp_path) and own.val[0].share.validates
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "test.parquet"])
+def test_a_model_is_judged_on_all_of_another_file(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
+    tree(tmp_path / "own", "x.txt", "y.txt")
+    tree(tmp_path / "other", name)
+    for path in (tmp_path / "other" / name, tmp_path / "other"):
+        if path.is_dir() and name == "test.parquet":
+            continue  # of a folder, that file is not what it is for
+        settings = {"train_shards": 249, "val_shard": "gone.parquet"}
+        found = to_judge(tmp_path / "own", path, **settings)
+        assert found.train == () and [f.name for f in found.val] == [name]
+        assert found.val[0].share is None
 
 
 def test_identity_tells_other_text_apart(tmp_path):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import corpus, pipeline
+from looped_jax.data import corpus, document_files, pipeline
 from looped_jax.errors import DataError
 from tests.corpora import load_tokenizer, open_corpus
 
@@ -96,6 +96,107 @@ def test_processes_share_the_row_groups(made):
         np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
     with pytest.raises(DataError, match="13 row groups for 14 processes"):
         pipeline.train_rows(*made, seq_len=16, batch_size=4, shard_count=14)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A text file and its JSON lines, cut into many small row groups, as `made` has them."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "a.txt").write_text("<|endoftext|>\n".join(f"{text}\n" for text in DOCUMENTS))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
+    (folder / "a.jsonl").write_text(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document_files, "GROUP", 1_000)
+        patch.setattr(document_files, "_SEARCHED", 500)
+        found = []
+        for name in ("a.txt", "a.jsonl"):
+            texts = open_corpus(folder / name, folder)
+            found.append((texts, load_tokenizer(texts, folder)))
+    return found
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_plain_text_and_json_lines_flow_as_parquet_does(plain, kind):
+    texts, words = plain[kind]
+    groups, validation = corpus.RowGroups(texts.train), corpus.RowGroups(texts.val)
+    assert len(groups) == len(validation) > 10
+    trained, held_out = (
+        [text.strip() for i in range(len(each)) for text in each[i]]
+        for each in (groups, validation)
+    )
+    assert sorted(trained + held_out) == sorted(text.strip() for text in DOCUMENTS) and held_out
+    batches, states = rows((texts, words), 40)
+    stream = stream_of(batches)
+    epoch = itertools.chain.from_iterable(
+        words.encode_documents(groups[i]) for i in range(len(groups))
+    )
+    np.testing.assert_array_equal(stream, np.resize(np.concatenate([*epoch]), len(stream)))
+    again, _ = rows((texts, words), 5, state=states[23], workers=2)
+    np.testing.assert_array_equal(again, batches[23:28])
+
+
+# ---- shuffled -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shuffled(made, monkeypatch):
+    """As `made`; the documents of three row groups are shuffled together."""
+    monkeypatch.setattr(pipeline, "_SHUFFLED", 3 * corpus.RowGroups(made[0].train).mean_size())
+    return made
+
+
+def epochs(made, count, seed):
+    """Documents of each epoch, in the order of training."""
+    groups = pipeline.document_groups(made[0], shuffle_seed=seed)
+    endless = groups.repeat()
+    return [
+        [text for i in range(e * len(groups), (e + 1) * len(groups)) for text in endless[i]]
+        for e in range(count)
+    ]
+
+
+def test_shuffled_epochs_hold_every_document_once_each_in_another_order(shuffled):
+    first, second = epochs(shuffled, 2, seed=5)
+    files_order = DOCUMENTS[:110]
+    assert sorted(first) == sorted(second) == sorted(files_order)
+    assert len({tuple(first), tuple(second), tuple(files_order)}) == 3
+    assert epochs(shuffled, 2, seed=5) == [first, second]
+    assert epochs(shuffled, 1, seed=6) != [first]
+    assert epochs(shuffled, 1, seed=None) == [files_order]
+
+
+def test_documents_of_several_row_groups_mix(shuffled):
+    groups = pipeline.document_groups(shuffled[0], shuffle_seed=5)
+    assert len(groups) == 5  # of 13 row groups
+    neighbours = [DOCUMENTS.index(text) // 10 for text in groups[0]]
+    assert len(set(neighbours)) == 3 and len(list(itertools.groupby(neighbours))) > 9
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shuffled_rows_continue_exactly_from_every_small_position(shuffled, workers):
+    batches, states = rows(shuffled, 80, workers=workers, shuffle_seed=5)
+    np.testing.assert_array_equal(batches, rows(shuffled, 80, shuffle_seed=5)[0])
+    assert not np.array_equal(batches, rows(shuffled, 80)[0])
+    assert states[-1]["group"] >= 5  # past the first epoch
+    for at in range(0, 75, 3 if workers == 0 else 35):
+        assert set(states[at]) == {"group", "cursor", "head"} and len(states[at]["head"]) <= 16
+        again, _ = rows(shuffled, 5, state=states[at], workers=workers, shuffle_seed=5)
+        np.testing.assert_array_equal(again, batches[at : at + 5])
+
+
+def test_processes_share_the_shuffled_documents(shuffled):
+    words = shuffled[1]
+    whole = pipeline.document_groups(shuffled[0], shuffle_seed=5).repeat()
+    for process in range(2):
+        # an epoch has five elements: the first process takes three of them, the other two
+        own = [e * 5 + i for e in range(3) for i in range(process, 5, 2)]
+        expected = np.concatenate([t for i in own for t in words.encode_documents(whole[i])])
+        stream = stream_of(
+            rows(shuffled, 60, shard_index=process, shard_count=2, shuffle_seed=5)[0]
+        )
+        np.testing.assert_array_equal(stream, expected[: len(stream)])
+    with pytest.raises(DataError, match="5 row groups for 6 processes"):
+        pipeline.train_rows(*shuffled, seq_len=16, batch_size=4, shard_count=6, shuffle_seed=5)
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 1), (64, 1), (3, 2), (2, 5)])
