@@ -18,9 +18,16 @@ import numpy as np
 from looped_jax import files
 from looped_jax.config.settings import DataConfig, either
 from looped_jax.data.builtin_corpus import BUILTIN_VAL_SHARD, build_builtin
-from looped_jax.data.document_files import KINDS, DocumentFile, Share
+from looped_jax.data.document_files import DocumentFile, ParquetFile, Share
+from looped_jax.data.text_files import JSONLinesFile, TextFile
 from looped_jax.errors import DataError
 
+KINDS: dict[str, type[DocumentFile]] = {
+    ".parquet": ParquetFile,
+    ".jsonl": JSONLinesFile,
+    ".txt": TextFile,
+}
+_TABLES = (".json", ".csv", ".tsv", ".arrow", ".bin")  # what is in them is no running text
 VAL_SHARE = 0.05  # of the documents of a corpus of one file
 # Words in the name of a file, or of its folder inside the corpus, that say what it is for.
 _WORDS = {
@@ -156,16 +163,16 @@ def _chosen(data: DataConfig, *, cut: bool = True) -> Corpus:
 
 
 def _file(path: Path, share: Share | None = None) -> DocumentFile:
-    return KINDS[path.suffix](path, share)
+    return KINDS.get(path.suffix, TextFile)(path, share)
 
 
 def _text_files(root: Path) -> list[Path]:
     """Files of text: `root` itself, or those in it, or else those in its folders, by name."""
     kinds = either([f"*{kind}" for kind in KINDS])
     if root.is_file():
-        if root.suffix not in KINDS:
+        if root.suffix in _TABLES:
             raise DataError(f"data.path: {root} is none of {kinds}; convert it or give another")
-        return [root]
+        return [root]  # whatever else is named is read as plain text
     if not root.is_dir():
         raise DataError(
             f"data.path: there is no folder or file {root}; give one with text ({kinds}), get one "

@@ -1,11 +1,13 @@
-"""FineWeb-edu shards and tokenizers from the hub: in parallel, resumable, checked.
+"""Data sets by name, and tokenizers of the hub: in parallel, resumable, checked.
 
-    python -m looped_jax.data.download --shards 250 --tokenizer Qwen/Qwen3-4B
+    python -m looped_jax.data.download shakespeare
+    python -m looped_jax.data.download fineweb-edu --shards 250 --tokenizer Qwen/Qwen3-4B
 
-N shards are N − 1 to train on, from the first, and the last of the dataset to validate on, which
-comes first and is the same however many there are. A second call continues what is missing. With
+Of fineweb-edu N shards are N − 1 to train on, from the first, and the last of the dataset to
+validate on, which comes first and is the same however many there are. A second call continues what
+is missing. With
 
-    python -m looped_jax.data.download --shards 250 --start_after 8 -- \\
+    python -m looped_jax.data.download fineweb-edu --shards 250 --start_after 8 -- \\
         python -m looped_jax.train --config configs/flt.py --config.data.train_shards=8
 
 the command after -- starts once the validation shard and the first 8 others are there; the rest
@@ -24,13 +26,15 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from looped_jax.data.fetch import fetch
+from looped_jax.config.settings import either
+from looped_jax.data import openwebtext
+from looped_jax.data.datasets import DATASETS, RemoteFile, check_parquet
+from looped_jax.data.fetch import BUNDLE_URL, fetch, fetch_bundle
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import DataError
+from looped_jax.files import default_cache_dir
 
 DATASET = "karpathy/fineweb-edu-100b-shuffle"
 LAST_SHARD = 1822
@@ -48,17 +52,6 @@ def wanted_shards(count: int) -> list[str]:
             f"--shards={count}: give 2 (one to train on, one to validate) to {LAST_SHARD + 1}"
         )
     return [shard_name(LAST_SHARD), *(shard_name(i) for i in range(count - 1))]
-
-
-def check_parquet(path: Path) -> None:
-    """Raise DataError unless the footer is whole and names a `text` column."""
-    try:
-        columns = pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is no whole parquet file ({reason}); remove it") from error
-    if "text" not in columns:
-        raise DataError(f"{path} has no column `text`, only {', '.join(columns)}; remove it")
 
 
 class Progress:
@@ -101,42 +94,46 @@ class Progress:
         self.log(line)
 
 
-def download_shards(
-    count: int,
+def fineweb_edu(count: int, *, endpoint: str, dataset: str = DATASET) -> list[RemoteFile]:
+    """`count` of its shards, validation first. Raises DataError outside 2 … 1823."""
+    url = f"{endpoint}/datasets/{dataset}/resolve/main"
+    return [RemoteFile(n, f"{url}/{n}", check=check_parquet) for n in wanted_shards(count)]
+
+
+def download_files(
+    wanted: Sequence[RemoteFile],
     folder: Path,
     *,
-    endpoint: str,
     parallel: int,
-    dataset: str = DATASET,
     token: str | None = None,
-    on_shard: Callable[[set[str]], None] | None = None,
+    on_file: Callable[[set[str]], None] | None = None,
     log: Callable[[str], None] = print,
-    **settings: float,
+    **settings: Any,
 ) -> None:
-    """Fetch `count` shards into `folder`, `parallel` at a time; `settings` are fetch's.
+    """Fetch them into `folder`, `parallel` at a time; `settings` are fetch's.
 
-    `on_shard` gets the names that are there after each. A shard that fails does not stop the
+    `on_file` gets the names that are there after each. A file that fails does not stop the
     others; raises DataError for the first that did when all the rest are there.
     """
-    names = wanted_shards(count)
-    progress = Progress(len(names), log)
+    progress = Progress(len(wanted), log)
     present: set[str] = set()
     problems: list[str] = []
 
-    def one(name: str) -> str:
-        url = f"{endpoint}/datasets/{dataset}/resolve/main/{name}"
+    def one(file: RemoteFile) -> str:
         fetch(
-            url,
-            folder / name,
-            check=check_parquet,
+            file.url,
+            folder / file.name,
+            size=file.size,
+            sha256=file.sha256,
+            check=file.check,
             token=token,
-            progress=lambda have, total: progress(name, have, total),
-            **settings,  # type: ignore[arg-type]
+            progress=lambda have, total: progress(file.name, have, total),
+            **settings,
         )
-        return name
+        return file.name
 
     with ThreadPoolExecutor(parallel) as pool:
-        running: set[Future[str]] = {pool.submit(one, name) for name in names}
+        running: set[Future[str]] = {pool.submit(one, file) for file in wanted}
         try:
             while running:
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -148,13 +145,43 @@ def download_shards(
                         log(f"failed: {error}")
                         continue
                     progress.finished()
-                    if on_shard is not None:
-                        on_shard(present)
+                    if on_file is not None:
+                        on_file(present)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if problems:
-        raise DataError(f"{len(problems)} of {len(names)} shards are missing, first: {problems[0]}")
+        raise DataError(f"{len(problems)} of {len(wanted)} files are missing, first: {problems[0]}")
+
+
+def download_dataset(
+    name: str,
+    folder: Path,
+    *,
+    endpoint: str,
+    parallel: int,
+    shards: int | None = None,
+    token: str | None = None,
+    log: Callable[[str], None] = print,
+    **settings: Any,
+) -> None:
+    """One of DATASETS into `folder`; `settings` are fetch's. Raises DataError.
+
+    shards: files of it, validation included; all of them by default
+    """
+    dataset = DATASETS[name]
+    listing = folder / ".files.json"
+    wanted = dataset.remote_files(listing, endpoint=endpoint, token=token, **settings)
+    wanted = wanted[:shards]
+    into = folder
+    if name == "openwebtext":
+        into = folder / "raw"
+        names = [file.name for file in wanted]
+        wanted = [file for file in wanted if not (folder / file.name).is_file()]
+    download_files(wanted, into, parallel=parallel, token=token, log=log, **settings)
+    if name == "openwebtext":
+        log("taking the documents for validation out ...")
+        openwebtext.split(names, into, folder)
 
 
 def download_tokenizer(
@@ -189,6 +216,14 @@ class Starter:
             self.process = subprocess.Popen(self.command)
 
 
+NAMES = ("fineweb-edu", *DATASETS, "core")
+
+
+def _names() -> str:
+    others = "; ".join(f"{name}: {dataset.about}" for name, dataset in DATASETS.items())
+    return f"fineweb-edu: FineWeb-edu, shuffled; {others}; core: the 22 tasks of evaluate"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     given, command = (
@@ -201,9 +236,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("--shards", type=int, help="shards in all, the validation one included")
-    flags.add_argument("--out", type=Path, default=Path("data/fineweb_edu"), help="their folder")
-    flags.add_argument("--dataset", default=DATASET)
+    flags.add_argument("name", nargs="?", choices=NAMES, metavar="NAME", help=_names())
+    flags.add_argument("--shards", type=int, help="files in all, the validation one included")
+    flags.add_argument("--out", type=Path, help="their folder; data/<name> by default")
+    flags.add_argument("--dataset", default=DATASET, help="hub repository of fineweb-edu's shards")
+    flags.add_argument("--bundle_url", default=BUNDLE_URL, help="where core is downloaded from")
     flags.add_argument("--tokenizer", help="hub repository, as Qwen/Qwen3-4B")
     flags.add_argument("--tokenizer_out", type=Path, help="data/<name>/tokenizer.json by default")
     flags.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT") or HUB)
@@ -212,8 +249,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--timeout", type=float, default=30.0, help="seconds without a byte")
     flags.add_argument("--start_after", type=int, help="training shards before the command starts")
     args = flags.parse_args(given)
-    if not args.shards and not args.tokenizer:
-        flags.error("nothing to download; give --shards, as 250, or --tokenizer, as Qwen/Qwen3-4B")
+    name = args.name or ("fineweb-edu" if args.shards else None)
+    if not name and not args.tokenizer:
+        flags.error(
+            f"nothing to download; give a name, {either(NAMES)}, or --tokenizer, as Qwen/Qwen3-4B"
+        )
+    if name == "fineweb-edu" and not args.shards:
+        flags.error("fineweb-edu has 1823 shards; give --shards, as 250")
+    sharded = name == "fineweb-edu" or (name in DATASETS and DATASETS[name].sharded)
+    if args.shards is not None and not sharded:
+        flags.error(f"--shards={args.shards}: {name} comes whole; leave it out")
+    if args.shards is not None and args.shards < 2:
+        flags.error(f"--shards={args.shards}: give 2 or more, one to train on, one to validate")
+    if args.start_after is not None and name != "fineweb-edu":
+        flags.error(f"--start_after={args.start_after} goes with fineweb-edu; leave it out")
     if bool(command) != (args.start_after is not None):
         flags.error("--start_after N and a command after -- belong together")
     if args.start_after is not None and not 1 <= args.start_after < (args.shards or 0):
@@ -234,20 +283,32 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = args.tokenizer_out or tokenizer_path(args.tokenizer)
             download_tokenizer(args.tokenizer, path, endpoint=endpoint, token=token, **settings)
             log(f"tokenizer: --config.data.tokenizer={path}")
-        if args.shards:
-            download_shards(
-                args.shards,
-                args.out,
+        if name == "core":
+            folder = args.out or default_cache_dir() / "eval_bundle"
+            bundle = fetch_bundle(folder, args.bundle_url)
+            log(f"core: --bundle {bundle}" + ("" if args.out else ", where evaluate looks"))
+        elif name in DATASETS:
+            folder = args.out or Path("data") / name
+            download_dataset(
+                name,
+                folder,
                 endpoint=endpoint,
                 parallel=args.parallel,
-                dataset=args.dataset,
+                shards=args.shards,
                 token=token,
-                on_shard=starter,
                 log=log,
                 **settings,
             )
+            log(f"{name}: {DATASETS[name].use.format(out=folder)}")
+        elif name == "fineweb-edu":
+            folder = args.out or Path("data/fineweb_edu")
+            wanted = fineweb_edu(args.shards, endpoint=endpoint, dataset=args.dataset)
+            download_files(
+                wanted, folder, parallel=args.parallel, token=token, on_file=starter, log=log,
+                **settings,
+            )  # fmt: skip
             log(
-                f"{args.shards} shards: --config.data.path={args.out} "
+                f"{args.shards} shards: --config.data.path={folder} "
                 f"--config.data.val_shard={shard_name(LAST_SHARD)} "
                 f"--config.data.train_shards={args.shards - 1}"
             )

@@ -135,7 +135,9 @@ def test_a_share_of_several_files_can_be_asked_for(tmp_path):
     assert found.val[0].share.validates and not found.train[0].share.validates
 
 
-def test_a_file_of_another_kind_is_named(tmp_path):
+def test_a_file_of_another_kind_is_plain_text_or_named(tmp_path):
+    (tmp_path / "a.md").write_text("\n\n".join(f"word {i} " * 300 for i in range(99)))
+    assert opened(tmp_path / "a.md", cache_dir=tmp_path).val[0][0][0].startswith("word ")
     (tmp_path / "a.csv").write_text("text")
     with pytest.raises(DataError, match="a.csv is none of .*parquet, .*jsonl or .*txt; convert it"):
         opened(tmp_path / "a.csv", cache_dir=tmp_path)

@@ -12,7 +12,8 @@ import pytest
 
 from looped_jax.data.download import (
     LAST_SHARD,
-    download_shards,
+    download_files,
+    fineweb_edu,
     main,
     shard_name,
     tokenizer_path,
@@ -55,9 +56,8 @@ def test_shards_arrive_whole_whatever_happens_to_one(hub, tmp_path, act):
         hub.files["other"] = hub.files[shard_name(1)]
         hub.acts.pop(shard_name(LAST_SHARD))
     said = []
-    download_shards(
-        4, tmp_path / "out", endpoint=hub.endpoint, parallel=3, log=said.append, **QUICK
-    )
+    wanted = fineweb_edu(4, endpoint=hub.endpoint)
+    download_files(wanted, tmp_path / "out", parallel=3, log=said.append, **QUICK)
     assert present(tmp_path / "out") == sorted(wanted_shards(4))
     for name in wanted_shards(4):
         assert (tmp_path / "out" / name).read_bytes() == hub.files[name]
@@ -72,7 +72,7 @@ def test_a_shard_that_is_missing_is_named_and_the_others_stay(hub, tmp_path, cap
         main(["--shards=4", f"--out={tmp_path / 'out'}", f"--endpoint={hub.endpoint}"])
     said = capsys.readouterr()
     assert stopped.value.code == 1
-    assert "error: 1 of 4 shards are missing" in said.err and shard_name(1) in said.err
+    assert "error: 1 of 4 files are missing" in said.err and shard_name(1) in said.err
     assert present(tmp_path / "out") == sorted(set(wanted_shards(4)) - {shard_name(1)})
     sent = hub.sent
     main(["--shards=4", f"--out={tmp_path / 'out'}", f"--endpoint={hub.endpoint}"])
@@ -84,8 +84,9 @@ def test_a_shard_that_is_missing_is_named_and_the_others_stay(hub, tmp_path, cap
 
 def test_a_file_that_is_no_parquet_is_never_kept(hub, tmp_path):
     hub.acts = {shard_name(0): ["wrong"] * 9}
-    with pytest.raises(DataError, match="1 of 3 shards are missing.*no whole parquet file"):
-        download_shards(3, tmp_path / "out", endpoint=hub.endpoint, parallel=1, **QUICK)
+    wanted = fineweb_edu(3, endpoint=hub.endpoint)
+    with pytest.raises(DataError, match="1 of 3 files are missing.*no whole parquet file"):
+        download_files(wanted, tmp_path / "out", parallel=1, **QUICK)
     assert present(tmp_path / "out") == [shard_name(1), shard_name(LAST_SHARD)]
 
 

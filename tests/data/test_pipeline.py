@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import corpus, document_files, pipeline
+from looped_jax.data import corpus, pipeline, text_files
 from looped_jax.errors import DataError
 from tests.corpora import load_tokenizer, open_corpus
 
@@ -106,8 +106,8 @@ def plain(tmp_path_factory):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
     (folder / "a.jsonl").write_text(lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document_files, "GROUP", 1_000)
-        patch.setattr(document_files, "_SEARCHED", 500)
+        patch.setattr(text_files, "GROUP", 1_000)
+        patch.setattr(text_files, "_SEARCHED", 500)
         found = []
         for name in ("a.txt", "a.jsonl"):
             texts = open_corpus(folder / name, folder)

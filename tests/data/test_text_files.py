@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax.data import document_files
-from looped_jax.data.document_files import JSONLinesFile, ParquetFile, Share, TextFile
+from looped_jax.data import text_files
+from looped_jax.data.corpus import KINDS
+from looped_jax.data.document_files import ParquetFile, Share
+from looped_jax.data.text_files import JSONLinesFile, TextFile
 from looped_jax.errors import DataError
 
 
@@ -23,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 def small_groups(monkeypatch):
     """Files of a few kB have many row groups, read in many blocks."""
     for name, size in {"GROUP": 700, "_SEARCHED": 500, "_BLOCK": 300}.items():
-        monkeypatch.setattr(document_files, name, size)
+        monkeypatch.setattr(text_files, name, size)
 
 
 def written(path, content):
@@ -61,7 +63,7 @@ def test_blank_lines_are_found_whatever_they_are_made_of(tmp_path, line_end, gap
 def test_text_without_blank_lines_is_cut_all_the_same(tmp_path, text, ends):
     found = documents(TextFile(written(tmp_path / "a.txt", text)))
     assert "".join(found) == text
-    assert max(map(len, found)) <= document_files.LONGEST
+    assert max(map(len, found)) <= text_files.LONGEST
     assert found[0].endswith(ends) or len(found) == 2
 
 
@@ -114,7 +116,7 @@ def test_json_lines_are_one_document_each(tmp_path, small_groups):
 def test_damage_anywhere_is_named_by_line_when_the_file_is_opened(
     tmp_path, small_groups, name, bad, message
 ):
-    kind, line = document_files.KINDS["." + name[2:]], b'{"text": "good"}\n'
+    kind, line = KINDS["." + name[2:]], b'{"text": "good"}\n'
     content = line * 100 + bad + line * 100
     with pytest.raises(DataError) as error:
         kind(written(tmp_path / name, content)).check()
