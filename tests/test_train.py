@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from looped_jax.config.settings import MeshConfig
-from looped_jax.data.corpus import BUILTIN_VAL_SHARD
+from looped_jax.data.builtin_corpus import BUILTIN_VAL_SHARD
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints

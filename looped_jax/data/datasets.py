@@ -74,11 +74,10 @@ class Dataset:
         where = f"{self.repository}/tree/main/{self.folder}".rstrip("/")
         url = f"{endpoint}/api/datasets/{where}"
         listing.unlink(missing_ok=True)
+        answer = fetch(url, listing, **settings).read_bytes()
+        listing.unlink()
         try:
-            entries = json.loads(fetch(url, listing, **settings).read_text("utf-8"))
-            found = [e for e in entries if e["type"] == "file"]
-            if len(entries) >= _LISTED:
-                raise DataError(f"{url} lists only the first {len(entries)} files; use a part")
+            entries = json.loads(answer)
             kept = [
                 RemoteFile(
                     name,
@@ -87,13 +86,14 @@ class Dataset:
                     sha256=(entry.get("lfs") or {}).get("oid"),
                     check=self.check,
                 )
-                for entry in found
-                if fnmatch.fnmatch(name := entry["path"].rpartition("/")[2], self.pattern)
+                for entry in entries
+                if entry["type"] == "file"
+                and fnmatch.fnmatch(name := entry["path"].rpartition("/")[2], self.pattern)
             ]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{url} is no list of files; check --endpoint") from error
-        finally:
-            listing.unlink(missing_ok=True)
+        if len(entries) >= _LISTED:
+            raise DataError(f"{url} lists only the first {len(entries)} files; use a part")
         if not kept:
             raise DataError(f"{url} lists no {self.pattern}; the data set has moved")
         return sorted(kept, key=lambda file: ("val" not in file.name, file.name))
