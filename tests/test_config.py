@@ -39,6 +39,14 @@ def test_no_preset_is_paper_scale():
     assert config.train.tokens_per_step == 524_288 and m.padded_vocab == 151_680
 
 
+def test_a_preset_with_a_tokenizer_can_ask_for_one_trained_on_the_text():
+    config = flt.get_config()
+    assert Settings.from_dict(config).data.tokenizer == "data/qwen3/tokenizer.json"
+    config.data.tokenizer = "train"  # as a command line says None
+    assert Settings.from_dict(config).data.tokenizer is None
+    assert Settings.from_dict(config).data.bos_token is None  # whichever the tokenizer has
+
+
 def test_sizes_follow_from_depth_unless_given():
     deep = resolve(Settings(model=ModelSettings(layers=3)), vocab_size=97).model
     assert (deep.width, deep.heads, deep.kv_heads, deep.head_dim) == (192, 2, 2, 96)

@@ -229,6 +229,35 @@ def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
     assert epochs == [e["total/epochs"] for e in entries(uninterrupted[0]) if "total/epochs" in e]
 
 
+@pytest.mark.slow
+def test_one_text_file_trains_shuffled_and_goes_on_exactly(home, tmp_path):
+    text = "\n\n".join(p.read_text() for p in sorted((ROOT / "looped_jax").rglob("*.py")))
+    (tmp_path / "notes.txt").write_text(text)
+    more = [
+        f"--config.data.path={tmp_path / 'notes.txt'}", "--config.data.shuffle_seed=3",
+        "--config.data.tokenizer=train", "--config.train.eval_every=0",
+    ]  # fmt: skip
+    code, _, err = finish(start(home, tmp_path / "whole", *more, steps=12))
+    assert code == 0, err
+    process = start(home, tmp_path / "cut", *more, steps=12)
+    wait_for(process, "step 5/")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    code, out, err = finish(start(home, tmp_path / "cut", *more, steps=12))
+    assert code == 0 and "continuing" in out, err
+    losses = [
+        {e["step"]: e["train/loss"] for e in entries(tmp_path / name) if "train/loss" in e}
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+    for setting, difference in (("shuffle_seed=4", "data.shuffle_seed: 3 there, 4 here"),
+                                ("val_share=0.2", "data.train")):  # fmt: skip
+        code, _, err = finish(
+            start(home, tmp_path / "cut", *more, f"--config.data.{setting}", steps=12)
+        )
+        assert code == 1 and "holds another run" in err and difference in err
+
+
 def test_a_complete_run_is_left_alone(home, uninterrupted):
     run_dir, _ = uninterrupted
     code, out, err = finish(start(home, run_dir))

@@ -1,1 +1,1 @@
-"""Text to rows of tokens: `corpus` finds shards, `tokenizer` cuts text, `packing` makes rows."""
+"""Text to rows of tokens: `corpus` finds files, `tokenizer` cuts text, `packing` makes rows."""

@@ -145,6 +145,15 @@ def arguments(home, run_dir):
             "--tokens", "64", "--loops", str(LOOPS), "--batch_size", "2"]  # fmt: skip
 
 
+def test_any_text_file_is_diagnosed(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "notes.txt").write_text((ROOT / "README.md").read_text())
+    given = [*arguments, "--out", str(tmp_path / "page"), "--data", str(tmp_path / "notes.txt")]
+    diagnose.main(given)
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert "measured on 64 validation tokens" in text and "looped_jax" in text  # its first words
+
+
 def test_the_program_writes_one_page_that_needs_nothing_else(arguments, model, tmp_path, capsys):
     out = tmp_path / "page"
     diagnose.main([*arguments, "--out", str(out), "--text", "<i>if looped:</i>"])

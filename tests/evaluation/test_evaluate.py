@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from looped_jax import evaluate
@@ -200,7 +202,7 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
     [
         (["--modes", "core", "--bundle", "nowhere"], "no CORE bundle at nowhere"),
         (["--modes", "ppl", "--wikitext", "nowhere.txt"], "nowhere.txt cannot be read"),
-        (["--modes", "bpb", "--data", "nowhere"], "there is no folder nowhere"),
+        (["--modes", "bpb", "--data", "nowhere"], "there is no folder or file nowhere"),
         (["--step", "9"], "no checkpoint of step 9"),
     ],
 )
@@ -208,6 +210,25 @@ def test_bad_input_is_named(run_dir, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):
         evaluate.main(["--checkpoint", str(run_dir), "--out", str(tmp_path / "out"), *arguments])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.md", "v.parquet", "lines.jsonl"])
+def test_any_text_judges_without_the_text_of_training(run_dir, tmp_path, capsys, name, monkeypatch):
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path / "cache"))
+    text, path = (ROOT / "README.md").read_text(), tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": [text]}), path)
+    else:
+        path.write_text(json.dumps({"text": text}) if path.suffix == ".jsonl" else text)
+    found = evaluate.main(
+        ["--checkpoint", str(run_dir), "--out", str(tmp_path / "out"), "--modes", "bpb",
+         "--data", str(path), "--loops", "1,2", "--batch_size", "2", "--eval_tokens", "512"]
+    )  # fmt: skip
+    assert found["scores"].keys() == {"bpb validation"}
+    assert 0 < found["scores"]["bpb validation"].max() < 20
+    assert f"bpb: train left out; beside {path} nothing to train on is here" in (
+        capsys.readouterr().out
+    )
 
 
 def test_bad_flags_are_refused(run_dir, capsys):
