@@ -263,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.error(f"--shards={args.shards}: give 2 or more, one to train on, one to validate")
     if args.start_after is not None and name != "fineweb-edu":
         flags.error(f"--start_after={args.start_after} goes with fineweb-edu; leave it out")
+    for flag, of in (("dataset", "fineweb-edu"), ("bundle_url", "core")):
+        if getattr(args, flag) != flags.get_default(flag) and name != of:
+            flags.error(f"--{flag} goes with {of}; leave it out")
     if bool(command) != (args.start_after is not None):
         flags.error("--start_after N and a command after -- belong together")
     if args.start_after is not None and not 1 <= args.start_after < (args.shards or 0):
@@ -285,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log(f"tokenizer: --config.data.tokenizer={path}")
         if name == "core":
             folder = args.out or default_cache_dir() / "eval_bundle"
-            bundle = fetch_bundle(folder, args.bundle_url)
+            bundle = fetch_bundle(folder, args.bundle_url, **settings)
             log(f"core: --bundle {bundle}" + ("" if args.out else ", where evaluate looks"))
         elif name in DATASETS:
             folder = args.out or Path("data") / name

@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from looped_jax import files
 from looped_jax.errors import DataError
@@ -226,11 +227,13 @@ def unpack_zip(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def fetch_bundle(folder: Path, url: str = BUNDLE_URL, *, progress: Progress | None = None) -> Path:
-    """The CORE bundle, downloaded and unpacked to `folder` unless it is there."""
+def fetch_bundle(
+    folder: Path, url: str = BUNDLE_URL, *, progress: Progress | None = None, **settings: Any
+) -> Path:
+    """The CORE bundle, downloaded and unpacked to `folder` unless it is there; settings: fetch's"""
     if (folder / "core.yaml").is_file():
         return folder
-    archive = fetch(url, folder.with_name(folder.name + ".zip"), progress=progress)
+    archive = fetch(url, folder.with_name(folder.name + ".zip"), progress=progress, **settings)
     unpacked = folder.with_name(folder.name + ".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:

@@ -15,7 +15,8 @@ from looped_jax.data.packing import PackedRows
 from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.errors import DataError
 
-_SHUFFLED = 8 << 20  # bytes of text whose documents are shuffled together
+_SHUFFLED = 8 << 20  # bytes of text shuffled together; more mix better and start later
+_ELEMENTS = 16  # such parts in an epoch, at least, where row groups allow it: processes share them
 
 
 class _Tokens:
@@ -38,9 +39,11 @@ def document_groups(corpus: Corpus, *, shuffle_seed: int | None = None) -> grain
     groups = RowGroups(corpus.train)
     if shuffle_seed is None:
         return grain.MapDataset.source(groups)
-    together = max(1, round(_SHUFFLED / max(groups.mean_size(), 1)))
+    together = min(round(_SHUFFLED / max(groups.mean_size(), 1)), len(groups) // _ELEMENTS)
     shuffled = grain.MapDataset.source(groups).shuffle(shuffle_seed)
-    return shuffled.batch(together, batch_fn=_joined).random_map(_shuffled, seed=shuffle_seed)
+    return shuffled.batch(max(together, 1), batch_fn=_joined).random_map(
+        _shuffled, seed=shuffle_seed
+    )
 
 
 def _joined(groups: Sequence[list[str]]) -> list[str]:

@@ -234,6 +234,8 @@ def test_openwebtext_goes_on_where_it_was_stopped(hub, tmp_path, monkeypatch, st
         (["fineweb-edu"], "give --shards, as 250"),
         (["fineweb10b-gpt2", "--shards=1"], "give 2 or more"),
         (["shakespeare", "--start_after=2", "--", "true"], "goes with fineweb-edu"),
+        (["tinystories", "--dataset=me/mine"], "--dataset goes with fineweb-edu"),
+        (["tinystories", "--bundle_url=https://x"], "--bundle_url goes with core"),
         (["shakespear"], "invalid choice"),
     ],
 )

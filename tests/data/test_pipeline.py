@@ -142,6 +142,7 @@ def test_plain_text_and_json_lines_flow_as_parquet_does(plain, kind):
 def shuffled(made, monkeypatch):
     """As `made`; the documents of three row groups are shuffled together."""
     monkeypatch.setattr(pipeline, "_SHUFFLED", 3 * corpus.RowGroups(made[0].train).mean_size())
+    monkeypatch.setattr(pipeline, "_ELEMENTS", 1)
     return made
 
 
@@ -163,6 +164,10 @@ def test_shuffled_epochs_hold_every_document_once_each_in_another_order(shuffled
     assert epochs(shuffled, 2, seed=5) == [first, second]
     assert epochs(shuffled, 1, seed=6) != [first]
     assert epochs(shuffled, 1, seed=None) == [files_order]
+
+
+def test_a_small_corpus_is_left_in_enough_parts_for_many_processes(made):
+    assert len(pipeline.document_groups(made[0], shuffle_seed=5)) == 13  # all of its row groups
 
 
 def test_documents_of_several_row_groups_mix(shuffled):

@@ -15,7 +15,7 @@ from looped_jax.tasks.text import Text
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pipeline, "_SHUFFLED", 1)
+    monkeypatch.setattr(pipeline, "_ELEMENTS", 1)
     for name in "ab":
         texts = [f"document {i} of {name} " * 9 for i in range(40)]
         pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", row_group_size=4)
