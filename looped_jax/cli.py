@@ -1,63 +1,313 @@
-"""The command line of programs: `--config configs/file.py:preset` and overrides of its keys.
+"""The command line: `looped-jax PROGRAM`, or `python -m looped_jax.PROGRAM`, and all flags.
 
-A wrong flag, key or value ends the program with one line on standard error and exit code 2.
+Flags are declared here, not beside what they do, so that a wrong one is answered before a program
+and JAX with it are imported. Exit codes: 0; 1 for what a user can put right, found while a program
+runs; 2 for a wrong command line. Both are one line on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import importlib.util
+import re
+import shutil
 import sys
-import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from absl import flags
-from ml_collections import config_flags
+from absl import flags as absl_flags
 
-from looped_jax.config.settings import plain_type, setting_types, unknown_key
+from looped_jax import errors
+from looped_jax.config import settings, sources
+from looped_jax.config.settings import Setting, Settings, all_settings, either, plain_type
 from looped_jax.errors import ConfigError
 
+# ---- the flags of each program -------------------------------------------------------------------
 
-def define_config() -> flags.FlagHolder:
-    """`--config configs/file.py:preset` plus `--config.group.field=value` overrides."""
-    return config_flags.DEFINE_config_file(
-        "config", None, "configs/<file>.py, optionally :preset", lock_config=True
+
+def _train(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--profile_steps", metavar="FIRST:LAST", help="trace these, as 10:13")
+
+
+def _evaluate(flags: argparse.ArgumentParser) -> None:
+    _add_checkpoint(flags)
+    modes = ("bpb", "ppl", "core", "sample")
+    flags.add_argument(
+        "--modes", type=_some_of(modes), default=modes, help="any of bpb,ppl,core,sample [all]"
+    )
+    flags.add_argument("--loops", type=counts, help="loop counts, as 1,3,6; those of training")
+    flags.add_argument("--data", help="text for bpb, as data.path; the run's own by default")
+    flags.add_argument("--eval_tokens", type=at_least(1), default=1_048_576, help="targets for bpb")
+    flags.add_argument("--wikitext", help="WikiText-2 test split, text or parquet")
+    flags.add_argument("--bundle", help="folder of the CORE bundle; downloaded by default")
+    flags.add_argument("--bundle_url", help="where it is downloaded from")
+    flags.add_argument("--max_per_task", type=at_least(1), help="examples per task; by default all")
+    flags.add_argument("--batch_size", type=at_least(1), default=32, help="rows per device")
+    flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; all as data by default")
+    flags.add_argument("--out", help="folder for results; inside the run by default")
+
+
+def _generate(flags: argparse.ArgumentParser) -> None:
+    _add_checkpoint(flags)
+    flags.add_argument("--prompt", action="append", help="repeat for several; none: from nothing")
+    flags.add_argument("--samples", type=at_least(1), default=1, help="texts per prompt")
+    flags.add_argument("--tokens", type=at_least(1), default=64, help="new tokens at most")
+    flags.add_argument("--loops", type=at_least(1), help="loop count; the trained one by default")
+    flags.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    flags.add_argument("--top_k", type=at_least(0), default=0, help="likeliest tokens; 0 is all")
+    flags.add_argument("--top_p", type=float, default=1.0, help="share of probability drawn from")
+    flags.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    flags.add_argument(
+        "--cache", choices=("exact", "last"), default="exact",
+        help="a slot per loop and layer; or the last loop's alone, as the PyTorch reference",
+    )  # fmt: skip
+    flags.add_argument("--mesh", help="devices by axis, as data=2,tensor=4; one device by default")
+
+
+def _diagnose(flags: argparse.ArgumentParser) -> None:
+    _add_checkpoint(flags)
+    flags.add_argument("--loops", type=at_least(1), help="largest loop count; by default eval's")
+    flags.add_argument("--text", help="text whose attention is drawn; validation's by default")
+    flags.add_argument("--data", help="text to measure, as data.path; the run's own by default")
+    flags.add_argument("--tokens", type=at_least(1), default=32_768, help="validation tokens")
+    flags.add_argument("--batch_size", type=at_least(1), default=8, help="rows at once")
+    flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")
+    flags.add_argument("--out", help="folder for the page; inside the run by default")
+
+
+def _compare(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    flags.add_argument("--out", type=Path, required=True, help="folder for the page")
+
+
+def _plan(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--hardware", help="what it would run on, as h100; none lists all known")
+    flags.add_argument("--mesh", help="devices by axis, as data=64,fsdp=8; config.mesh by default")
+    flags.add_argument(
+        "--vocab_size", type=at_least(2), help="tokenizer entries, where its file is missing"
+    )
+    flags.add_argument(
+        "--efficiency", type=float, default=0.45, help="share of the peak that products reach"
+    )
+    flags.add_argument("--out", help="also write the plan as JSON to this file")
+
+
+def _lr_find(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--loops", type=counts, help="loop counts, as 1,4,12; by default config's")
+    flags.add_argument("--low", type=float, default=1e-3, help="first multiplier of all rates")
+    flags.add_argument("--high", type=float, default=30.0, help="last multiplier")
+    flags.add_argument("--steps", type=at_least(16), default=100, help="optimizer steps of a ramp")
+    flags.add_argument(
+        "--from_run", action="store_true", help="start from train.run_dir's newest checkpoint"
+    )
+    flags.add_argument(
+        "--out", type=Path, default=Path("runs/lr_find"), help="folder for figure and numbers"
     )
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Flags parser for `absl.app.run`: a bad flag ends the program with one line and code 2.
+def _download(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "name", nargs="?", metavar="NAME",
+        help="fineweb-edu, shakespeare, tinystories, openwebtext, fineweb10b-gpt2, wikitext-2, core",
+    )  # fmt: skip
+    flags.add_argument("--shards", type=int, help="files in all, the validation one included")
+    flags.add_argument("--out", type=Path, help="their folder; data/NAME by default")
+    flags.add_argument("--dataset", help="hub repository of fineweb-edu's shards")
+    flags.add_argument("--bundle_url", help="where core is downloaded from")
+    flags.add_argument("--tokenizer", help="hub repository, as Qwen/Qwen3-4B")
+    flags.add_argument("--tokenizer_out", type=Path, help="data/<name>/tokenizer.json by default")
+    flags.add_argument("--endpoint", help="of the hub; $HF_ENDPOINT or huggingface.co by default")
+    flags.add_argument("--parallel", type=at_least(1), default=8, help="downloads at once")
+    flags.add_argument("--retries", type=at_least(0), default=5, help="of a download that breaks")
+    flags.add_argument("--timeout", type=float, default=30.0, help="seconds without a byte")
+    flags.add_argument(
+        "--start_after", type=at_least(1), help="training shards before what follows -- starts"
+    )
 
-    Files under configs/ may import one another as `configs.<name>`, wherever the program starts.
-    """
-    for arg, value in zip(argv, [*argv[1:], ""], strict=True):
-        if arg in ("--config", "-config") or arg.startswith(("--config=", "-config=")):
-            path = Path((arg.split("=", 1)[1] if "=" in arg else value).split(":")[0])
-            if not path.is_file():
-                _stop(f"--config: there is no file {path}; give one, as configs/flt.py:tiny")
-            sys.path += [str(path.resolve().parent.parent), str(path.resolve().parent)]
-    try:
-        rest = flags.FLAGS(list(argv))
-        if flags.FLAGS.config is None:
-            raise ConfigError("--config is missing; give one, as --config configs/flt.py:tiny")
-        return rest
-    except (flags.Error, AttributeError, TypeError, ValueError, KeyError, OSError) as error:
-        _stop(_flag_message(argv, error))
+
+def _convert(flags: argparse.ArgumentParser) -> None:
+    commands = flags.add_subparsers(dest="command", required=True, metavar="DIRECTION")
+    there = commands.add_parser("from-reference", help="a reference run into ours")
+    there.add_argument("run_dir", type=Path)
+    there.add_argument("out", type=Path)
+    there.add_argument("--step", type=int, help="the last by default")
+    there.add_argument("--tokenizer", type=Path, help="tokenizer.json or nanochat's tokenizer.pkl")
+    there.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="what the converted model computes in",
+    )  # fmt: skip
+    back = commands.add_parser("to-reference", help="a run of ours into the reference's layout")
+    back.add_argument("run_dir", type=Path)
+    back.add_argument("out", type=Path)
+    back.add_argument("--step", type=int, help="the last by default")
+    words = commands.add_parser("tokenizer", help="a pickled tiktoken Encoding into JSON")
+    words.add_argument("file", type=Path)
+    words.add_argument("out", type=Path)
 
 
-def add_import(flags: argparse.ArgumentParser) -> None:
-    """`--import my_rule`: modules that register what a run of one's own was made with."""
+def _add_checkpoint(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--checkpoint", required=True, metavar="RUN", help="folder of a run")
+    flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
+    _add_import(flags)
+
+
+def _add_import(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE",
         help="a module of your own that registers rules, parts or others, from the current folder",
     )  # fmt: skip
 
 
-def import_own(modules: Sequence[str]) -> None:
-    """Import them, from the current folder too. Raises ConfigError."""
-    sys.path.append(str(Path.cwd()))
+class Program(NamedTuple):
+    """A module that has run(args), what it takes, and whether it takes settings too."""
+
+    module: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    takes_settings: bool = False
+
+
+PROGRAMS = {
+    "train": Program("looped_jax.train", _train, takes_settings=True),
+    "evaluate": Program("looped_jax.evaluate", _evaluate),
+    "generate": Program("looped_jax.generate", _generate),
+    "diagnose": Program("looped_jax.diagnose", _diagnose),
+    "compare": Program("looped_jax.compare", _compare),
+    "plan": Program("looped_jax.plan", _plan, takes_settings=True),
+    "lr-find": Program("looped_jax.lr_find", _lr_find, takes_settings=True),
+    "download": Program("looped_jax.data.download", _download),
+    "convert": Program("torch_ref.convert", _convert),
+}
+
+
+# ---- from arguments to a program -----------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`looped-jax PROGRAM ...`; without a program, the list of them."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return
+    name = name.replace("_", "-")
+    if name not in PROGRAMS:
+        near = settings.nearest(name, dict.fromkeys(PROGRAMS, ""))
+        stop(f"{name} is no program; {_nearest_of(near, PROGRAMS)}")
+    args = parse(name, rest)
+    if name == "convert" and importlib.util.find_spec("torch") is None:
+        sys.stderr.write("error: convert needs PyTorch; pip install 'looped_jax[torch]'\n")
+        raise SystemExit(1)
+    importlib.import_module(PROGRAMS[name].module).run(args)
+
+
+def overview() -> str:
+    """All programs with the first line of what they say of themselves, and the exit codes."""
+    lines = [f"  {name:10}{_docstring(name).splitlines()[0]}" for name in PROGRAMS]
+    return "\n".join(
+        [
+            "usage: looped-jax PROGRAM [flags]      looped-jax PROGRAM --help lists its flags",
+            "",
+            *lines,
+            "",
+            "exit codes: 0 done; 1 something to put right, which one line names; 2 wrong flags",
+        ]
+    )
+
+
+def parse(name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a program from `argv`, by default the process's own; see `parse_flags`."""
+    program = PROGRAMS[name]
+    given = sys.argv[1:] if argv is None else argv
+    made = {"prog": f"looped-jax {name}", "description": _docstring(name)}
+    read = parse_settings if program.takes_settings else parse_flags
+    own, command = list(given), []
+    if name == "download" and "--" in own:  # what follows is another command, with its own flags
+        own, command = own[: own.index("--")], own[own.index("--") + 1 :]
+    args = read(program.add_flags, own, **made)
+    return argparse.Namespace(**vars(args), command=command) if name == "download" else args
+
+
+def parse_flags(
+    add_flags: Callable[[argparse.ArgumentParser], None], argv: Sequence[str], **made: Any
+) -> argparse.Namespace:
+    """Flags alone; modules given as --import are imported. A wrong one ends the program."""
+    flags = Parser(**made)
+    add_flags(flags)
+    args = flags.parse_args(argv)
+    with errors.printed(code=2):
+        _import_own(getattr(args, "imports", []))
+    absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+    return args
+
+
+def parse_settings(
+    add_flags: Callable[[argparse.ArgumentParser], None], argv: Sequence[str], **made: Any
+) -> argparse.Namespace:
+    """Flags, and as `settings` those of --config with the --config.group.name that change some.
+
+    A wrong one ends the program. What is wrong with a name that comes with this package is found
+    before anything is imported that registers others.
+    """
+
+    def parser(known: Mapping[str, Setting], shown: Mapping[str, Any]) -> Parser:
+        usage = "%(prog)s --config SOURCE [--config.GROUP.NAME VALUE ...] [other flags]"
+        flags = Parser(usage=usage, **made)
+        add_flags(flags)
+        flags.add_argument(
+            "--config", metavar="SOURCE",
+            help="where settings come from: a loop rule and preset, as flt:tiny; a .py or .yaml "
+            "file, also as FILE:tiny; a run's folder or config.json, for a new run like it",
+        )  # fmt: skip
+        _add_import(flags)
+        _add_settings(flags, known, shown)
+        return flags
+
+    bare = [arg for arg in argv if arg not in ("-h", "--help")]
+    known = all_settings(registered=False)
+    quick = parser(known, {})
+    quick.later = tuple(f"--config.{group}." for group in settings.registered_groups())
+    first, _ = quick.parse_known_args(bare)
+    if first.config is None and bare == list(argv):
+        stop("--config is missing; give one, as --config flt:tiny")
+    with errors.printed(code=2):
+        _import_own(first.imports)
+        values = sources.read(first.config) if first.config else {}
+        shown = Settings.from_dict(values).leaves()
+        args = parser(all_settings(), shown).parse_args(argv)
+        for key, value in vars(args).items():
+            if key.startswith("config."):
+                sources.put(values, key.removeprefix("config."), value)
+        args.settings = Settings.from_dict(values)
+    absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+    return args
+
+
+def stop(message: str) -> NoReturn:
+    """End the program: its command line is wrong, and how it should be."""
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2) from None
+
+
+def command() -> list[str]:
+    """How this process was started, for messages that say how to go on."""
+    start = Path(sys.argv[0])
+    module = ".".join(("looped_jax", start.stem))
+    python = [Path(sys.executable).name, "-m", module]
+    return [*(python if start.suffix == ".py" else [start.name]), *sys.argv[1:]]
+
+
+def _docstring(name: str) -> str:
+    """What a program says of itself, without importing it."""
+    spec = importlib.util.find_spec(PROGRAMS[name].module)
+    assert spec and spec.origin
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
+
+
+def _import_own(modules: Iterable[str]) -> None:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     for module in modules:
         try:
             importlib.import_module(module)
@@ -65,44 +315,135 @@ def import_own(modules: Sequence[str]) -> None:
             raise ConfigError(f"--import={module}: {error}; give a module's name") from error
 
 
-def _stop(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(2) from None
+# ---- parsing -------------------------------------------------------------------------------------
 
 
-def _flag_message(argv: Sequence[str], error: Exception) -> str:
-    """What is wrong with the first bad `--config.…` override, else the error's own first line."""
-    if "Traceback" in str(error):  # the flag library quotes what a configuration file raises
-        return str(error).strip().splitlines()[-1].partition(": ")[2]
-    if isinstance(error, ConfigError):
-        return str(error)
-    known = setting_types()
-    groups = {key.rpartition(".")[0] for key in known}
-    for arg in argv:
-        key, _, value = arg.lstrip("-").partition("=")
-        if not key.startswith("config."):
-            continue
-        key = key.removeprefix("config.")
-        group, _, name = key.rpartition(".")
-        if group not in groups:
-            return unknown_key(group or name, groups, prefix="")
-        if key not in known:
-            of_group = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
-            return unknown_key(name, of_group, prefix=f"{group}.")
-        if not _parses(value, known[key]):
-            kind = plain_type(known[key]).__name__
-            return f"{key}={value!r} is not of type {kind}; give a value that is"
-    return str(error).strip().splitlines()[0]
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples stay as they are written, and a flag that has a default shows it."""
+
+    def __init__(self, prog: str):
+        width = shutil.get_terminal_size((100, 24)).columns - 2
+        super().__init__(prog, max_help_position=40, width=width)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        plain = isinstance(action.default, int | float | str | Path) and action.default is not False
+        shown = plain and action.default != argparse.SUPPRESS
+        return f"{action.help or ''}{' [%(default)s]' if shown else ''}"
 
 
-def _parses(value: str, kind: Any) -> bool:
-    plain = plain_type(kind)
-    try:
-        if plain is tuple:
-            for part in value.strip("()").split(","):
-                typing.get_args(kind)[0](part)
-        else:
-            plain(value)
-    except ValueError:
-        return False
-    return True
+class Parser(argparse.ArgumentParser):
+    """Answers what is wrong with one line; a flag that does not exist, with the nearest."""
+
+    def __init__(self, **made: Any):
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **made})
+        self.later: tuple[str, ...] = ()  # flags that begin so are not known yet
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (--config\.\S+: )?", "", message)
+        if missing := message.removeprefix("the following arguments are required: "):
+            message = message if missing == message else f"{missing} is missing; see --help"
+        stop(message)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        given = list(sys.argv[1:] if args is None else args)
+        for arg in given[: given.index("--") if "--" in given else None]:
+            flag = arg.partition("=")[0]
+            known = flag in self._option_string_actions or flag.startswith(self.later or ("-- ",))
+            if arg.startswith("--") and " " not in flag and not known and not self._subparsers:
+                self.error(self._unknown(flag))
+        return super().parse_known_args(given, namespace)
+
+    def _unknown(self, flag: str) -> str:
+        name = flag.lstrip("-")
+        if name.startswith("config."):
+            return settings.unknown_key(name.removeprefix("config."))
+        known = {f.lstrip("-"): "" for f in self._option_string_actions if f.startswith("--")}
+        near = [f"--{one}" for one in settings.nearest(name, known)]
+        return f"{flag} is no flag; {_nearest_of(near, [f'--{one}' for one in known])}"
+
+
+def _nearest_of(near: Sequence[str], known: Iterable[str]) -> str:
+    return f"nearest: {', '.join(near)}" if near else f"choose {either(list(known))}"
+
+
+def _add_settings(
+    flags: argparse.ArgumentParser, known: Mapping[str, Setting], shown: Mapping[str, Any]
+) -> None:
+    """A flag for each setting, in sections; help shows the values in `shown`."""
+    sections: dict[str, Any] = {}
+    for key, one in known.items():
+        group = key.rpartition(".")[0]
+        if group not in sections:
+            sections[group] = flags.add_argument_group(f"config.{group}", settings.about(group))
+        plain = plain_type(one.kind)
+        sections[group].add_argument(
+            f"--config.{key}",
+            type=_value(key, one.kind),
+            default=argparse.SUPPRESS,
+            metavar=_LABELS[str(one.kind) if plain is tuple else plain.__name__],
+            help=_help(one, shown.get(key)) if shown else "",
+            **({"nargs": "?", "const": True} if plain is bool else {}),
+        )
+
+
+_LABELS = {
+    "int": "INT", "float": "FLOAT", "str": "TEXT", "bool": "BOOL",
+    "tuple[int, ...]": "INT,INT", "tuple[str, ...]": "TEXT",
+}  # fmt: skip
+
+
+def _help(one: Setting, value: Any) -> str:
+    parts = [one.meaning] if one.meaning else []
+    parts += [either(list(one.choices))] if one.choices else []
+    if isinstance(value, tuple) and all(isinstance(part, int) for part in value):
+        value = ",".join(map(str, value))
+    told = "; ".join(parts) + ("" if value is None else f" [{value}]")
+    return told.strip().replace("%", "%%")
+
+
+def _value(key: str, kind: Any) -> Callable[[str], Any]:
+    def value(text: str) -> Any:
+        try:
+            return sources.parse(text, kind)
+        except (ValueError, KeyError):
+            name = plain_type(kind).__name__
+            raise argparse.ArgumentTypeError(
+                f"{key}={text!r} is not of type {name}; give a value that is"
+            ) from None
+
+    return value
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A whole number from `low`."""
+
+    def number(text: str) -> int:
+        try:
+            if (found := int(text)) >= low:
+                return found
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {low}; give one")
+
+    return number
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Loop counts, as 1,4,12."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} are no whole numbers from 1; as 1,4,12")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def some(text: str) -> tuple[str, ...]:
+        if unknown := [part for part in text.split(",") if part not in choices]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: choose from {', '.join(choices)}")
+        return tuple(text.split(","))
+
+    return some
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Compare runs: one page on their losses, norms and gradients, from their metrics.jsonl.
 
-    python -m looped_jax.compare runs/check/* --out runs/check/comparison
+    looped-jax compare runs/check/* --out runs/check/comparison
 
 Writes index.html, which needs no other file, PNGs and comparison.json.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from looped_jax import cli, errors
 from looped_jax.diagnostics.run_comparison import compare, read
@@ -19,18 +18,12 @@ from looped_jax.files import check_writable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = argparse.ArgumentParser(
-        prog="python -m looped_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    flags.add_argument("--out", type=Path, required=True, help="folder for the page")
-    cli.add_import(flags)
-    args = flags.parse_args(argv)
+    run(cli.parse("compare", argv))
+
+
+def run(args: argparse.Namespace) -> None:
     with errors.printed():
-        cli.import_own(args.imports)
-        check_writable(args.out)
+        check_writable(args.out, "--out")
         runs = [read(folder.resolve()) for folder in args.runs]
         names = [run.name for run in runs]
         if twice := {name for name in names if names.count(name) > 1}:

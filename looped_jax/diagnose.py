@@ -1,10 +1,10 @@
-"""Diagnose a checkpoint: what each loop does, on one page with figures, and the numbers as JSON.
+"""Diagnose a checkpoint: one page on what each loop does, with figures.
 
-    python -m looped_jax.diagnose --checkpoint runs/FLT_K4_L2_END_D128
+    looped-jax diagnose --checkpoint runs/FLT_K4_L2_END_D128
 
 Measures validation tokens at every loop count in one pass; draws attention and the residual stream
 on a text, statistics of the weights, and the run's own log. Writes index.html, which needs no other
-file, PNGs and measurements.json.
+file, PNGs, and the numbers as measurements.json.
 """
 
 from __future__ import annotations
@@ -94,36 +94,19 @@ def log(line: str, last: bool = True) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = argparse.ArgumentParser(
-        prog="python -m looped_jax.diagnose",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flags.add_argument("--checkpoint", required=True, help="folder of a run")
-    flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
-    flags.add_argument(
-        "--loops", type=int, help="largest loop count; the largest evaluated by default"
-    )
-    flags.add_argument("--text", help="text whose attention is drawn; validation's by default")
-    flags.add_argument("--data", help="text, a file or folder; the run's own by default")
-    flags.add_argument("--tokens", type=int, default=32_768, help="validation tokens to measure")
-    flags.add_argument("--batch_size", type=int, default=8, help="rows at once")
-    flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")
-    flags.add_argument("--out", help="folder for the page; inside the run by default")
-    cli.add_import(flags)
-    args = flags.parse_args(argv)
+    run(cli.parse("diagnose", argv))
+
+
+def run(args: argparse.Namespace) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
-    if args.loops is not None and args.loops < 1:
-        flags.error(f"--loops={args.loops} must be at least 1")
     keep_compiled()
     with errors.printed():
-        cli.import_own(args.imports)
         mesh = sharding.mesh_of(args.mesh)
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
         if line := attention_kernels.fall_back(model.config.model, model.mesh):
             log(line)
         args.out = args.out or Path(args.checkpoint) / "diagnosis" / f"step_{model.step:06d}"
-        check_writable(Path(args.out))
+        check_writable(Path(args.out), "--out")
         path = diagnose(model, args)
     print(f"open {path}")
 

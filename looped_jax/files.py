@@ -60,16 +60,16 @@ def _let_others_in(path: Path, mode: int) -> None:
     path.chmod(mode & ~mask)
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder and write to it, or raise CheckpointError that names it."""
+def check_writable(folder: Path, given_as: str = "train.run_dir") -> None:
+    """Make the folder and write to it, or raise CheckpointError that names the setting or flag."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"looped_jax")
     except OSError as error:
         raise CheckpointError(
-            f"train.run_dir: {folder} cannot be written ({os.strerror(error.errno or 0)}); "
-            "make it writable or give another, as --config.train.run_dir=runs/mine"
+            f"{given_as}: {folder} cannot be written ({os.strerror(error.errno or 0)}); make it "
+            "writable or give another"
         ) from error
 
 

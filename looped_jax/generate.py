@@ -1,6 +1,6 @@
 """Text from a checkpoint: prefill once, then one token at a time from an exact cache.
 
-python -m looped_jax.generate --checkpoint runs/FLT_K4_L2_END_D128 --prompt "def " --samples 2
+looped-jax generate --checkpoint runs/FLT_K4_L2_END_D128 --prompt "def " --samples 2
 """
 
 from __future__ import annotations
@@ -12,37 +12,21 @@ from collections.abc import Sequence
 
 import jax
 
+import looped_jax
 from looped_jax import cli, errors
 from looped_jax.inference.decoding import Sampling
 from looped_jax.model import attention_kernels
-from looped_jax.model import kv_cache as caches
-from looped_jax.runtime import sharding
+from looped_jax.runtime import distributed, sharding
+from looped_jax.runtime.compilation_cache import keep_compiled
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = argparse.ArgumentParser(prog="python -m looped_jax.generate", description=__doc__)
-    flags.add_argument("--checkpoint", required=True, help="folder of a run")
-    flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
-    flags.add_argument("--prompt", action="append", help="repeat for several; none: from nothing")
-    flags.add_argument("--samples", type=int, default=1, help="texts per prompt")
-    flags.add_argument("--tokens", type=int, default=64, help="new tokens at most")
-    flags.add_argument("--loops", type=int, help="loop count; the trained one by default")
-    flags.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    flags.add_argument("--top_k", type=int, default=0)
-    flags.add_argument("--top_p", type=float, default=1.0)
-    flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--cache", choices=caches.CACHE_TYPES, default="exact")
-    flags.add_argument("--mesh", help="devices by axis, as data=2,tensor=4; one device by default")
-    cli.add_import(flags)
-    args = flags.parse_args(argv)
+    run(cli.parse("generate", argv))
 
-    import looped_jax
-    from looped_jax.runtime import distributed
-    from looped_jax.runtime.compilation_cache import keep_compiled
 
+def run(args: argparse.Namespace) -> None:
     keep_compiled()
     with errors.printed():
-        cli.import_own(args.imports)
         distributed.initialize()
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
         mesh = sharding.mesh_of(args.mesh, default="data=-1" if jax.process_count() > 1 else None)

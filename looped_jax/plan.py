@@ -1,6 +1,6 @@
 """Plan a run for some hardware: whether it fits, how long it takes, and what to change.
 
-    python -m looped_jax.plan --config configs/flt.py --mesh data=64,fsdp=8 --hardware h100 \\
+    looped-jax plan --config flt --mesh data=64,fsdp=8 --hardware h100 \\
         --vocab_size 151669
 
 Needs neither data nor accelerators: the real train step is compiled for fake CPU devices.
@@ -8,17 +8,18 @@ Needs neither data nor accelerators: the real train step is compiled for fake CP
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
-from looped_jax import errors, files
-from looped_jax.cli import define_config, parse_flags
+from looped_jax import cli, errors, files
 from looped_jax.config.settings import MeshConfig, Settings, parse_mesh
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import ConfigError
@@ -29,22 +30,26 @@ from looped_jax.runtime import hardware
 from looped_jax.runtime.compilation_cache import keep_compiled
 
 
-def main(argv: list[str]) -> None:
-    del argv
+def main(argv: Sequence[str] | None = None) -> None:
+    run(cli.parse("plan", argv))
+
+
+def run(args: argparse.Namespace) -> None:
     logging.set_verbosity(logging.ERROR)
-    values = flags.FLAGS
+    if not args.hardware:
+        cli.stop(f"--hardware is missing; name it: {', '.join(hardware.HARDWARE)}")
+    if not 0 < args.efficiency <= 1:
+        cli.stop(f"--efficiency={args.efficiency} is no share; give one, as 0.45")
     with errors.printed():
-        device = hardware.find(values.hardware)
-        if not 0 < values.efficiency <= 1:
-            raise ConfigError(f"--efficiency={values.efficiency} is no share; give one, as 0.45")
-        out = writable(values.out) if values.out else None
-        settings = Settings.from_dict(values.config)
-        mesh = parse_mesh(values.mesh) if values.mesh else settings.mesh
+        device = hardware.find(args.hardware)
+        out = writable(args.out) if args.out else None
+        settings = args.settings
+        mesh = parse_mesh(args.mesh) if args.mesh else settings.mesh
         _imitate_devices(mesh)
         settings = dataclasses.replace(settings, mesh=mesh)
-        config = resolve(settings, vocab_size=values.vocab_size or vocabulary(settings))
+        config = resolve(settings, vocab_size=args.vocab_size or vocabulary(settings))
         keep_compiled()
-        plan = planner.make(config, device, efficiency=values.efficiency, log=_progress)
+        plan = planner.make(config, device, efficiency=args.efficiency, log=_progress)
         if out:
             files.write_text(out, json.dumps(plan.as_json(), indent=1))
     print(describe(plan))
@@ -94,15 +99,4 @@ def _progress(line: str) -> None:
 
 
 if __name__ == "__main__":
-    define_config()
-    flags.DEFINE_string("mesh", None, "devices by axis, as data=64,fsdp=8; config.mesh by default")
-    flags.DEFINE_string(
-        "hardware",
-        None,
-        f"one of {', '.join(hardware.HARDWARE)}",
-    )
-    flags.DEFINE_integer("vocab_size", None, "tokenizer entries, where its file is missing", 2)
-    flags.DEFINE_float("efficiency", 0.45, "share of the peak that matrix products reach")
-    flags.DEFINE_string("out", None, "also write the plan as JSON to this file")
-    flags.register_validator("hardware", bool, f"name it: {', '.join(hardware.HARDWARE)}")
-    app.run(main, flags_parser=parse_flags)
+    main()

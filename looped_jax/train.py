@@ -1,24 +1,24 @@
-"""Pretraining, read top to bottom: mesh → rows → state → restore → steps.
+"""Train a model, or continue its run. Top to bottom: mesh → rows → state → restore → steps.
 
-python -m looped_jax.train --config configs/flt.py:tiny --config.train.steps=100
+looped-jax train --config flt:tiny --config.train.steps=100
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
 import shlex
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
-from looped_jax import errors
-from looped_jax.cli import define_config, parse_flags
+from looped_jax import cli, errors
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import micro_batches
 from looped_jax.config.settings import Settings
@@ -37,9 +37,6 @@ from looped_jax.training.run_folder import write_config
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.save_schedule import SaveSchedule
 from looped_jax.training.step_logger import NonFiniteLossError, StepLogger
-
-CONFIG = define_config()
-PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "trace these steps, as 10:13")
 
 
 def train(
@@ -255,16 +252,17 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def main(argv: list[str]) -> None:
-    del argv
+def main(argv: Sequence[str] | None = None) -> None:
+    run(cli.parse("train", argv))
+
+
+def run(args: argparse.Namespace) -> None:
     logging.set_verbosity(logging.ERROR)
-    command = shlex.join([Path(sys.executable).name, "-m", "looped_jax.train", *sys.argv[1:]])
     with errors.printed():
         keep_compiled()
         distributed.initialize()
-        settings = Settings.from_dict(CONFIG.value)
-        train(settings, command=command, profile_steps=PROFILE_STEPS.value)
+        train(args.settings, command=shlex.join(cli.command()), profile_steps=args.profile_steps)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    main()

@@ -1,6 +1,6 @@
 """Both implementations side by side: the same weights and real batches, a verdict per row.
 
-    python -m torch_ref.compare --config configs/flt.py:tiny --steps 50 --out runs/compare
+    python -m torch_ref.compare --config flt:tiny --steps 50 --out runs/compare
 
 First one pass of each (logits, losses, gradients, bits per byte), judged against a float64 run of
 the PyTorch one; then N optimizer steps of each from a fresh start. Prints a table, writes
@@ -10,6 +10,7 @@ the JAX side, which it is there to judge.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -22,15 +23,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from absl import app, flags, logging
+from absl import logging
 from jax.sharding import Mesh
 
-from looped_jax import files, tasks
-from looped_jax.cli import define_config, parse_flags
+from looped_jax import cli, errors, files, tasks
 from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import MeshConfig, Settings
 from looped_jax.data import pipeline
-from looped_jax.errors import ConfigError, DataError
+from looped_jax.errors import ConfigError
 from looped_jax.evaluation import scoring
 from looped_jax.evaluation.bits_per_byte import bits_per_byte
 from looped_jax.model import attention_kernels, loss, transformer
@@ -353,20 +353,19 @@ class Progress:
             self(f"{name}: step {done} of {steps}, loss {curve.losses[-1]:.4f}")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def add_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--steps", type=cli.at_least(1), default=50, help="of each run")
+    flags.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of results")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)
-    values = flags.FLAGS
-    try:
-        rows = compare(Settings.from_dict(values.config), steps=values.steps, out=Path(values.out))
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+    made = {"prog": "python -m torch_ref.compare", "description": __doc__}
+    args = cli.parse_settings(add_flags, sys.argv[1:] if argv is None else argv, **made)
+    with errors.printed(code=2):
+        rows = compare(args.settings, steps=args.steps, out=args.out)
     raise SystemExit(0 if all(row.passed for row in rows) else 1)
 
 
 if __name__ == "__main__":
-    define_config()
-    flags.DEFINE_integer("steps", 50, "optimizer steps of each run")
-    flags.DEFINE_string("out", "runs/compare", "folder for compare.json, .png and .svg")
-    app.run(main, flags_parser=parse_flags)
+    main()

@@ -1,8 +1,8 @@
 """Checkpoints and tokenizers of the PyTorch reference, into ours and back, bit for bit.
 
-    python -m torch_ref.convert from-reference RUN_DIR OUT_DIR [--step N] [--tokenizer FILE]
-    python -m torch_ref.convert to-reference DIR OUT_DIR [--step N]
-    python -m torch_ref.convert tokenizer tokenizer.pkl tokenizer.json
+    looped-jax convert from-reference RUN_DIR OUT_DIR [--step N] [--tokenizer FILE]
+    looped-jax convert to-reference DIR OUT_DIR [--step N]
+    looped-jax convert tokenizer tokenizer.pkl tokenizer.json
 
 RUN_DIR holds `model_{step}.pt`, whole or in shards, and `meta_{step}.json`. What comes out is a
 run folder for `looped_jax.load`, or the reference's layout again.
@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import torch
 
-from looped_jax import files
+from looped_jax import cli, files
 from looped_jax.config.resolved import ModelConfig as JaxModelConfig
 from looped_jax.config.settings import Settings, TrainSettings
 from looped_jax.data.tokenizer import read_tokenizer
@@ -253,27 +253,10 @@ def check_new(out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = argparse.ArgumentParser(
-        prog="python -m torch_ref.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = flags.add_subparsers(dest="command", required=True)
-    there = commands.add_parser("from-reference", help="a reference run into ours")
-    there.add_argument("run_dir", type=Path)
-    there.add_argument("out", type=Path)
-    there.add_argument("--step", type=int, help="the last by default")
-    there.add_argument("--tokenizer", type=Path, help="tokenizer.json or nanochat's tokenizer.pkl")
-    there.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                       help="what the converted model computes in")  # fmt: skip
-    back = commands.add_parser("to-reference", help="a run of ours into the reference's layout")
-    back.add_argument("run_dir", type=Path)
-    back.add_argument("out", type=Path)
-    back.add_argument("--step", type=int, help="the last by default")
-    words = commands.add_parser("tokenizer", help="a pickled tiktoken Encoding into JSON")
-    words.add_argument("file", type=Path)
-    words.add_argument("out", type=Path)
-    args = flags.parse_args(argv)
+    run(cli.parse("convert", argv))
+
+
+def run(args: argparse.Namespace) -> None:
     try:
         if args.command == "tokenizer":
             check_new(args.out)

@@ -1,7 +1,7 @@
 """Presets: settings that go together, under any loop rule. The files in configs/ name them.
 
-All settings, their meaning and their defaults stand in config/settings.py. A preset changes the
-few that go together; `--config.group.setting=value` changes one on the command line.
+All settings, their meaning and their defaults stand in settings.py. A preset changes the few that
+go together; `--config.group.setting=value` changes one on the command line.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from looped_jax.errors import ConfigError
 
 def make(variant: str, preset: str | None) -> ConfigDict:
     """The settings of `variant` under `preset`: no preset is paper scale."""
-    if (name := preset or "paper") not in PRESETS:
-        raise ConfigError(f"preset {preset!r} is unknown; choose paper or tiny, or leave it out")
+    check(preset)
     config = default_config()
-    PRESETS[name](config)
+    PRESETS[preset or "paper"](config)
     config.model.variant = variant
     return config
+
+
+def check(preset: str | None) -> None:
+    """Raises ConfigError for a preset that there is not."""
+    if preset and preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} is unknown; choose paper or tiny, or leave it out")
 
 
 def paper(config: ConfigDict) -> None:

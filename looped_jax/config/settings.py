@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ml_collections import config_dict
 
@@ -110,43 +112,49 @@ class Tasks(Options):
     registry = TASKS
 
 
-def _at_least(low: float, default: Any, high: float = math.inf) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
+def setting(default: Any, meaning: str, **rule: Any) -> Any:
+    """A field with its meaning, which --help prints; a rule says which values it may have."""
+    return field(default=default, metadata={"meaning": meaning, **rule})
 
 
-def _share(default: float) -> Any:
-    return _at_least(0.0, default, 1.0)
+def _at_least(low: float, default: Any, meaning: str, *, high: float = math.inf) -> Any:
+    return setting(default, meaning, low=low, high=high)
 
 
-def _one_of(choices: Collection[str], default: str) -> Any:
-    return field(default=default, metadata={"choices": choices})
+def _share(default: float, meaning: str) -> Any:
+    return _at_least(0.0, default, meaning, high=1.0)
 
 
-def _or_word(word: str) -> Any:
-    """None by default, which a command line cannot say; it says `word`."""
-    return field(default=None, metadata={"none": word})
+def _one_of(choices: Collection[str], default: str, meaning: str) -> Any:
+    return setting(default, meaning, choices=choices)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """The looped transformer: `layers` blocks run `loops` times. Symbols: model/transformer.py."""
 
-    variant: str = _one_of(LOOP_RULES, "FLT")  # the loop rule
-    layers: int = _at_least(1, 6)  # L, blocks in the loop
-    loops: int = _at_least(1, 12)  # K, times the blocks are run
-    width: int | None = _at_least(2, None)  # D; 64 · layers
-    heads: int | None = _at_least(1, None)  # H; the fewest of at most 128 channels
-    kv_heads: int | None = _at_least(1, None)  # G; = heads. Fewer: grouped-query attention
-    attention: str = _one_of(("full", "mla"), "full")  # mla: keys and values from a small latent
-    latent_rank: int = _at_least(1, 128)  # R, width of that latent
-    window_pattern: str = "L"  # tiled over layers: L full context, S a quarter of seq_len
-    seq_len: int = _at_least(2, 1024)  # T in training; also sets the window of S layers
-    vocab_size: int | None = _at_least(2, None)  # V; the tokenizer's
-    loss: str = _one_of(OBJECTIVES, "END")  # loops scored: last, last third, all
-    dtype: str = _one_of(DTYPES, "bfloat16")  # compute; weights, logits and loss stay float32
-    remat: str = _one_of(REMATS, "loop")  # what backward recomputes: see model/loop_scan.py
-    kernel: str = _one_of(("auto", "xla", "cudnn", "splash"), "auto")  # computes attention
-    loss_chunk: int | None = _at_least(1, None)  # tokens whose logits live at once; 2^26 logits
+    variant: str = _one_of(LOOP_RULES, "FLT", "the loop rule")
+    layers: int = _at_least(1, 6, "L, blocks in the loop")
+    loops: int = _at_least(1, 12, "K, times the blocks are run")
+    width: int | None = _at_least(2, None, "D; by default 64 · layers")
+    heads: int | None = _at_least(1, None, "H; by default the fewest of at most 128 channels")
+    kv_heads: int | None = _at_least(1, None, "G; by default H; fewer is grouped-query attention")
+    attention: str = _one_of(("full", "mla"), "full", "mla: keys and values from a small latent")
+    latent_rank: int = _at_least(1, 128, "R, width of that latent")
+    window_pattern: str = setting("L", "tiled over layers: L full context, S a quarter of seq_len")
+    seq_len: int = _at_least(2, 1024, "T in training; also sets the window of S layers")
+    vocab_size: int | None = _at_least(2, None, "V; by default the tokenizer's")
+    loss: str = _one_of(OBJECTIVES, "END", "loops scored: last, last third, all")
+    dtype: str = _one_of(DTYPES, "bfloat16", "of products; weights, logits and loss stay float32")
+    remat: str = _one_of(REMATS, "loop", "what backward recomputes: see model/loop_scan.py")
+    kernel: str = _one_of(
+        ("auto", "xla", "cudnn", "splash"),
+        "auto",
+        "what computes attention; auto: the fused one of the device",
+    )
+    loss_chunk: int | None = _at_least(
+        1, None, "tokens whose logits live at once; by default 2^26 logits"
+    )
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
     rules: Rules = field(default_factory=Rules)  # settings of loop rules, by name
     objectives: Objectives = field(default_factory=Objectives)  # settings of losses, by name
@@ -156,24 +164,28 @@ class ModelSettings:
 class OptimConfig:
     """Muon for matrices, AdamW for embedding, head, and scalars and vectors of parts."""
 
-    optimizer: str = _one_of(OPTIMIZERS, "muon")  # see training/optimizers.py
-    matrix_learning_rate: float = _at_least(0.0, 0.02)  # Muon
-    embedding_learning_rate: float = _at_least(0.0, 0.2)  # AdamW, times (D / 768) ** -0.5
-    head_learning_rate: float = _at_least(0.0, 0.004)  # AdamW, times (D / 768) ** -0.5
-    vector_learning_rate: float = _at_least(0.0, 0.02)  # AdamW, scalars and vectors, likewise
-    beta1: float = _share(0.8)  # AdamW
-    beta2: float = _share(0.95)
-    eps: float = _at_least(0.0, 1e-10)
-    weight_decay: float = _at_least(0.0, 0.0)  # AdamW, decoupled, times its learning rate
-    momentum_start: float = _share(0.85)  # Muon, linear to momentum_end ...
-    momentum_end: float = _share(0.95)
-    momentum_warmup_steps: int = _at_least(0, 300)  # ... over so many steps
-    newton_schulz_steps: int = _at_least(1, 5)
-    newton_schulz_dtype: str = _one_of(DTYPES, "bfloat16")
-    grad_clip_norm: float = _at_least(0.0, 1.0)  # of the global gradient norm; 0 = no clipping
-    warmup_ratio: float = _share(0.0)  # shares of all steps
-    warmdown_ratio: float = _share(0.2)
-    final_lr_fraction: float = _share(0.0)  # learning rate at the end, as a share of the peak
+    optimizer: str = _one_of(
+        OPTIMIZERS, "muon", "what updates the weights: see training/optimizers.py"
+    )
+    matrix_learning_rate: float = _at_least(0.0, 0.02, "Muon, or of the matrices")
+    embedding_learning_rate: float = _at_least(
+        0.0, 0.2, "AdamW, of the embedding, times (D / 768) ** -0.5"
+    )
+    head_learning_rate: float = _at_least(0.0, 0.004, "AdamW, of the head, times (D / 768) ** -0.5")
+    vector_learning_rate: float = _at_least(0.0, 0.02, "AdamW, of scalars and vectors, likewise")
+    beta1: float = _share(0.8, "AdamW, decay of the mean gradient")
+    beta2: float = _share(0.95, "AdamW, decay of the mean square")
+    eps: float = _at_least(0.0, 1e-10, "AdamW, added to the root of the mean square")
+    weight_decay: float = _at_least(0.0, 0.0, "AdamW, decoupled, times its learning rate")
+    momentum_start: float = _share(0.85, "Muon, at the first step")
+    momentum_end: float = _share(0.95, "Muon, after its warm-up")
+    momentum_warmup_steps: int = _at_least(0, 300, "Muon, steps from one to the other, linear")
+    newton_schulz_steps: int = _at_least(1, 5, "Muon, iterations that orthogonalise an update")
+    newton_schulz_dtype: str = _one_of(DTYPES, "bfloat16", "Muon, what they compute in")
+    grad_clip_norm: float = _at_least(0.0, 1.0, "largest global gradient norm; 0 = no clipping")
+    warmup_ratio: float = _share(0.0, "share of all steps in which the rates rise")
+    warmdown_ratio: float = _share(0.2, "share of all steps in which they fall")
+    final_lr_fraction: float = _share(0.0, "learning rate at the end, as a share of the peak")
     optimizers: Optimizers = field(default_factory=Optimizers)  # own settings of each
 
 
@@ -181,59 +193,85 @@ class OptimConfig:
 class DataConfig:
     """Where rows come from, and how text becomes rows of tokens."""
 
-    task: str = _one_of(TASKS, "text")  # what is learned: see looped_jax/tasks
-    path: str = "builtin"  # a .txt, .jsonl or .parquet file, a folder of them, or "builtin"
-    val_shard: str | None = None  # file that validates; by its name, else the last: data/corpus.py
-    val_share: float | None = _at_least(0.0, None, 1.0)  # of documents, instead; 0.05 of one file
-    train_shards: int | None = _at_least(1, None)  # only the first so many of the others
-    shuffle_seed: int | None = _at_least(0, None, 2**32 - 1)  # documents in an order of its own
-    tokenizer: str | None = _or_word("train")  # a tokenizer.json; else trained on the corpus, once
-    tokenizer_vocab_size: int = _at_least(265, 4096)  # entries of the trained tokenizer
-    bos_token: str | None = None  # document start; the first that the tokenizer has of its own
-    workers: int = _at_least(0, 0)  # processes that read and tokenize; 0 = a background thread
-    prefetch: int = _at_least(1, 2)  # batches kept ready
-    core_bundle: str | None = None  # folder of the CORE bundle; the cache's own
+    task: str = _one_of(TASKS, "text", "what is learned: see looped_jax/tasks")
+    path: str = setting(
+        "builtin", "a .txt, .jsonl or .parquet file, a folder of them, or builtin"
+    )
+    val_shard: str | None = setting(
+        None, "file that validates; by its name, else the last: see data/corpus.py"
+    )
+    val_share: float | None = _at_least(
+        0.0, None, "of documents that validate, instead of a file; 0.05 of one file", high=1.0
+    )
+    train_shards: int | None = _at_least(1, None, "how many of the others; by default all")
+    shuffle_seed: int | None = _at_least(
+        0, None, "documents in an order of its own; by default as they stand", high=2**32 - 1
+    )
+    tokenizer: str | None = setting(
+        None, "a tokenizer.json; else one is trained on the corpus, once", none="train"
+    )
+    tokenizer_vocab_size: int = _at_least(265, 4096, "entries of the trained tokenizer")
+    bos_token: str | None = setting(
+        None, "document start; by default the first that the tokenizer has of its own"
+    )
+    workers: int = _at_least(0, 0, "processes that read and tokenize; 0 = a background thread")
+    prefetch: int = _at_least(1, 2, "batches kept ready")
+    core_bundle: str | None = setting(None, "folder of the CORE bundle; by default the cache's")
     tasks: Tasks = field(default_factory=Tasks)  # own settings of each
-    allow_host_change: bool = False  # resume on another number of hosts: same place, another order
+    allow_host_change: bool = setting(
+        False, "resume on another number of hosts: same place, another order"
+    )
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices by axis; one of them may be -1: what is left."""
 
-    data: int = _at_least(-1, -1)  # copies of the weights, each with its share of the batch
-    fsdp: int = _at_least(-1, 1)  # weights and optimizer state in shards, gathered once a step
-    tensor: int = _at_least(-1, 1)  # heads, hidden units and vocabulary in shards
+    data: int = _at_least(-1, -1, "copies of the weights, each with its share of the batch")
+    fsdp: int = _at_least(-1, 1, "weights and optimizer state in shards, gathered once a step")
+    tensor: int = _at_least(-1, 1, "heads, hidden units and vocabulary in shards")
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """The run: length, batch, and what happens how often (in steps; 0 = only at the end)."""
 
-    run_dir: str | None = None  # runs/<variant>_K<loops>_L<layers>...
-    seed: int = _at_least(0, 0)
-    steps: int | None = _at_least(1, None)  # 20 · parameters // tokens_per_step
-    tokens_per_step: int = _at_least(1, 524_288)  # over all devices and micro-batches
-    batch_size: int = _at_least(1, 8)  # sequences per device and micro-batch
-    log_every: int = _at_least(1, 10)  # console lines; TensorBoard and JSONL have every step
-    eval_every: int = _at_least(0, 250)
-    eval_first: bool = True  # and before the first step of a new run
-    eval_tokens: int = _at_least(1, 10_485_760)  # validation targets scored each time, at most
-    eval_loops: tuple[int, ...] = (1, 3, 6, 9, 12)  # in one pass; the trained K always is
-    core_every: int = _at_least(0, 0)  # CORE of a text model, and at the end; 0 = never
-    core_examples: int = _at_least(1, 500)  # of each of its tasks, at most
-    diagnostics_every: int = _at_least(0, 0)  # norms per loop and layer; 0 = never
-    save_every: int = _at_least(0, 250)
-    save_minutes: float = _at_least(0.0, 0.0)  # and after so many minutes without; 0 = no limit
-    keep: int = _at_least(1, 2)  # newest checkpoints kept
-    keep_every: int = _at_least(0, 0)  # and those of every so many steps, for good; 0 = none
-    keep_best: int = _at_least(0, 0)  # and so many with the lowest validation bits per byte
-    init_from: str | None = None  # RUN or RUN@STEP: a new run that starts with its weights
-    init_optimizer: bool = False  # and with its optimizer's state; schedules start anew
-    sample_every: int = _at_least(0, 0)  # what the model makes of the prompts
-    sample_tokens: int = _at_least(0, 24)  # tokens per prompt; 0 = no samples at all
-    sample_temperature: float = _at_least(0.0, 0.0)  # 0 = the likeliest; else drawn by train.seed
-    sample_prompts: tuple[str, ...] = ("The capital of France is", "If 5*x + 3 = 13, then x is")
+    run_dir: str | None = setting(
+        None, "folder of the run; by default runs/ and a name that tells what differs"
+    )
+    seed: int = _at_least(0, 0, "of the first weights")
+    steps: int | None = _at_least(1, None, "of the optimizer; by default 20 tokens per parameter")
+    tokens_per_step: int = _at_least(1, 524_288, "of a step, over all devices and micro-batches")
+    batch_size: int = _at_least(1, 8, "sequences per device and micro-batch")
+    log_every: int = _at_least(1, 10, "steps between console lines; files have every step")
+    eval_every: int = _at_least(0, 250, "steps between validations; 0 = only at the end")
+    eval_first: bool = setting(True, "validate before the first step of a new run, too")
+    eval_tokens: int = _at_least(1, 10_485_760, "validation targets scored each time, at most")
+    eval_loops: tuple[int, ...] = setting(
+        (1, 3, 6, 9, 12), "loop counts that are scored, in one pass; the trained K always is"
+    )
+    core_every: int = _at_least(0, 0, "steps between CORE of a text model, and at the end; 0 = never")
+    core_examples: int = _at_least(1, 500, "of each CORE task, at most")
+    diagnostics_every: int = _at_least(0, 0, "steps between norms per loop and layer; 0 = never")
+    save_every: int = _at_least(0, 250, "steps between checkpoints; 0 = only at the end")
+    save_minutes: float = _at_least(
+        0.0, 0.0, "minutes after which a checkpoint is due at the latest; 0 = no limit"
+    )
+    keep: int = _at_least(1, 2, "newest checkpoints kept")
+    keep_every: int = _at_least(0, 0, "steps between checkpoints kept for good; 0 = none")
+    keep_best: int = _at_least(0, 0, "checkpoints kept for the lowest validation bits per byte")
+    init_from: str | None = setting(None, "RUN or RUN@STEP: a new run that starts with its weights")
+    init_optimizer: bool = setting(
+        False, "init_from with its optimizer's state; schedules start anew"
+    )
+    sample_every: int = _at_least(0, 0, "steps between samples; 0 = only at the end")
+    sample_tokens: int = _at_least(0, 24, "tokens per prompt; 0 = no samples at all")
+    sample_temperature: float = _at_least(
+        0.0, 0.0, "0 = the likeliest; else drawn by train.seed"
+    )
+    sample_prompts: tuple[str, ...] = setting(
+        ("The capital of France is", "If 5*x + 3 = 13, then x is"), "what samples begin with"
+    )
 
 
 @dataclass(frozen=True)
@@ -288,13 +326,53 @@ def is_group(kind: Any) -> bool:
     return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, Options))
 
 
-def setting_types(kind: Any = Settings, prefix: str = "") -> dict[str, Any]:
-    """The type of every setting by its dotted name."""
-    found: dict[str, Any] = {}
-    for name, (inner, _, _) in fields(kind).items():
-        key = f"{prefix}{name}"
-        found |= setting_types(inner, f"{key}.") if is_group(inner) else {key: inner}
+class Setting(NamedTuple):
+    """One setting, by itself."""
+
+    kind: Any  # its type
+    default: Any
+    meaning: str
+    choices: Collection[str] | None
+
+
+def all_settings(
+    kind: Any = Settings, prefix: str = "", *, registered: bool = True
+) -> dict[str, Setting]:
+    """Every setting by its dotted name.
+
+    Those of what is registered import the model; without them the answer comes at once.
+    """
+    found: dict[str, Setting] = {}
+    for name, (inner, default, rule) in fields(kind).items():
+        if not is_group(inner):
+            meaning, choices = rule.get("meaning", ""), rule.get("choices")
+            found[f"{prefix}{name}"] = Setting(inner, default, meaning, choices)
+        elif registered or not issubclass(inner, Options):
+            found |= all_settings(inner, f"{prefix}{name}.", registered=registered)
     return found
+
+
+def registered_groups(kind: Any = Settings, prefix: str = "") -> dict[str, type[Options]]:
+    """The groups that hold settings of what is registered, by dotted name."""
+    found: dict[str, type[Options]] = {}
+    for name, (inner, _, _) in fields(kind).items():
+        if is_group(inner):
+            key = f"{prefix}{name}"
+            own = issubclass(inner, Options)
+            found |= {key: inner} if own else registered_groups(inner, f"{key}.")
+    return found
+
+
+def about(group: str) -> str:
+    """One line on a group of settings, or on what is registered and has them, by dotted name."""
+    owner, _, name = group.rpartition(".")
+    if (options := registered_groups().get(owner)) is None:
+        return fields(Settings)[group][0].__doc__.splitlines()[0]
+    thing = options.registry[name]
+    told = thing.__doc__
+    if options is Parts:  # one in each file, whose docstring says what it is: model/part.py
+        told = sys.modules[thing.__module__].__doc__ or told
+    return (told or "").strip().partition("\n")[0]
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -316,14 +394,14 @@ def _default(kind: Any) -> config_dict.ConfigDict:
 
 def _built(kind: Any, values: Any, prefix: str) -> Any:
     """A group of settings from nested values. Raises ConfigError for what is not one."""
+    if not isinstance(values, Mapping | config_dict.ConfigDict):
+        raise ConfigError(f"{prefix.rstrip('.')}={values!r} is no group of settings; give one")
     known, given = fields(kind), dict(values)
     for name in list(given):
         if (new := RENAMED.get(f"{prefix}{name}")) and new.rpartition(".")[2] in known:
             given[new.rpartition(".")[2]] = given.pop(name)
         elif name not in known:
-            own = kind.registry.kind if issubclass(kind, Options) else None
-            hint = f"; import a {own} of your own first" if own else ""
-            raise ConfigError(unknown_key(name, known, prefix=prefix) + hint)
+            raise ConfigError(unknown_key(f"{prefix}{name}"))
     built = {}
     for name, (inner, _, rule) in known.items():
         if is_group(inner):
@@ -377,10 +455,49 @@ def parse_mesh(text: str) -> MeshConfig:
 # --- checks -------------------------------------------------------------------------------------
 
 
-def unknown_key(key: str, known: typing.Iterable[str], *, prefix: str) -> str:
-    """The message for a key that no setting has, with the nearest that exist."""
-    near = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4) or list(known)
-    return f"{prefix}{key} is no setting; nearest: {', '.join(prefix + n for n in near)}"
+def unknown_key(key: str) -> str:
+    """The message for a dotted name that no setting has: its new name, or the nearest of all."""
+    if key in RENAMED:
+        return f"{key} is now {RENAMED[key]}"
+    within = next((g for g in registered_groups() if key.startswith(f"{g}.")), None)
+    known = {
+        name: one.meaning
+        for name, one in all_settings(registered=within is not None).items()
+        if name.startswith(within or "")
+    }
+    groups = [name.partition(".")[0] for name in known]
+    near = nearest(key, known if "." in key else dict.fromkeys(groups, "") | known)
+    own = (
+        f"; import a {registered_groups()[within].registry.kind} of your own first"
+        if within
+        else ""
+    )
+    return f"{key} is no setting; nearest: {', '.join(near or dict.fromkeys(groups))}{own}"
+
+
+def nearest(key: str, known: Mapping[str, str]) -> list[str]:
+    """Up to four of the dotted names in `known` that `key` may have meant, with their meanings.
+
+    The name under another group; its initials, as lr, or its symbol, as K; what is spelt almost so;
+    a longer name that holds it; else what is spelt alike.
+    """
+    last = key.rpartition(".")[2].lower()
+    names = {full: full.rpartition(".")[2].lower() for full in known}
+    initials = {full: "".join(w[:1] for w in name.split("_")) for full, name in names.items()}
+    symbols = {full: text[:1].lower() for full, text in known.items() if re.match(r"[A-Z]\b", text)}
+    for near in (
+        [full for full, name in names.items() if name == last],
+        [full for full, symbol in symbols.items() if symbol == last],
+        [full for full, letters in initials.items() if len(last) > 1 and letters.endswith(last)],
+        difflib.get_close_matches(key, known, n=3, cutoff=0.85),
+        [full for full, name in names.items() if last and last in name],
+        difflib.get_close_matches(key, known, n=3, cutoff=0.6),
+        difflib.get_close_matches(key, known, n=1, cutoff=0.4),
+    ):
+        if near:
+            group = key.rpartition(".")[0]
+            return sorted(near, key=lambda full: full.rpartition(".")[0] != group)[:4]
+    return []
 
 
 def plain_type(kind: Any) -> type:

@@ -1,14 +1,14 @@
 """Data sets by name, and tokenizers of the hub: in parallel, resumable, checked.
 
-    python -m looped_jax.data.download shakespeare
-    python -m looped_jax.data.download fineweb-edu --shards 250 --tokenizer Qwen/Qwen3-4B
+    looped-jax download shakespeare
+    looped-jax download fineweb-edu --shards 250 --tokenizer Qwen/Qwen3-4B
 
 Of fineweb-edu N shards are N − 1 to train on, from the first, and the last of the dataset to
 validate on, which comes first and is the same however many there are. A second call continues what
 is missing. With
 
-    python -m looped_jax.data.download fineweb-edu --shards 250 --start_after 8 -- \\
-        python -m looped_jax.train --config configs/flt.py --config.data.train_shards=8
+    looped-jax download fineweb-edu --shards 250 --start_after 8 -- \\
+        looped-jax train --config flt --config.data.train_shards=8
 
 the command after -- starts once the validation shard and the first 8 others are there; the rest
 goes on arriving beside it.
@@ -28,6 +28,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from looped_jax import cli
 from looped_jax.config.settings import either
 from looped_jax.data import openwebtext
 from looped_jax.data.datasets import DATASETS, RemoteFile, check_parquet
@@ -219,68 +220,44 @@ class Starter:
 NAMES = ("fineweb-edu", *DATASETS, "core")
 
 
-def _names() -> str:
-    others = "; ".join(f"{name}: {dataset.about}" for name, dataset in DATASETS.items())
-    return f"fineweb-edu: FineWeb-edu, shuffled; {others}; core: the 22 tasks of evaluate"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    given = list(sys.argv[1:] if argv is None else argv)
-    given, command = (
-        (given[: given.index("--")], given[given.index("--") + 1 :])
-        if "--" in given
-        else (given, [])
-    )
-    flags = argparse.ArgumentParser(
-        prog="python -m looped_jax.data.download",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flags.add_argument("name", nargs="?", choices=NAMES, metavar="NAME", help=_names())
-    flags.add_argument("--shards", type=int, help="files in all, the validation one included")
-    flags.add_argument("--out", type=Path, help="their folder; data/<name> by default")
-    flags.add_argument("--dataset", default=DATASET, help="hub repository of fineweb-edu's shards")
-    flags.add_argument("--bundle_url", default=BUNDLE_URL, help="where core is downloaded from")
-    flags.add_argument("--tokenizer", help="hub repository, as Qwen/Qwen3-4B")
-    flags.add_argument("--tokenizer_out", type=Path, help="data/<name>/tokenizer.json by default")
-    flags.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT") or HUB)
-    flags.add_argument("--parallel", type=int, default=8, help="downloads at once")
-    flags.add_argument("--retries", type=int, default=5)
-    flags.add_argument("--timeout", type=float, default=30.0, help="seconds without a byte")
-    flags.add_argument("--start_after", type=int, help="training shards before the command starts")
-    args = flags.parse_args(given)
+    run(cli.parse("download", argv))
+
+
+def run(args: argparse.Namespace) -> None:
     name = args.name or ("fineweb-edu" if args.shards else None)
     if not name and not args.tokenizer:
-        flags.error(
+        cli.stop(
             f"nothing to download; give a name, {either(NAMES)}, or --tokenizer, as Qwen/Qwen3-4B"
         )
+    if name and name not in NAMES:
+        cli.stop(f"{name!r} is no data set; choose {either(NAMES)}")
     if name == "fineweb-edu" and not args.shards:
-        flags.error("fineweb-edu has 1823 shards; give --shards, as 250")
+        cli.stop("fineweb-edu has 1823 shards; give --shards, as 250")
     sharded = name == "fineweb-edu" or (name in DATASETS and DATASETS[name].sharded)
     if args.shards is not None and not sharded:
-        flags.error(f"--shards={args.shards}: {name} comes whole; leave it out")
+        cli.stop(f"--shards={args.shards}: {name} comes whole; leave it out")
     if args.shards is not None and args.shards < 2:
-        flags.error(f"--shards={args.shards}: give 2 or more, one to train on, one to validate")
+        cli.stop(f"--shards={args.shards}: give 2 or more, one to train on, one to validate")
     if args.start_after is not None and name != "fineweb-edu":
-        flags.error(f"--start_after={args.start_after} goes with fineweb-edu; leave it out")
+        cli.stop(f"--start_after={args.start_after} goes with fineweb-edu; leave it out")
     for flag, of in (("dataset", "fineweb-edu"), ("bundle_url", "core")):
-        if getattr(args, flag) != flags.get_default(flag) and name != of:
-            flags.error(f"--{flag} goes with {of}; leave it out")
-    if bool(command) != (args.start_after is not None):
-        flags.error("--start_after N and a command after -- belong together")
-    if args.start_after is not None and not 1 <= args.start_after < (args.shards or 0):
-        flags.error(f"--start_after={args.start_after} must be from 1 to --shards − 1")
-    if args.parallel < 1:
-        flags.error(f"--parallel={args.parallel} downloads nothing; give at least 1")
-    endpoint, token = args.endpoint.rstrip("/"), os.environ.get("HF_TOKEN")
+        if getattr(args, flag) and name != of:
+            cli.stop(f"--{flag} goes with {of}; leave it out")
+    if bool(args.command) != (args.start_after is not None):
+        cli.stop("--start_after N and a command after -- belong together")
+    if args.start_after is not None and not args.start_after < (args.shards or 0):
+        cli.stop(f"--start_after={args.start_after} must be from 1 to --shards − 1")
+    endpoint = (args.endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    token = os.environ.get("HF_TOKEN")
     if urllib.parse.urlsplit(endpoint).scheme not in ("http", "https"):
-        flags.error(f"--endpoint={args.endpoint!r} is no URL; give one, as {HUB}")
+        cli.stop(f"--endpoint={endpoint!r} is no URL; give one, as {HUB}")
 
     def log(line: str) -> None:
         print(line, flush=True)
 
     settings = {"retries": args.retries, "timeout": args.timeout}
-    starter = Starter(command, args.start_after, log) if command else None
+    starter = Starter(args.command, args.start_after, log) if args.command else None
     try:
         if args.tokenizer:
             path = args.tokenizer_out or tokenizer_path(args.tokenizer)
@@ -288,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log(f"tokenizer: --config.data.tokenizer={path}")
         if name == "core":
             folder = args.out or default_cache_dir() / "eval_bundle"
-            bundle = fetch_bundle(folder, args.bundle_url, **settings)
+            bundle = fetch_bundle(folder, args.bundle_url or BUNDLE_URL, **settings)
             log(f"core: --bundle {bundle}" + ("" if args.out else ", where evaluate looks"))
         elif name in DATASETS:
             folder = args.out or Path("data") / name
@@ -305,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log(f"{name}: {DATASETS[name].use.format(out=folder)}")
         elif name == "fineweb-edu":
             folder = args.out or Path("data/fineweb_edu")
-            wanted = fineweb_edu(args.shards, endpoint=endpoint, dataset=args.dataset)
+            wanted = fineweb_edu(args.shards, endpoint=endpoint, dataset=args.dataset or DATASET)
             download_files(
                 wanted, folder, parallel=args.parallel, token=token, on_file=starter, log=log,
                 **settings,

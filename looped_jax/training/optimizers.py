@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.registry import OPTIMIZERS
 from looped_jax.config.resolved import Config
-from looped_jax.config.settings import OptimConfig
+from looped_jax.config.settings import OptimConfig, setting
 from looped_jax.model import transformer
 from looped_jax.model.transformer import Params
 from looped_jax.model.weights import Weights
@@ -210,7 +210,7 @@ class Muon(Optimizer):
 class AdamWSettings:
     """Of AdamW for all weights."""
 
-    matrix_learning_rate: float = 0.003  # of the group "matrix", times (D / 768) ** -0.5
+    matrix_learning_rate: float = setting(0.003, "of the matrices, times (D / 768) ** -0.5")
 
 
 @OPTIMIZERS.register("adamw")
