@@ -1,9 +1,5 @@
 """Every configuration file resolves; every bad setting is named with its mend."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import ml_collections
 import pytest
 
@@ -19,8 +15,6 @@ from looped_jax.config.settings import (
 )
 from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("preset", [None, "paper", "tiny"])
@@ -155,33 +149,3 @@ def test_defaults_carry_their_types():
     with pytest.raises(TypeError):
         config.model.heads = "two"  # None by default, yet an int
     assert OptimConfig().eps == 1e-10
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config=configs/flt.py:tiny", "--config.model.lops=2"],
-         "model.lops is no setting; nearest: model.loops"),
-        (["--config=configs/flt.py:tiny", "--config.modl.loops=2"],
-         "modl is no setting; nearest: model"),
-        (["--config=configs/flt.py:tiny", "--config.model.loops=two"],
-         "model.loops='two' is not of type int"),
-        (["--config=configs/flt.py:tiny", "--config.train.eval_loops=1,x"],
-         "train.eval_loops=('1,x',) must be whole numbers from 1; as 1,3,6"),
-        (["--config=configs/flt.py:huge"], "preset 'huge' is unknown"),
-        (["--config=configs/missing.py"], "missing.py"),
-        ([], "--config is missing"),
-        (["--config=configs/flt.py:tiny", "--config.model.heads=3"],
-         "model.heads=3 does not cut model.width=128"),
-        (["--config=configs/flt.py:tiny", "--config.mesh.data=3"], "does not fill"),
-        (["--config=configs/flt.py:tiny", "--config.data.path=nowhere"], "nowhere"),
-    ],
-)  # fmt: skip
-def test_command_line_stops_with_one_line_before_any_compile(arguments, message, tmp_path):
-    command = [sys.executable, "-m", "looped_jax.train", *arguments]
-    command += [f"--config.train.run_dir={tmp_path}"] if arguments else []
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode in (1, 2), run.stderr
-    lines = [line for line in run.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], run.stderr
-    assert "compiled" not in run.stdout

@@ -145,7 +145,7 @@ def test_what_is_of_ones_own_trains_and_opens_again(home, tmp_path):
     done = subprocess.run([*program, "mine"], cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0 and "--- 1 of 1" in done.stdout, done.stderr
     done = subprocess.run([*program, "absent"], cwd=ROOT, capture_output=True, text=True, env=own)
-    assert done.returncode == 1 and done.stderr.startswith("error: --import=absent: No module")
+    assert done.returncode == 2 and done.stderr.startswith("error: --import=absent: No module")
     unknown = subprocess.run(
         [sys.executable, "-c", "import looped_jax, sys; looped_jax.load(sys.argv[1])", str(run)],
         cwd=ROOT, capture_output=True, text=True,

@@ -84,7 +84,7 @@ def test_overrides_scale_all_rates_of_the_optimizer_in_use():
     assert text.endswith("--config.optim.optimizers.adamw.matrix_learning_rate=0.006")
 
 
-def test_the_program_draws_prints_overrides_and_refuses_nonsense(home, tmp_path):
+def test_the_program_draws_prints_overrides_and_names_a_missing_run(home, tmp_path):
     def run(*more):
         sizes = {"data.path": home / "text", "data.tokenizer_vocab_size": 512, "model.width": 32,
                  "model.layers": 1, "model.heads": 1, "model.seq_len": 32,
@@ -101,14 +101,8 @@ def test_the_program_draws_prints_overrides_and_refuses_nonsense(home, tmp_path)
     assert "--config.model.loops=3 --config.optim.matrix_learning_rate=" in done.stdout
     assert (tmp_path / "lr_find.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "lr_find.json").read_text()).keys() == {"1", "3"}
-    for flag, words in (
-        ("--low=5", "--low=5.0"),
-        ("--loops=0", "--loops="),
-        ("--from_run", "no ch"),
-    ):
-        more = (flag, "--high=4") if "low" in flag else (flag,)
-        done = run(*more, f"--config.train.run_dir={tmp_path / 'none'}")
-        assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run("--from_run", f"--config.train.run_dir={tmp_path / 'none'}")
+    assert done.returncode == 1 and "no ch" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_loop_counts_start_from_the_same_weights():
