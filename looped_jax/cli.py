@@ -81,6 +81,7 @@ def _diagnose(flags: argparse.ArgumentParser) -> None:
 def _compare(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     flags.add_argument("--out", type=Path, required=True, help="folder for the page")
+    _add_import(flags)
 
 
 def _plan(flags: argparse.ArgumentParser) -> None:
@@ -111,7 +112,8 @@ def _lr_find(flags: argparse.ArgumentParser) -> None:
 def _download(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "name", nargs="?", metavar="NAME",
-        help="fineweb-edu, shakespeare, tinystories, openwebtext, fineweb10b-gpt2, wikitext-2, core",
+        help="fineweb-edu, shakespeare, tinystories, openwebtext, fineweb10b-gpt2, wikitext-2 or "
+        "core",
     )  # fmt: skip
     flags.add_argument("--shards", type=int, help="files in all, the validation one included")
     flags.add_argument("--out", type=Path, help="their folder; data/NAME by default")
@@ -193,8 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     name = name.replace("_", "-")
     if name not in PROGRAMS:
-        near = settings.nearest(name, dict.fromkeys(PROGRAMS, ""))
-        stop(f"{name} is no program; {_nearest_of(near, PROGRAMS)}")
+        near = settings.nearest(name, dict.fromkeys(PROGRAMS, "")) or list(PROGRAMS)
+        stop(f"{name} is no program; nearest: {', '.join(near)}")
     args = parse(name, rest)
     if name == "convert" and importlib.util.find_spec("torch") is None:
         sys.stderr.write("error: convert needs PyTorch; pip install 'looped_jax[torch]'\n")
@@ -348,7 +350,7 @@ class Parser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if args is None else args)
         for arg in given[: given.index("--") if "--" in given else None]:
             flag = arg.partition("=")[0]
-            known = flag in self._option_string_actions or flag.startswith(self.later or ("-- ",))
+            known = flag in self._option_string_actions or flag.startswith(self.later)
             if arg.startswith("--") and " " not in flag and not known and not self._subparsers:
                 self.error(self._unknown(flag))
         return super().parse_known_args(given, namespace)
@@ -358,12 +360,8 @@ class Parser(argparse.ArgumentParser):
         if name.startswith("config."):
             return settings.unknown_key(name.removeprefix("config."))
         known = {f.lstrip("-"): "" for f in self._option_string_actions if f.startswith("--")}
-        near = [f"--{one}" for one in settings.nearest(name, known)]
-        return f"{flag} is no flag; {_nearest_of(near, [f'--{one}' for one in known])}"
-
-
-def _nearest_of(near: Sequence[str], known: Iterable[str]) -> str:
-    return f"nearest: {', '.join(near)}" if near else f"choose {either(list(known))}"
+        near = [f"--{one}" for one in settings.nearest(name, known)] or ["--help"]
+        return f"{flag} is no flag; nearest: {', '.join(near)}"
 
 
 def _add_settings(

@@ -205,6 +205,8 @@ def test_values_in_every_form():
         ([*TINY, "--config.model.variant=flt"], "model.variant='flt' is unknown; choose FLT"),
         ([*TINY, "--config.model.parts.kvshift.on"], "nearest: model.parts.kv_shift.on"),
         ([*TINY, "--import=absent"], "--import=absent: No module named 'absent'"),
+        (["compare", "x", "--out=y", "--import=absent"], "--import=absent: No module named"),
+        ([*TINY, "--x"], "--x is no flag; nearest: --help"),
         (["generate"], "--checkpoint is missing"),
         (["generate", "--chekpoint=x"], "--chekpoint is no flag; nearest: --checkpoint"),
         (["generate", "--checkpoint=x", "--loops=0"], "--loops: 0 is no whole number from 1"),

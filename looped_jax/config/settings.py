@@ -194,9 +194,7 @@ class DataConfig:
     """Where rows come from, and how text becomes rows of tokens."""
 
     task: str = _one_of(TASKS, "text", "what is learned: see looped_jax/tasks")
-    path: str = setting(
-        "builtin", "a .txt, .jsonl or .parquet file, a folder of them, or builtin"
-    )
+    path: str = setting("builtin", "a .txt, .jsonl or .parquet file, a folder of them, or builtin")
     val_shard: str | None = setting(
         None, "file that validates; by its name, else the last: see data/corpus.py"
     )
@@ -250,7 +248,9 @@ class TrainSettings:
     eval_loops: tuple[int, ...] = setting(
         (1, 3, 6, 9, 12), "loop counts that are scored, in one pass; the trained K always is"
     )
-    core_every: int = _at_least(0, 0, "steps between CORE of a text model, and at the end; 0 = never")
+    core_every: int = _at_least(
+        0, 0, "steps between CORE of a text model, and at the end; 0 = never"
+    )
     core_examples: int = _at_least(1, 500, "of each CORE task, at most")
     diagnostics_every: int = _at_least(0, 0, "steps between norms per loop and layer; 0 = never")
     save_every: int = _at_least(0, 250, "steps between checkpoints; 0 = only at the end")
@@ -266,9 +266,7 @@ class TrainSettings:
     )
     sample_every: int = _at_least(0, 0, "steps between samples; 0 = only at the end")
     sample_tokens: int = _at_least(0, 24, "tokens per prompt; 0 = no samples at all")
-    sample_temperature: float = _at_least(
-        0.0, 0.0, "0 = the likeliest; else drawn by train.seed"
-    )
+    sample_temperature: float = _at_least(0.0, 0.0, "0 = the likeliest; else drawn by train.seed")
     sample_prompts: tuple[str, ...] = setting(
         ("The capital of France is", "If 5*x + 3 = 13, then x is"), "what samples begin with"
     )
@@ -490,7 +488,7 @@ def nearest(key: str, known: Mapping[str, str]) -> list[str]:
         [full for full, symbol in symbols.items() if symbol == last],
         [full for full, letters in initials.items() if len(last) > 1 and letters.endswith(last)],
         difflib.get_close_matches(key, known, n=3, cutoff=0.85),
-        [full for full, name in names.items() if last and last in name],
+        [full for full, name in names.items() if len(last) > 2 and last in name],
         difflib.get_close_matches(key, known, n=3, cutoff=0.6),
         difflib.get_close_matches(key, known, n=1, cutoff=0.4),
     ):

@@ -154,7 +154,7 @@ def test_a_tokenizer_comes_checked(hub, tmp_path, capsys, monkeypatch):
         ([], "nothing to download"),
         (["--shards=5", "--start_after=2"], "belong together"),
         (["--shards=5", "--start_after=5", "--", "true"], "from 1 to --shards"),
-        (["--shards=5", "--parallel=0"], "downloads nothing"),
+        (["--shards=5", "--parallel=0"], "--parallel: 0 is no whole number from 1"),
         (["--shards=5", "--endpoint=hub"], "is no URL"),
     ],
 )
