@@ -75,7 +75,7 @@ def test_help_lists_every_setting_with_type_default_choices_and_meaning(capsys, 
 
 def test_every_setting_says_what_it_means():
     silent = {key for key, one in all_settings().items() if not one.meaning}
-    assert all(key.startswith("model.parts.") and key.endswith(".on") for key in silent)
+    assert not silent
 
 
 def test_help_shows_the_values_of_a_config(capsys):
@@ -221,7 +221,7 @@ def test_values_in_every_form():
         (["lr-find", "--config=flt:tiny", "--steps=5"], "--steps: 5 is no whole number from 16"),
         (["plan", "--config=flt:tiny"], "--hardware is missing; name it: h100, "),
         (["plan", "--config=flt:tiny", "--hardware=h100", "--efficiency=2"], "=2.0 is no share"),
-        (["download"], "nothing to download; give --shards, as 250, or --tokenizer"),
+        (["download"], "nothing to download; give a name, fineweb-edu, shakespeare"),
         (["download", "--shards=3", "--start_after=2"], "a command after -- belong together"),
         (["download", "--shards=3", "--endpoint=hub"], "--endpoint='hub' is no URL"),
         (["convert", "from-reference", "--stepp=3"], "--stepp is no flag; nearest: --step"),

@@ -11,7 +11,6 @@ from looped_jax.config.resolved import Config
 from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.errors import DataError
 from looped_jax.evaluation import core, scoring
-from looped_jax.evaluation.core.download import COMMAND
 from looped_jax.model.transformer import Params
 from looped_jax.training.metric_log import EvaluationResult
 
@@ -34,7 +33,8 @@ class CoreEvaluation:
         if not (folder / "core.yaml").is_file():
             raise DataError(
                 f"train.core_every={config.train.core_every}: no CORE bundle at {folder}; download "
-                f"it into the cache with `{COMMAND}`, or name its folder as data.core_bundle"
+                "it into the cache with `looped-jax download core`, or name its folder as "
+                "data.core_bundle"
             )
         self.every = config.train.core_every
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh

@@ -39,7 +39,7 @@ class Evaluator:
         self.first = jax.process_index() == 0
         if self.first:
             self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")
-            check_writable(self.out)
+            check_writable(self.out, "--out")
         else:  # every process computes all results; what the others write is thrown away
             self._thrown_away = tempfile.TemporaryDirectory()
             self.out = Path(self._thrown_away.name)

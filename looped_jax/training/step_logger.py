@@ -170,9 +170,8 @@ class StepLogger:
 
     def tokens_per_second(self) -> float:
         """Of the median step since this start."""
-        return self._settings.tokens_per_step / statistics.median(
-            self._seconds[False] + self._seconds[True]
-        )
+        tokens = self._settings.tokens_per_step
+        return statistics.median(tokens / s for s in self._seconds[False] + self._seconds[True])
 
     def data_wait(self) -> float:
         """The share of the steps' time since this start that was spent on waiting for data."""

@@ -10,7 +10,7 @@ from looped_jax.config import presets
 from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError, DataError
 from looped_jax.evaluation import bits_per_byte
-from looped_jax.evaluation.core import BundleError, PromptError, download
+from looped_jax.evaluation.core import BundleError, PromptError
 from looped_jax.evaluation.core_evaluation import CoreEvaluation
 from looped_jax.resolve import resolve
 from looped_jax.tasks.task import Task
@@ -62,7 +62,7 @@ def test_a_missing_bundle_is_refused_before_any_compile(home, tmp_path):
     code, out, err = finish(start(home, tmp_path / "run", "--config.train.core_every=2"))
     assert code == 1 and "step compiled" not in out
     assert f"no CORE bundle at {home / 'cache' / 'eval_bundle'}" in err
-    assert f"`{download.COMMAND}`" in err and "data.core_bundle" in err
+    assert "`looped-jax download core`" in err and "data.core_bundle" in err
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -34,6 +34,7 @@ from flax import nnx
 
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.config.settings import setting
 
 Array = jax.Array
 OF_MODEL = ("entry", "loop_start", "exit", "readout")
@@ -47,7 +48,7 @@ OF_LAYER = (
 class PartSettings:
     """What every part can be told; a part adds its own."""
 
-    on: bool = False
+    on: bool = setting(False, "whether the model has it")
 
 
 class History(Protocol):
