@@ -6,8 +6,10 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from looped_jax.errors import CheckpointError
 
@@ -58,6 +60,21 @@ def _let_others_in(path: Path, mode: int) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(mode & ~mask)
+
+
+def lock(file: IO) -> None:
+    """Wait until this process alone has locked the open file; closing it, or dying, lets go."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt  # Windows
+
+        while True:
+            try:
+                return msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore
+            except OSError:
+                time.sleep(0.1)
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def check_writable(folder: Path, given_as: str = "train.run_dir") -> None:

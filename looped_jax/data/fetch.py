@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -191,13 +190,14 @@ def _only_one(lock: Path) -> Iterator[None]:
     """One process at a time; the system lets go of the lock when a process dies."""
     while True:
         with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            files.lock(file)
             if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 continue  # whoever held it has removed it: others may hold a new one by now
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)
+                with contextlib.suppress(PermissionError):  # Windows removes no open file
+                    lock.unlink(missing_ok=True)
             return
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 
 import jax
@@ -64,8 +64,18 @@ def memory_of(program: jax.stages.Compiled) -> str:
 
 
 def memory_in_use() -> int:
-    """Peak bytes of the first local device; of this process where devices do not tell (CPU)."""
+    """Peak bytes of the first local device; of this process where devices do not tell (CPU).
+
+    0 where neither does: Windows has no `resource`.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    return stats.get("peak_bytes_in_use") or _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
