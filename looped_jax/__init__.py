@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from looped_jax.inference.inspection import Edit, Run
     from looped_jax.inference.trained_model import TrainedModel
 
-__all__ = ["Edit", "Run", "TrainedModel", "load"]
+    __version__: str
+
+__all__ = ["Edit", "Run", "TrainedModel", "__version__", "load"]
 
 
 def load(
@@ -42,4 +44,20 @@ def __getattr__(name: str) -> Any:
         from looped_jax.inference.trained_model import TrainedModel
 
         return TrainedModel
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"looped_jax has no {name!r}; it has {', '.join(__all__)}")
+
+
+def _version() -> str:
+    """What pyproject.toml says: the installed package's copy of it, else the one beside us."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("looped_jax")
+    except metadata.PackageNotFoundError:
+        import tomllib
+        from pathlib import Path
+
+        text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text)["project"]["version"]
