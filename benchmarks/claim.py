@@ -334,7 +334,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                                 and args.preset == "laptop")  # fmt: skip
     files.write_text(out / "table.md", table + "\n")
     print(table)
-    for name in claim_figures.draw(judged, setting, out):
+    torch = judge_all(read(out / "torch.jsonl"), setting)
+    for name in claim_figures.draw(judged, setting, out, torch):
         print(f"open {out / name}")
 
 

@@ -85,12 +85,16 @@ def table(judged: Judged, *, reference: bool) -> str:
     return "\n".join(lines)
 
 
-def draw(judged: Judged, setting: Setting, out: Path) -> list[str]:
-    """Write curves and summary as PNG and SVG; the names of the PNGs."""
-    usual = [
-        (line, v) for line, v in judged if line["rate"] == 1 and line["steps"] == setting.steps
-    ]
-    drawn = {"curves": _curves(usual), "summary": _summary(usual)}
+def draw(judged: Judged, setting: Setting, out: Path, torch: Judged = ()) -> list[str]:
+    """Write curves and summary as PNG and SVG; the names of the PNGs.
+
+    torch: the same runs by claim_torch.py, on the same tokens
+    """
+    usual, torch = (
+        [(line, v) for line, v in runs if line["rate"] == 1 and line["steps"] == setting.steps]
+        for runs in (judged, torch)
+    )
+    drawn = {"curves": _curves(usual), "summary": _summary(usual, torch)}
     for name, figure in drawn.items():
         for ending in ("png", "svg"):
             buffer = io.BytesIO()
@@ -133,37 +137,38 @@ def _curves(judged: Judged) -> Figure:
     return figure
 
 
-def _summary(judged: Judged) -> Figure:
-    """Loss at the end and gradient-norm CV against K; points: seeds, crosses: the reference."""
+def _summary(judged: Judged, torch: Judged) -> Figure:
+    """Loss at the end and gradient-norm CV against K; points: seeds, crosses: PyTorch."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     rules = list(dict.fromkeys(line["rule"] for line, _ in judged if line["loops"] > 1)) or ["FLT"]
     counts = sorted({line["loops"] for line, _ in judged})
-    small = max(line["steps"] for line, _ in judged) == 200
-    for axis, field, column, title in (
-        (axes[0], "loss_at_end", 1, "training loss at the end, nats"),
-        (axes[1], "grad_norm_cv", 3, "gradient-norm CV (std / mean)"),
+    for axis, field, title in (
+        (axes[0], "loss_at_end", "training loss at the end, nats"),
+        (axes[1], "grad_norm_cv", "gradient-norm CV (std / mean)"),
     ):
         for offset, rule in enumerate(rules):
             shift = 0.12 * (offset - (len(rules) - 1) / 2)
             means = []
             for x, k in enumerate(counts):
-                values = [
-                    getattr(v, field)
-                    for line, v in judged
-                    if line["loops"] == k and (line["rule"] == rule or k == 1)
-                ]
+                values, theirs = (
+                    [
+                        getattr(v, field)
+                        for line, v in runs
+                        if line["loops"] == k and (line["rule"] == rule or k == 1)
+                    ]
+                    for runs in (judged, torch)
+                )
                 means.append(np.mean(values) if values else np.nan)
                 axis.plot([x + shift] * len(values), values, "o", markersize=4, alpha=0.6,
                           color=COLORS[rule])  # fmt: skip
-                theirs = REFERENCE.get(("FLT" if k == 1 else rule, k, 1.0), []) if small else []
-                axis.plot([x + shift] * len(theirs), [row[column] for row in theirs], "x",
-                          markersize=7, color=COLORS[rule])  # fmt: skip
+                axis.plot([x + shift] * len(theirs), theirs, "x", markersize=7, color=COLORS[rule])
             axis.plot(np.arange(len(counts)) + shift, means, color=COLORS[rule], label=rule)
         axis.set_xticks(range(len(counts)), [str(k) for k in counts])
         axis.set(title=title, xlabel="loops K")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_yscale("log")
-    axes[0].legend(title="points: seeds, x: PyTorch" if small else "points: seeds", fontsize=8)
+    crosses = "\ncrosses: PyTorch, same tokens" if torch else ""
+    axes[0].legend(title=f"points: seeds{crosses}", fontsize=8)
     return figure

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import claim
+from benchmarks import claim, claim_figures
 from benchmarks.claim_figures import REFERENCE
 
 TINY = dataclasses.replace(
@@ -114,6 +114,17 @@ def test_the_program_draws_and_tabulates_what_was_run(swept, monkeypatch, capsys
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (out / f"{name}.svg").read_bytes()
     assert json.loads((out / "setting.json").read_text())["steps"] == 20
+
+
+def test_crosses_are_pytorch_on_the_same_tokens(swept):
+    setting, _, lines = swept
+    ours = claim.judge_all(lines, setting)
+    theirs = claim.judge_all([{**line, "loss": [9.0] * 20} for line in lines], setting)
+    for torch, losses in ((theirs, {9.0}), ([], set())):
+        axis = claim_figures._summary(ours, torch).axes[0]
+        crosses = [line for line in axis.lines if line.get_marker() == "x"]
+        assert {y for line in crosses for y in line.get_ydata()} == losses
+        assert ("PyTorch, same tokens" in axis.get_legend().get_title().get_text()) == bool(torch)
 
 
 @pytest.mark.parametrize(
