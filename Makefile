@@ -3,6 +3,8 @@
 # kills and long runs; `make test-parity` the comparison with PyTorch; `make test-targets` the
 # compilers of GPUs and TPUs (2.5 GB, in an environment of their own; no such device is needed);
 # `make test-all` is all of them, `make check` style and types.
+# On a machine with an NVIDIA GPU, `make train CUDA=12` (driver 525 or newer) or `CUDA=13` (580 or
+# newer) installs jax for it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +12,16 @@ BIN := $(VENV)/bin
 TARGETS := .venv-targets
 # On users' machines torch is an extra; this build is the one the tests are known to pass with.
 TORCH ?= torch==2.13.0
+# 12 or 13; empty: jax for the CPU.
+CUDA ?=
+INSTALLED := $(VENV)/installed$(CUDA:%=-cuda%)
 
 .PHONY: train diagnose test test-slow test-all test-parity test-targets check clean
 
-train: $(VENV)/installed
+train: $(INSTALLED)
+	@if command -v nvidia-smi >/dev/null && ! ls -d $(VENV)/lib/python3*/site-packages/jax_cuda1* \
+	  >/dev/null 2>&1; then echo "an NVIDIA GPU is here, but jax is the CPU's: make train CUDA=12" \
+	  "(driver 525 or newer) or CUDA=13 (580 or newer) installs the GPU's"; fi
 	$(BIN)/python -m looped_jax.train --config configs/flt.py:tiny
 
 diagnose: $(VENV)/installed
@@ -42,6 +50,10 @@ check: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-cuda%: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[cuda$*]"
 	touch $@
 
 $(VENV)/installed-torch: $(VENV)/installed

@@ -1,6 +1,8 @@
 """Where Python lacks what only Linux and macOS have, and what each of them counts in."""
 
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -67,3 +69,29 @@ def test_the_version_is_pyprojects(monkeypatch):
 def test_citation_and_changelog_know_the_version():
     assert f"\nversion: {looped_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     assert looped_jax.__version__ in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("gpu", [True, False])
+def test_make_train_offers_the_gpu_build_where_a_gpu_is(tmp_path, gpu):
+    for name in (".venv/bin/python", ".venv/bin/pip", *(["path/nvidia-smi"] if gpu else [])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $*\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv/installed").touch()
+    path = f"{tmp_path / 'path'}:{os.environ['PATH']}"
+
+    def make(*words):
+        done = subprocess.run(
+            ["make", *words], cwd=tmp_path, env={**os.environ, "PATH": path},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    if gpu or shutil.which("nvidia-smi") is None:
+        assert ("make train CUDA=12" in make("train")) == gpu
+    assert 'pip install --quiet --editable ".[cuda12]"' in make("train", "CUDA=12")
+    (tmp_path / ".venv/lib/python3.11/site-packages/jax_cuda12_plugin").mkdir(parents=True)
+    assert "make train CUDA=12" not in make("train")
