@@ -7,7 +7,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from looped_jax import files
 from looped_jax.data import fetch, pipeline
 from looped_jax.data.corpus import Corpus
+from looped_jax.errors import DataError
 from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
 from looped_jax.files import check_writable
 from looped_jax.inference.trained_model import TrainedModel
@@ -187,26 +188,56 @@ class Evaluator:
             self.log(f"CORE bundle: {have >> 20} of {(total or 0) >> 20} MiB")
 
     def write(self, scores: Scores) -> None:
-        """JSON, TensorBoard and the figure of every metric against the loop count."""
+        """JSON, TensorBoard and the figure of every metric against the loop count.
+
+        What scores.json holds of this checkpoint, of other metrics or loop counts, stays in it.
+        """
+        if not self.first:
+            return
+        path = self.out / "scores.json"
+        loops, merged = merge(read_scores(path, step=self.model.step), (self.loops, scores))
         report = {
             "checkpoint": str(self.args.checkpoint),
             "step": self.model.step,
             "trained_loops": self.model.config.model.loops,
-            "loops": list(self.loops),
-            "scores": scores,
+            "loops": list(loops),
+            "scores": merged,
         }
-        if not self.first:
-            return
-        files.write_text(self.out / "scores.json", json.dumps(report, indent=1))
+        files.write_text(path, json.dumps(report, indent=1))
         with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             for name, values in scores.items():
                 for k, value in zip(self.loops, values, strict=True):
                     tag = f"evaluation/{name.replace(' ', '_')}/loops_{k}"
                     writer.add_scalar(tag, value, self.model.step)
-        if scores:
+        if merged:
             figures.against_loops(
-                scores, self.loops, trained=self.model.config.model.loops, path=self.out / "scores"
+                merged, loops, trained=self.model.config.model.loops, path=self.out / "scores"
             )
+
+
+Found = tuple[Sequence[int], Mapping[str, Sequence[float | None]]]  # loop counts, and scores
+
+
+def read_scores(path: Path, *, step: int) -> Found:
+    """What a scores.json holds of the checkpoint of `step`. Raises DataError for a damaged one."""
+    if not path.is_file():
+        return (), {}
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        same = report["step"] == step
+        return (report["loops"], report["scores"]) if same else ((), {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); move it away") from error
+
+
+def merge(before: Found, now: Found) -> tuple[list[int], dict[str, list[float | None]]]:
+    """Both by metric and loop count, the newer where both have one; None where neither has."""
+    loops = sorted({*before[0], *now[0]})
+    merged: dict[str, dict[int, float | None]] = {}
+    for counts, scores in (before, now):
+        for name, values in scores.items():
+            merged.setdefault(name, {}).update(zip(counts, values, strict=True))
+    return loops, {name: [of.get(k) for k in loops] for name, of in merged.items()}
 
 
 def table(scores: Scores, loops: Sequence[int]) -> str:

@@ -76,9 +76,11 @@ def draw_heatmap(axis: Axes, values: Sequence[Sequence[float]], *, title: str) -
 
 
 def against_loops(
-    scores: Mapping[str, Sequence[float]], loops: Sequence[int], *, trained: int, path: Path
+    scores: Mapping[str, Sequence[float | None]], loops: Sequence[int], *, trained: int, path: Path
 ) -> None:
     """A small panel per metric: its value at each loop count; the trained count is marked.
+
+    None is a loop count that this metric was not measured at.
 
     Writes `path` with the endings .png and .svg.
     """
@@ -91,15 +93,20 @@ def against_loops(
         axis.set_visible(False)
     positions = range(len(loops))
     for axis, (name, values) in zip(axes.flat, scores.items(), strict=False):
-        axis.plot(positions, values, marker="o", markersize=4, color=BLUE)
-        if trained in loops:
-            position = list(loops).index(trained)
-            axis.plot(position, values[position], marker="o", markersize=9, mfc="none", color=RED)
+        known = {k: value for k, value in zip(loops, values, strict=True) if value is not None}
+        at = [list(loops).index(k) for k in known]
+        axis.plot(at, list(known.values()), marker="o", markersize=4, color=BLUE)
+        if trained in known:
+            axis.plot(
+                list(loops).index(trained), known[trained],
+                marker="o", markersize=9, mfc="none", color=RED,
+            )  # fmt: skip
         axis.set_title(name, fontsize=9)
         axis.set_xticks(list(positions), [str(k) for k in loops], fontsize=8)
         axis.tick_params(axis="y", labelsize=8)
-        if max(values) - min(values) < 0.02:  # a flat line should look flat
-            axis.set_ylim(min(values) - 0.05, max(values) + 0.05)
+        lowest, highest = min(known.values()), max(known.values())
+        if highest - lowest < 0.02:  # a flat line should look flat
+            axis.set_ylim(lowest - 0.05, highest + 0.05)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"loops (circle: trained at {trained})", fontsize=9)

@@ -19,9 +19,10 @@ from looped_jax import evaluate
 from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.errors import DataError
-from looped_jax.evaluation import core, perplexity, scoring
+from looped_jax.evaluation import core, evaluator, perplexity, scoring
 from looped_jax.evaluation.core import Row
 from looped_jax.model import loss, transformer
+from looped_jax.plotting import figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
@@ -192,9 +193,24 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
         [*command, "--modes", "core"], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert again.returncode == 0 and "core: hellaswag" not in again.stdout  # all remembered
-    assert (
-        json.loads((out / "scores.json").read_text())["scores"]["CORE"] == scores["scores"]["CORE"]
-    )
+    assert json.loads((out / "scores.json").read_text()) == scores  # and nothing is lost
+
+
+def test_scores_are_merged_by_metric_and_loop_count(tmp_path):
+    before = [1, 4], {"bpb": [3.0, 2.0], "CORE": [0.1, 0.2]}
+    now = [2, 4], {"bpb": [2.5, 1.9], "ppl": [9.0, 8.0]}
+    loops, merged = evaluator.merge(before, now)
+    assert loops == [1, 2, 4] and merged == {
+        "bpb": [3.0, 2.5, 1.9], "CORE": [0.1, None, 0.2], "ppl": [None, 9.0, 8.0],
+    }  # fmt: skip
+    figures.against_loops(merged, loops, trained=4, path=tmp_path / "scores")
+    assert (tmp_path / "scores.png").stat().st_size > 10_000
+    (tmp_path / "scores.json").write_text(json.dumps({"step": 3, "loops": [1], "scores": {}}))
+    assert evaluator.read_scores(tmp_path / "scores.json", step=3) == ([1], {})
+    assert evaluator.read_scores(tmp_path / "scores.json", step=4) == ((), {})
+    (tmp_path / "scores.json").write_text("{")
+    with pytest.raises(DataError, match="scores.json is damaged .*move it away"):
+        evaluator.read_scores(tmp_path / "scores.json", step=3)
 
 
 @pytest.mark.parametrize(
