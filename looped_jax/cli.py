@@ -22,7 +22,8 @@ from absl import flags as absl_flags
 
 from looped_jax import errors
 from looped_jax.config import settings, sources
-from looped_jax.config.settings import Setting, Settings, all_settings, either, plain_type
+from looped_jax.config.options import either
+from looped_jax.config.settings import Setting, Settings, all_settings, plain_type
 from looped_jax.errors import ConfigError
 
 # ---- the flags of each program -------------------------------------------------------------------

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from looped_jax.config import presets
+from looped_jax.config.options import either
 from looped_jax.config.resolved import Config, ModelConfig, TrainConfig
-from looped_jax.config.settings import PERFORMANCE, Settings, either, plain
+from looped_jax.config.settings import PERFORMANCE, Settings, plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import transformer
 

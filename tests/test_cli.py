@@ -135,7 +135,7 @@ def test_what_a_file_registers_is_a_flag(tmp_path, capsys):
         "from dataclasses import dataclass\n"
         "from looped_jax.config import presets\n"
         "from looped_jax.config.registry import LOOP_RULES\n"
-        "from looped_jax.config.settings import setting\n"
+        "from looped_jax.config.options import setting\n"
         "from looped_jax.model.loop_rules import LoopRule\n"
         "@dataclass(frozen=True)\n"
         "class OwnSettings:\n"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from looped_jax.config.options import either
 from looped_jax.config.registry import OBJECTIVES
-from looped_jax.config.settings import ModelSettings, Settings, TrainSettings, either
+from looped_jax.config.settings import ModelSettings, Settings, TrainSettings
 from looped_jax.errors import ConfigError
 
 

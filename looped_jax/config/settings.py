@@ -16,13 +16,26 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from looped_jax.config.registry import LOOP_RULES, OBJECTIVES, OPTIMIZERS, PARTS, TASKS, Registry
+from looped_jax.config.options import (
+    Objectives,
+    Optimizers,
+    Options,
+    Parts,
+    Rules,
+    Tasks,
+    at_least,
+    either,
+    one_of,
+    setting,
+    share,
+)
+from looped_jax.config.registry import LOOP_RULES, OBJECTIVES, OPTIMIZERS, TASKS, Registry
 from looped_jax.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
@@ -35,124 +48,30 @@ RENAMED = {
 REMATS = ("loop", "offload", "dots", "none")
 
 
-class Options(Mapping[str, Any]):
-    """Settings of what is registered in `registry`, by name; hashable.
-
-    A registered class that has settings names their dataclass as its attribute `Settings`.
-    """
-
-    registry: ClassVar[Registry]
-
-    def __init__(self, settings: Mapping[str, Any] | None = None):
-        self._settings = dict(settings or {})
-        if unknown := [name for name in self._settings if name not in self.registry]:
-            kind = self.registry.kind
-            raise ConfigError(
-                f"{unknown[0]} is no {kind}; choose {either(list(self.registry))}, or import a "
-                f"{kind} of your own first"
-            )
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """Settings of everything that has some, as they are by default."""
-        kinds = {name: getattr(thing, "Settings", None) for name, thing in cls.registry.items()}
-        return {name: kind() for name, kind in kinds.items() if kind is not None}
-
-    def __getitem__(self, name: str) -> Any:
-        return self._settings.get(name) or self.registry[name].Settings()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.defaults())
-
-    def __len__(self) -> int:
-        return len(self.defaults())
-
-    def changed(self) -> dict[str, Any]:
-        """Those that are not as by default."""
-        return {n: self[n] for n, default in self.defaults().items() if self[n] != default}
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.changed().items()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({dict(self)})"
-
-
-class Parts(Options):
-    """Settings of every part; see model/parts/base.py."""
-
-    registry = PARTS
-
-    def on(self) -> tuple[str, ...]:
-        """Names of the parts that are on."""
-        return tuple(name for name in self if self[name].on)
-
-
-class Rules(Options):
-    """Settings of loop rules that have some."""
-
-    registry = LOOP_RULES
-
-
-class Objectives(Options):
-    """Settings of objectives that have some."""
-
-    registry = OBJECTIVES
-
-
-class Optimizers(Options):
-    """Settings of optimizers that have some of their own."""
-
-    registry = OPTIMIZERS
-
-
-class Tasks(Options):
-    """Settings of tasks that have some of their own."""
-
-    registry = TASKS
-
-
-def setting(default: Any, meaning: str, **rule: Any) -> Any:
-    """A field with its meaning, which --help prints; a rule says which values it may have."""
-    return field(default=default, metadata={"meaning": meaning, **rule})
-
-
-def _at_least(low: float, default: Any, meaning: str, *, high: float = math.inf) -> Any:
-    return setting(default, meaning, low=low, high=high)
-
-
-def _share(default: float, meaning: str) -> Any:
-    return _at_least(0.0, default, meaning, high=1.0)
-
-
-def _one_of(choices: Collection[str], default: str, meaning: str) -> Any:
-    return setting(default, meaning, choices=choices)
-
-
 @dataclass(frozen=True)
 class ModelSettings:
     """The looped transformer: `layers` blocks run `loops` times. Symbols: model/transformer.py."""
 
-    variant: str = _one_of(LOOP_RULES, "FLT", "the loop rule")
-    layers: int = _at_least(1, 6, "L, blocks in the loop")
-    loops: int = _at_least(1, 12, "K, times the blocks are run")
-    width: int | None = _at_least(2, None, "D; by default 64 · layers")
-    heads: int | None = _at_least(1, None, "H; by default the fewest of at most 128 channels")
-    kv_heads: int | None = _at_least(1, None, "G; by default H; fewer is grouped-query attention")
-    attention: str = _one_of(("full", "mla"), "full", "mla: keys and values from a small latent")
-    latent_rank: int = _at_least(1, 128, "R, width of that latent")
+    variant: str = one_of(LOOP_RULES, "FLT", "the loop rule")
+    layers: int = at_least(1, 6, "L, blocks in the loop")
+    loops: int = at_least(1, 12, "K, times the blocks are run")
+    width: int | None = at_least(2, None, "D; by default 64 · layers")
+    heads: int | None = at_least(1, None, "H; by default the fewest of at most 128 channels")
+    kv_heads: int | None = at_least(1, None, "G; by default H; fewer is grouped-query attention")
+    attention: str = one_of(("full", "mla"), "full", "mla: keys and values from a small latent")
+    latent_rank: int = at_least(1, 128, "R, width of that latent")
     window_pattern: str = setting("L", "tiled over layers: L full context, S a quarter of seq_len")
-    seq_len: int = _at_least(2, 1024, "T in training; also sets the window of S layers")
-    vocab_size: int | None = _at_least(2, None, "V; by default the tokenizer's")
-    loss: str = _one_of(OBJECTIVES, "END", "loops scored: last, last third, all")
-    dtype: str = _one_of(DTYPES, "bfloat16", "of products; weights, logits and loss stay float32")
-    remat: str = _one_of(REMATS, "loop", "what backward recomputes: see model/loop_scan.py")
-    kernel: str = _one_of(
+    seq_len: int = at_least(2, 1024, "T in training; also sets the window of S layers")
+    vocab_size: int | None = at_least(2, None, "V; by default the tokenizer's")
+    loss: str = one_of(OBJECTIVES, "END", "loops scored: last, last third, all")
+    dtype: str = one_of(DTYPES, "bfloat16", "of products; weights, logits and loss stay float32")
+    remat: str = one_of(REMATS, "loop", "what backward recomputes: see model/loop_scan.py")
+    kernel: str = one_of(
         ("auto", "xla", "cudnn", "splash"),
         "auto",
         "what computes attention; auto: the fused one of the device",
     )
-    loss_chunk: int | None = _at_least(
+    loss_chunk: int | None = at_least(
         1, None, "tokens whose logits live at once; by default 2^26 logits"
     )
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
@@ -164,28 +83,28 @@ class ModelSettings:
 class OptimConfig:
     """Muon for matrices, AdamW for embedding, head, and scalars and vectors of parts."""
 
-    optimizer: str = _one_of(
+    optimizer: str = one_of(
         OPTIMIZERS, "muon", "what updates the weights: see training/optimizers.py"
     )
-    matrix_learning_rate: float = _at_least(0.0, 0.02, "Muon, or of the matrices")
-    embedding_learning_rate: float = _at_least(
+    matrix_learning_rate: float = at_least(0.0, 0.02, "Muon, or of the matrices")
+    embedding_learning_rate: float = at_least(
         0.0, 0.2, "AdamW, of the embedding, times (D / 768) ** -0.5"
     )
-    head_learning_rate: float = _at_least(0.0, 0.004, "AdamW, of the head, times (D / 768) ** -0.5")
-    vector_learning_rate: float = _at_least(0.0, 0.02, "AdamW, of scalars and vectors, likewise")
-    beta1: float = _share(0.8, "AdamW, decay of the mean gradient")
-    beta2: float = _share(0.95, "AdamW, decay of the mean square")
-    eps: float = _at_least(0.0, 1e-10, "AdamW, added to the root of the mean square")
-    weight_decay: float = _at_least(0.0, 0.0, "AdamW, decoupled, times its learning rate")
-    momentum_start: float = _share(0.85, "Muon, at the first step")
-    momentum_end: float = _share(0.95, "Muon, after its warm-up")
-    momentum_warmup_steps: int = _at_least(0, 300, "Muon, steps from one to the other, linear")
-    newton_schulz_steps: int = _at_least(1, 5, "Muon, iterations that orthogonalise an update")
-    newton_schulz_dtype: str = _one_of(DTYPES, "bfloat16", "Muon, what they compute in")
-    grad_clip_norm: float = _at_least(0.0, 1.0, "largest global gradient norm; 0 = no clipping")
-    warmup_ratio: float = _share(0.0, "share of all steps in which the rates rise")
-    warmdown_ratio: float = _share(0.2, "share of all steps in which they fall")
-    final_lr_fraction: float = _share(0.0, "learning rate at the end, as a share of the peak")
+    head_learning_rate: float = at_least(0.0, 0.004, "AdamW, of the head, times (D / 768) ** -0.5")
+    vector_learning_rate: float = at_least(0.0, 0.02, "AdamW, of scalars and vectors, likewise")
+    beta1: float = share(0.8, "AdamW, decay of the mean gradient")
+    beta2: float = share(0.95, "AdamW, decay of the mean square")
+    eps: float = at_least(0.0, 1e-10, "AdamW, added to the root of the mean square")
+    weight_decay: float = at_least(0.0, 0.0, "AdamW, decoupled, times its learning rate")
+    momentum_start: float = share(0.85, "Muon, at the first step")
+    momentum_end: float = share(0.95, "Muon, after its warm-up")
+    momentum_warmup_steps: int = at_least(0, 300, "Muon, steps from one to the other, linear")
+    newton_schulz_steps: int = at_least(1, 5, "Muon, iterations that orthogonalise an update")
+    newton_schulz_dtype: str = one_of(DTYPES, "bfloat16", "Muon, what they compute in")
+    grad_clip_norm: float = at_least(0.0, 1.0, "largest global gradient norm; 0 = no clipping")
+    warmup_ratio: float = share(0.0, "share of all steps in which the rates rise")
+    warmdown_ratio: float = share(0.2, "share of all steps in which they fall")
+    final_lr_fraction: float = share(0.0, "learning rate at the end, as a share of the peak")
     optimizers: Optimizers = field(default_factory=Optimizers)  # own settings of each
 
 
@@ -193,27 +112,27 @@ class OptimConfig:
 class DataConfig:
     """Where rows come from, and how text becomes rows of tokens."""
 
-    task: str = _one_of(TASKS, "text", "what is learned: see looped_jax/tasks")
+    task: str = one_of(TASKS, "text", "what is learned: see looped_jax/tasks")
     path: str = setting("builtin", "a .txt, .jsonl or .parquet file, a folder of them, or builtin")
     val_shard: str | None = setting(
         None, "file that validates; by its name, else the last: see data/corpus.py"
     )
-    val_share: float | None = _at_least(
+    val_share: float | None = at_least(
         0.0, None, "of documents that validate, instead of a file; 0.05 of one file", high=1.0
     )
-    train_shards: int | None = _at_least(1, None, "how many of the others; by default all")
-    shuffle_seed: int | None = _at_least(
+    train_shards: int | None = at_least(1, None, "how many of the others; by default all")
+    shuffle_seed: int | None = at_least(
         0, None, "documents in an order of its own; by default as they stand", high=2**32 - 1
     )
     tokenizer: str | None = setting(
         None, "a tokenizer.json; else one is trained on the corpus, once", none="train"
     )
-    tokenizer_vocab_size: int = _at_least(265, 4096, "entries of the trained tokenizer")
+    tokenizer_vocab_size: int = at_least(265, 4096, "entries of the trained tokenizer")
     bos_token: str | None = setting(
         None, "document start; by default the first that the tokenizer has of its own"
     )
-    workers: int = _at_least(0, 0, "processes that read and tokenize; 0 = a background thread")
-    prefetch: int = _at_least(1, 2, "batches kept ready")
+    workers: int = at_least(0, 0, "processes that read and tokenize; 0 = a background thread")
+    prefetch: int = at_least(1, 2, "batches kept ready")
     core_bundle: str | None = setting(None, "folder of the CORE bundle; by default the cache's")
     tasks: Tasks = field(default_factory=Tasks)  # own settings of each
     allow_host_change: bool = setting(
@@ -225,9 +144,9 @@ class DataConfig:
 class MeshConfig:
     """Devices by axis; one of them may be -1: what is left."""
 
-    data: int = _at_least(-1, -1, "copies of the weights, each with its share of the batch")
-    fsdp: int = _at_least(-1, 1, "weights and optimizer state in shards, gathered once a step")
-    tensor: int = _at_least(-1, 1, "heads, hidden units and vocabulary in shards")
+    data: int = at_least(-1, -1, "copies of the weights, each with its share of the batch")
+    fsdp: int = at_least(-1, 1, "weights and optimizer state in shards, gathered once a step")
+    tensor: int = at_least(-1, 1, "heads, hidden units and vocabulary in shards")
 
 
 @dataclass(frozen=True)
@@ -237,36 +156,36 @@ class TrainSettings:
     run_dir: str | None = setting(
         None, "folder of the run; by default runs/ and a name that tells what differs"
     )
-    seed: int = _at_least(0, 0, "of the first weights")
-    steps: int | None = _at_least(1, None, "of the optimizer; by default 20 tokens per parameter")
-    tokens_per_step: int = _at_least(1, 524_288, "of a step, over all devices and micro-batches")
-    batch_size: int = _at_least(1, 8, "sequences per device and micro-batch")
-    log_every: int = _at_least(1, 10, "steps between console lines; files have every step")
-    eval_every: int = _at_least(0, 250, "steps between validations; 0 = only at the end")
+    seed: int = at_least(0, 0, "of the first weights")
+    steps: int | None = at_least(1, None, "of the optimizer; by default 20 tokens per parameter")
+    tokens_per_step: int = at_least(1, 524_288, "of a step, over all devices and micro-batches")
+    batch_size: int = at_least(1, 8, "sequences per device and micro-batch")
+    log_every: int = at_least(1, 10, "steps between console lines; files have every step")
+    eval_every: int = at_least(0, 250, "steps between validations; 0 = only at the end")
     eval_first: bool = setting(True, "validate before the first step of a new run, too")
-    eval_tokens: int = _at_least(1, 10_485_760, "validation targets scored each time, at most")
+    eval_tokens: int = at_least(1, 10_485_760, "validation targets scored each time, at most")
     eval_loops: tuple[int, ...] = setting(
         (1, 3, 6, 9, 12), "loop counts that are scored, in one pass; the trained K always is"
     )
-    core_every: int = _at_least(
+    core_every: int = at_least(
         0, 0, "steps between CORE of a text model, and at the end; 0 = never"
     )
-    core_examples: int = _at_least(1, 500, "of each CORE task, at most")
-    diagnostics_every: int = _at_least(0, 0, "steps between norms per loop and layer; 0 = never")
-    save_every: int = _at_least(0, 250, "steps between checkpoints; 0 = only at the end")
-    save_minutes: float = _at_least(
+    core_examples: int = at_least(1, 500, "of each CORE task, at most")
+    diagnostics_every: int = at_least(0, 0, "steps between norms per loop and layer; 0 = never")
+    save_every: int = at_least(0, 250, "steps between checkpoints; 0 = only at the end")
+    save_minutes: float = at_least(
         0.0, 0.0, "minutes after which a checkpoint is due at the latest; 0 = no limit"
     )
-    keep: int = _at_least(1, 2, "newest checkpoints kept")
-    keep_every: int = _at_least(0, 0, "steps between checkpoints kept for good; 0 = none")
-    keep_best: int = _at_least(0, 0, "checkpoints kept for the lowest validation bits per byte")
+    keep: int = at_least(1, 2, "newest checkpoints kept")
+    keep_every: int = at_least(0, 0, "steps between checkpoints kept for good; 0 = none")
+    keep_best: int = at_least(0, 0, "checkpoints kept for the lowest validation bits per byte")
     init_from: str | None = setting(None, "RUN or RUN@STEP: a new run that starts with its weights")
     init_optimizer: bool = setting(
         False, "init_from with its optimizer's state; schedules start anew"
     )
-    sample_every: int = _at_least(0, 0, "steps between samples; 0 = only at the end")
-    sample_tokens: int = _at_least(0, 24, "tokens per prompt; 0 = no samples at all")
-    sample_temperature: float = _at_least(0.0, 0.0, "0 = the likeliest; else drawn by train.seed")
+    sample_every: int = at_least(0, 0, "steps between samples; 0 = only at the end")
+    sample_tokens: int = at_least(0, 24, "tokens per prompt; 0 = no samples at all")
+    sample_temperature: float = at_least(0.0, 0.0, "0 = the likeliest; else drawn by train.seed")
     sample_prompts: tuple[str, ...] = setting(
         ("The capital of France is", "If 5*x + 3 = 13, then x is"), "what samples begin with"
     )
@@ -368,7 +287,7 @@ def about(group: str) -> str:
         return fields(Settings)[group][0].__doc__.splitlines()[0]
     thing = options.registry[name]
     told = thing.__doc__
-    if options is Parts:  # one in each file, whose docstring says what it is: model/part.py
+    if options is Parts:  # one in each file, whose docstring says what it is: model/parts/base.py
         told = sys.modules[thing.__module__].__doc__ or told
     return (told or "").strip().partition("\n")[0]
 
@@ -517,11 +436,6 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     ):
         return value
     raise ConfigError(f"{key}={value!r} is not of type {plain.__name__}; give a value that is")
-
-
-def either(options: Sequence[Any]) -> str:
-    words = [str(o) for o in options]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _validate(config: Settings) -> None:

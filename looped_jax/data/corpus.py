@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from looped_jax import files
-from looped_jax.config.settings import DataConfig, either
+from looped_jax.config.options import either
+from looped_jax.config.settings import DataConfig
 from looped_jax.data.builtin_corpus import BUILTIN_VAL_SHARD, build_builtin
 from looped_jax.data.document_files import DocumentFile, ParquetFile, Share
 from looped_jax.data.text_files import JSONLinesFile, TextFile

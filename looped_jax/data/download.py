@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from looped_jax import cli
-from looped_jax.config.settings import either
+from looped_jax.config.options import either
 from looped_jax.data import openwebtext
 from looped_jax.data.datasets import DATASETS, RemoteFile, check_parquet
 from looped_jax.data.fetch import BUNDLE_URL, fetch, fetch_bundle

@@ -20,9 +20,10 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from looped_jax.config.options import setting
 from looped_jax.config.registry import OPTIMIZERS
 from looped_jax.config.resolved import Config
-from looped_jax.config.settings import OptimConfig, setting
+from looped_jax.config.settings import OptimConfig
 from looped_jax.model import transformer
 from looped_jax.model.transformer import Params
 from looped_jax.model.weights import Weights

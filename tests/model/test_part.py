@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from looped_jax.config.options import Parts
 from looped_jax.config.registry import LOOP_RULES, PARTS
 from looped_jax.config.settings import (
     MeshConfig,
     ModelSettings,
     OptimConfig,
-    Parts,
     Settings,
     TrainSettings,
 )

@@ -8,13 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from looped_jax.config.options import Optimizers, Parts
 from looped_jax.config.registry import OPTIMIZERS, PARTS
 from looped_jax.config.settings import (
     MeshConfig,
     ModelSettings,
     OptimConfig,
-    Optimizers,
-    Parts,
     Settings,
     TrainSettings,
 )

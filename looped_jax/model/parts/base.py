@@ -32,9 +32,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 
+from looped_jax.config.options import setting
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.config.settings import setting
 
 Array = jax.Array
 OF_MODEL = ("entry", "loop_start", "exit", "readout")
