@@ -1,0 +1,41 @@
+"""What the pages point at is there: files, programs, and settings by the names that they have."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from looped_jax.config.settings import setting_types
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(p for d in ("docs", "launch", "benchmarks", "examples")
+                                      for p in (*(ROOT / d).glob("*.md"),
+                                                *(ROOT / d).glob("*.ipynb")))])  # fmt: skip
+EXAMPLE = "group."  # of a setting, in prose
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page):
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), target
+    known = setting_types()
+    groups = {key.rpartition(".")[0] for key in known}
+    for name in re.findall(r"--config\.([a-z][\w.]*\w)", text):
+        assert name.startswith(EXAMPLE) or name in known or name in groups, name
+    for module in re.findall(r"python -m ((?:looped_jax|torch_ref|benchmarks)[\w.]*\w)", text):
+        assert importlib.util.find_spec(module), module
+
+
+def test_every_setting_in_the_tables_of_coming_from_exists():
+    known = setting_types()
+    found = 0
+    for page in ROOT.glob("docs/from_*.md"):
+        for name in re.findall(
+            r"`((?:model|optim|data|train)\.[\w.]+)[=`]", page.read_text("utf-8")
+        ):
+            assert name in known, f"{page.name}: {name}"
+            found += 1
+    assert found > 20
