@@ -236,7 +236,7 @@ def test_openwebtext_goes_on_where_it_was_stopped(hub, tmp_path, monkeypatch, st
         (["shakespeare", "--start_after=2", "--", "true"], "goes with fineweb-edu"),
         (["tinystories", "--dataset=me/mine"], "--dataset goes with fineweb-edu"),
         (["tinystories", "--bundle_url=https://x"], "--bundle_url goes with core"),
-        (["shakespear"], "invalid choice"),
+        (["shakespear"], "is no data set; choose"),
     ],
 )
 def test_names_and_flags_that_do_not_go_together_are_named(arguments, words, capsys):
