@@ -33,6 +33,7 @@ def config(**train):
     return resolve(Settings.from_dict(settings), vocab_size=300)
 
 
+@pytest.mark.slow
 def test_it_is_what_evaluate_finds_and_changes_nothing(home, tmp_path):
     run, bundle = tmp_path / "run", write_bundle(tmp_path / "bundle")
     asked = (f"--config.data.core_bundle={bundle}", "--config.train.core_every=2",

@@ -108,6 +108,7 @@ def test_two_processes_train_one_run(uninterrupted):
     assert len(list((run_dir / "tensorboard").glob("events.*"))) == 1
 
 
+@pytest.mark.slow
 def test_after_a_death_the_others_end_soon_and_the_run_goes_on(home, uninterrupted, tmp_path):
     programs = start(home, tmp_path, mesh="data=4 fsdp=2")
     wait_for(programs[0], "step 7/")
@@ -123,6 +124,7 @@ def test_after_a_death_the_others_end_soon_and_the_run_goes_on(home, uninterrupt
     assert_same_run(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_one_signal_stops_all_at_one_step_and_the_run_goes_on(home, uninterrupted, tmp_path):
     programs = start(home, tmp_path, mesh="data=4 fsdp=2")
     wait_for(programs[0], "step 3/")
@@ -137,6 +139,7 @@ def test_one_signal_stops_all_at_one_step_and_the_run_goes_on(home, uninterrupte
     assert_same_run(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_minutes_save_all_processes_at_one_step_and_samples_are_drawn(
     home, uninterrupted, tmp_path
 ):
@@ -151,6 +154,7 @@ def test_minutes_save_all_processes_at_one_step_and_samples_are_drawn(
     assert_same_run(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_tensor_axis_across_processes_reads_the_text_of_one(home, tmp_path):
     """Eight devices of two processes share every row; a single device must see the same run."""
     sizes = ("--config.model.width=64", "--config.model.heads=8", "--config.train.batch_size=16")
@@ -171,6 +175,7 @@ def test_a_tensor_axis_across_processes_reads_the_text_of_one(home, tmp_path):
     np.testing.assert_allclose(list(moved.values()), list(one.values()), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_another_number_of_hosts_is_refused_or_followed(home, tmp_path):
     mesh = "data=4 fsdp=2"
     programs = start(home, tmp_path, mesh=mesh)

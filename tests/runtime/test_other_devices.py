@@ -73,7 +73,7 @@ def together(home, devices, *command):
     return ["".join(x for x in each if not x.startswith("[Gloo]")) for each in lines]
 
 
-@pytest.fixture(scope="module", params=[8, 1])
+@pytest.fixture(scope="module", params=[8, pytest.param(1, marks=pytest.mark.slow)])
 def trained(home, tmp_path_factory, request):
     """(devices that trained it, run folder): on eight, fsdp, data and tensor hold two each."""
     run_dir = tmp_path_factory.mktemp(f"trained_on_{request.param}")
@@ -99,6 +99,7 @@ def test_it_opens_and_writes_on_any_number_of_devices(home, trained, tmp_path):
         np.testing.assert_array_equal(one["texts"], other["texts"])
 
 
+@pytest.mark.slow
 def test_every_program_takes_it_elsewhere(home, trained, tmp_path):
     here, run_dir = trained
     elsewhere = {8: 1, 1: 8}[here]
@@ -135,6 +136,7 @@ def test_a_run_goes_on_elsewhere(home, trained, tmp_path):
     np.testing.assert_allclose(list(before.values()), list(after.values()), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_meshes_and_processes_change_no_text_and_no_score(home, trained, tmp_path):
     _, run_dir = trained
     generate = ("-m", "looped_jax.generate", "--checkpoint", run_dir, "--temperature=0.7")
@@ -161,6 +163,7 @@ def test_meshes_and_processes_change_no_text_and_no_score(home, trained, tmp_pat
 
 
 @pytest.mark.skipif(not BUNDLE.is_dir(), reason="needs shared/data beside the project")
+@pytest.mark.slow
 def test_tasks_are_decided_alike_in_two_processes(home, trained, tmp_path):
     _, run_dir = trained
     core = ("-m", "looped_jax.evaluate", "--checkpoint", run_dir, "--modes=core", "--loops=1,2")

@@ -359,6 +359,7 @@ def test_a_file_that_is_anything_else_is_refused(content, message, tmp_path, mon
     assert not (tmp_path / "harm-done").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [8])
 def test_what_many_devices_trained_converts_on_one(home, tmp_path, devices):
     """Training is a process of its own with eight devices; converting runs with one."""

@@ -100,7 +100,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(CheckpointError, match=r"train.run_dir: .*file/run.*cannot be written.*give another"):
+    with pytest.raises(
+        CheckpointError, match=r"train.run_dir: .*file/run.*cannot be written.*give another"
+    ):
         Checkpoints(blocked / "run")
 
 
