@@ -243,7 +243,7 @@ def merge(before: Found, now: Found) -> tuple[list[int], dict[str, list[float | 
 def table(scores: Scores, loops: Sequence[int]) -> str:
     """A line per metric, a column per loop count."""
     width = max(len(name) for name in scores)
-    lines = [f"{'loops':<{width}}" + "".join(f"{k:>10}" for k in loops)]
+    lines = [f"{'loops':<{width}}" + "".join(f"{k:>12}" for k in loops)]
     for name, values in scores.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{value:>10.5g}" for value in values))
+        lines.append(f"{name:<{width}}" + "".join(f"{value:>12.5g}" for value in values))
     return "\n".join(lines)
