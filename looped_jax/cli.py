@@ -314,7 +314,9 @@ def _import_own(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # a module of the user's own may raise anything
             raise ConfigError(f"--import={module}: {error}; give a module's name") from error
 
 
@@ -379,7 +381,7 @@ def _add_settings(
             f"--config.{key}",
             type=_value(key, one.kind),
             default=argparse.SUPPRESS,
-            metavar=_LABELS[str(one.kind) if plain is tuple else plain.__name__],
+            metavar=_LABELS.get(str(one.kind) if plain is tuple else plain.__name__, "VALUE"),
             help=_help(one, shown.get(key)) if shown else "",
             **({"nargs": "?", "const": True} if plain is bool else {}),
         )

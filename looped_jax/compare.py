@@ -1,6 +1,6 @@
 """Compare runs: one page on their losses, norms and gradients, from their metrics.jsonl.
 
-    looped-jax compare runs/check/* --out runs/check/comparison
+    looped-jax compare runs/check/* --out runs/check_comparison
 
 Writes index.html, which needs no other file, PNGs and comparison.json.
 """

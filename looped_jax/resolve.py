@@ -21,7 +21,7 @@ from looped_jax.model import transformer
 NAMED = {
     f"model.{name}"
     for name in ("variant", "loops", "layers", "loss", "width", "attention", "latent_rank",
-                 "kv_heads", "window_pattern", "vocab_size", *PERFORMANCE)
+                 "kv_heads", "window_pattern", *PERFORMANCE)
 }  # fmt: skip
 DATA = ("path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
         "tokenizer_vocab_size", "bos_token")  # fmt: skip

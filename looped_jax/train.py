@@ -22,7 +22,7 @@ from looped_jax import cli, errors
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import micro_batches
 from looped_jax.config.settings import Settings
-from looped_jax.errors import TrainingError
+from looped_jax.errors import CheckpointError, TrainingError
 from looped_jax.model import attention_kernels, flops
 from looped_jax.resolve import resolve
 from looped_jax.runtime import distributed, hardware, sharding
@@ -87,12 +87,18 @@ def _train(
     rows = task.train_rows(config, batch_size=rows_per_step, shard=shard)
     opened.callback(rows.close)
     loop_counts = tuple(sorted({*train.eval_loops, model.loops}))
+    judge = task.judge(config, mesh, loop_counts=loop_counts, shard=shard)
     evaluations = task.evaluations(config, mesh, loop_counts=loop_counts)
 
     # ---- fresh weights, or the last checkpoint --------------------------------------------------
     start, meta = checkpoints.latest() or 0, RunMeta(step=0)
     if start:
         meta = checkpoints.meta(start)
+        if not meta.positions:
+            raise CheckpointError(
+                f"train.run_dir={run_dir} holds converted weights, no run to go on with; give "
+                f"another folder, and --config.train.init_from={run_dir}"
+            )
         hosts = len(meta.positions)
         if hosts != shard.count and config.data.allow_host_change:
             meta.fingerprint["data"]["hosts"] = shard.count
@@ -147,7 +153,6 @@ def _train(
         f"of {peak / 1e12:.2f} TFLOP/s ({peak_source})"
     )
     log(f"step compiled in {time.perf_counter() - began:.1f} s; {memory_of(step_programs[False])}")
-    judge = task.judge(config, mesh, loop_counts=loop_counts, shard=shard)
 
     # ---- the steps ------------------------------------------------------------------------------
     step_logger = StepLogger(

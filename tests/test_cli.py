@@ -78,6 +78,15 @@ def test_every_setting_says_what_it_means():
     assert not silent
 
 
+def test_a_setting_given_by_its_new_name_wins_over_a_file_that_has_the_old_one(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("train: {inside_every: 10}")
+    found = cli.parse("train", ["--config", str(path), "--config.train.diagnostics_every=5"])
+    assert found.settings.train.diagnostics_every == 5
+    alone = cli.parse("train", ["--config", f"{path}:tiny"])
+    assert alone.settings.train.diagnostics_every == 10
+
+
 def test_help_shows_the_values_of_a_config(capsys):
     assert "K, times the blocks are run [4]" in shown(capsys, *TINY, "--help")
 

@@ -14,7 +14,7 @@ from looped_jax.config.settings import (
     default_config,
 )
 from looped_jax.errors import ConfigError
-from looped_jax.resolve import resolve
+from looped_jax.resolve import resolve, run_name
 
 
 @pytest.mark.parametrize("preset", [None, "paper", "tiny"])
@@ -67,6 +67,11 @@ def test_heads_by_default_are_the_fewest_that_cut_the_width():
 def test_names_of_earlier_versions_are_read():
     settings = Settings.from_dict({"train": {"inside_every": 5}, "data": {"follow_hosts": True}})
     assert settings.train.diagnostics_every == 5 and settings.data.allow_host_change
+
+
+def test_what_changes_a_result_changes_the_name():
+    wider = Settings(model=ModelSettings(vocab_size=8192))
+    assert run_name(wider) != run_name(Settings())
 
 
 def test_windows_and_scored_loops():

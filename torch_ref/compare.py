@@ -323,7 +323,14 @@ def train_torch(
 
 
 def check_recipe(config: Config) -> None:
-    """Raise ConfigError where the optimizer is set to what torch_ref holds constant."""
+    """Raise ConfigError where the model or optimizer is set to what torch_ref does not have."""
+    if config.optim.optimizer != "muon":
+        raise ConfigError(
+            f"optim.optimizer={config.optim.optimizer}: the PyTorch side has muon alone; "
+            "leave it at that to compare"
+        )
+    if parts := config.model.parts.on():
+        raise ConfigError(f"model.parts.{parts[0]}: the PyTorch side has no parts; leave it off")
     constants = {
         "momentum_start": torch_optim.MOMENTUM_FROM,
         "momentum_end": torch_optim.MOMENTUM_TO,

@@ -22,7 +22,7 @@ import yaml
 
 from looped_jax.config import presets
 from looped_jax.config.registry import LOOP_RULES
-from looped_jax.config.settings import all_settings, nearest, plain_type
+from looped_jax.config.settings import RENAMED, all_settings, nearest, plain_type
 from looped_jax.errors import ConfigError, UserError
 
 Values = dict[str, Any]  # settings by group, as Settings.from_dict takes and checks them
@@ -51,6 +51,8 @@ def put(values: Values, key: str, value: Any) -> None:
     *groups, name = key.split(".")
     for group in groups:
         values = values.setdefault(group, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}: {group}={values!r} is no group of settings; give one")
     values[name] = value
 
 
@@ -117,7 +119,8 @@ def _of_data(path: Path, preset: str) -> Values:
         presets.check(preset)
     values = presets.make("FLT", preset).to_dict() if preset else {}
     known = all_settings()
-    for key, value in _leaves(given):
+    for old, value in _leaves(given):
+        key = RENAMED.get(old, old)
         if isinstance(value, str) and key in known:  # YAML takes 1e-3 for a text
             with contextlib.suppress(ValueError, KeyError):  # what is wrong is said of all later
                 value = parse(value, known[key].kind)

@@ -64,6 +64,7 @@ class Corpus:
             )
         for file in (*corpus.train, *corpus.val):
             file.check()
+        _check_shares(corpus.train, corpus.val)
         return corpus
 
     @classmethod
@@ -88,6 +89,7 @@ class Corpus:
                 )
         for file in (*corpus.train[:1], *corpus.val):
             file.check()
+        _check_shares(corpus.val)
         return corpus
 
     def fingerprint(self) -> dict[str, Any]:
@@ -163,6 +165,19 @@ def _chosen(data: DataConfig, *, cut: bool = True) -> Corpus:
     return Corpus(tuple(map(_file, train_paths)), tuple(map(_file, val)))
 
 
+def _check_shares(*parts: Sequence[DocumentFile]) -> None:
+    """Raise DataError unless each part has documents: one file of several may have none."""
+    for part in parts:
+        share = part[0].share
+        if share is not None and not any(file.has_documents() for file in part):
+            kind, mend = ("validate", "raise") if share.validates else ("train on", "lower")
+            raise DataError(
+                f"data.val_share={share.of_all} leaves no document of "
+                f"{part[0].path if len(part) == 1 else part[0].path.parent} to {kind}; {mend} "
+                "it, or give more text"
+            )
+
+
 def _file(path: Path, share: Share | None = None) -> DocumentFile:
     return KINDS.get(path.suffix, TextFile)(path, share)
 
@@ -188,6 +203,12 @@ def _text_files(root: Path) -> list[Path]:
             and not any(part.startswith(".") for part in path.relative_to(root).parts)
             and path.stem.lower() not in _NO_CORPUS
         ]
+        # What lies beside parquet shards, such as a list of their addresses, is no text of theirs.
+        shards = [path for path in found if path.suffix == ".parquet"]
+        if shards and len(shards) < len(found) and not any(split_of(p, root) for p in found):
+            others = sorted({*found} - {*shards})
+            print(f"data.path: beside parquet shards, left out: {others[0].name}", flush=True)
+            return shards
         if found:
             return found
     raise DataError(f"data.path: {root} holds no {kinds} file; give a folder that does")

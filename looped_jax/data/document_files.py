@@ -73,14 +73,12 @@ class DocumentFile(abc.ABC):
         return [text for text in self._read(group) if self.share is None or text in self.share]
 
     def check(self) -> None:
-        """Raise DataError unless the file is whole and has documents in its share."""
+        """Raise DataError unless the file is whole."""
         self._check_format()
-        if self.share is not None and not any(self[group] for group in range(len(self))):
-            kind, mend = ("validate", "raise") if self.share.validates else ("train on", "lower")
-            raise DataError(
-                f"data.val_share={self.share.of_all} leaves no document of {self.path} to {kind}; "
-                f"{mend} it, or give more text"
-            )
+
+    def has_documents(self) -> bool:
+        """Whether any document falls into its share."""
+        return any(self[group] for group in range(len(self)))
 
     def describe(self) -> dict[str, Any]:
         """What two files of the same text share, ready for JSON."""

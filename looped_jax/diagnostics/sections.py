@@ -33,7 +33,13 @@ def summary(model: TrainedModel, tokens: TokenMeasurements) -> list[str]:
     best = int(nats.argmin()) + 1
     lines = [
         f"The loss is lowest at {best} loops ({nats[best - 1]:.4f} nats); after the first loop it "
-        f"is {nats[0]:.4f}, at the trained {trained} loops {nats[trained - 1]:.4f}."
+        f"is {nats[0]:.4f}"
+        + (
+            f", at the trained {trained} loops {nats[trained - 1]:.4f}"
+            if trained <= len(nats)
+            else ""
+        )
+        + "."
     ]
     if tokens.loops > 1:
         change, agree = tokens.mean(tokens.change), tokens.mean(tokens.agreement())

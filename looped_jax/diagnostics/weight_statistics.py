@@ -35,7 +35,8 @@ def compute(params: Mapping[str, Any]) -> dict[str, MatrixStatistics]:
 def _statistics(weight: np.ndarray) -> MatrixStatistics:
     # Eigenvalues of the Gram matrix of the short side: an embedding has 150,000 rows, but only a
     # few hundred singular values.
-    short = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    matrix = weight.reshape(len(weight), -1)  # vectors are matrices of one column
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(short @ short.T), 0))
     shares = values[values > 0] / max(values.sum(), 1e-300)
     counts, edges = np.histogram(weight, bins=BINS)

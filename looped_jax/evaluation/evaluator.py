@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
@@ -161,6 +162,9 @@ class Evaluator:
     def sample(self) -> Scores:
         """Greedy texts at every loop count, on the console and in samples.txt."""
         settings, lines = self.model.config.train, []
+        if not settings.sample_prompts:
+            self.log("sample: left out; train.sample_prompts is empty")
+            return {}
         for k in self.loops:
             texts = self.model.generate(settings.sample_prompts, tokens=24, loops=k)
             lines += [
@@ -173,8 +177,11 @@ class Evaluator:
 
     def bundle(self) -> Path:
         """The CORE bundle: the folder given, data.core_bundle, or the cache's, downloaded once."""
-        if given := self.args.bundle or self.model.config.data.core_bundle:
-            return Path(given)
+        if self.args.bundle:
+            return Path(self.args.bundle)
+        of_run = self.model.config.data.core_bundle
+        if of_run and (Path(of_run) / "core.yaml").is_file():  # not where a run was moved to
+            return Path(of_run)
         folder = core.cached_bundle()
         if not self.first:
             distributed.gather_json(None)  # until the first process has it
@@ -195,10 +202,15 @@ class Evaluator:
         if not self.first:
             return
         path = self.out / "scores.json"
-        loops, merged = merge(read_scores(path, step=self.model.step), (self.loops, scores))
-        report = {
+        checkpoint = self.folder / "checkpoints" / str(self.model.step)
+        of = {
             "checkpoint": str(self.args.checkpoint),
             "step": self.model.step,
+            "saved": checkpoint.stat().st_mtime,  # a run of the same name may have taken its place
+        }
+        loops, merged = merge(read_scores(path, **of), (self.loops, scores))
+        report = {
+            **of,
             "trained_loops": self.model.config.model.loops,
             "loops": list(loops),
             "scores": merged,
@@ -218,15 +230,17 @@ class Evaluator:
 Found = tuple[Sequence[int], Mapping[str, Sequence[float | None]]]  # loop counts, and scores
 
 
-def read_scores(path: Path, *, step: int) -> Found:
-    """What a scores.json holds of the checkpoint of `step`. Raises DataError for a damaged one."""
+def read_scores(path: Path, **of: Any) -> Found:
+    """What a scores.json holds `of` this checkpoint. Raises DataError for a damaged one."""
     if not path.is_file():
         return (), {}
     try:
         report = json.loads(path.read_text("utf-8"))
-        same = report["step"] == step
-        return (report["loops"], report["scores"]) if same else ((), {})
-    except (ValueError, KeyError, TypeError) as error:
+        loops, scores = report["loops"], report["scores"]
+        if any(len(values) != len(loops) for values in scores.values()):
+            raise ValueError("not a score for every loop count")
+        return (loops, scores) if {key: report.get(key) for key in of} == of else ((), {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); move it away") from error
 
 

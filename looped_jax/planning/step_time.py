@@ -102,6 +102,8 @@ def newton_schulz_flops(config: Config, *, devices: int = 1) -> float:
     and the update. Matrices of one shape are dealt out to `devices`; the last rounds up.
     """
     m = config.model
+    if config.optim.optimizer != "muon":
+        return 0.0
     source = m.latent_rank if m.attention == "mla" else m.width
     kv = (source, m.kv_heads * m.head_dim)
     layer = [(m.width, m.width)] * 2 + [kv] * 2 + [(m.width, 4 * m.width)] * 2

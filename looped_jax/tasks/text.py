@@ -90,7 +90,7 @@ class Text(Task):
 
     def samples(self, model: TrainedModel) -> list[str]:
         train = model.config.train
-        if not train.sample_tokens:
+        if not (train.sample_tokens and train.sample_prompts):
             return []
         texts = model.generate(
             train.sample_prompts,

@@ -7,6 +7,7 @@ folder appears by one rename once everything in it is written.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,10 +69,11 @@ class Checkpoints:
         An error of the previous, still running save is raised here too.
         """
         params, training = _split(state)
+        finite = meta.score is not None and math.isfinite(meta.score)  # NaN is no best
         try:
             self._manager.save(
                 step,
-                metrics=None if meta.score is None else {"score": meta.score},
+                metrics={"score": meta.score} if finite else None,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     training=ocp.args.StandardSave(training),

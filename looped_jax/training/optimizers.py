@@ -177,8 +177,11 @@ class Optimizer:
         raise NotImplementedError
 
     def evaluation_params(self, state: TrainState) -> Params:
-        """The weights that are scored, sampled from and studied: an optimizer that averages
-        weights, or trains others than it means, gives them here."""
+        """The weights that training validates, samples from and chooses the best checkpoint by.
+
+        An optimizer that averages weights, or trains others than it means, gives them here. What
+        is saved, and what `load` opens, are the weights that are trained.
+        """
         return state.params
 
 

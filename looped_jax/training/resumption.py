@@ -18,6 +18,11 @@ def check_extends(config: Config, before: int, done: int) -> None:
     before the warm-down began, where there is no warm-up by share.
     """
     steps, run = config.train.steps, config.train.run_dir
+    if done > steps:
+        raise CheckpointError(
+            f"train.steps={steps}: {run} has taken {done} steps already; give at least as many, or "
+            "another train.run_dir"
+        )
     if not optimizers.same_until(config.optim, before, steps, done):
         raise CheckpointError(
             f"train.steps={steps}: {run} was to end at step {before}, and its learning rates up to "

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from looped_jax.data import text_files
-from looped_jax.data.corpus import KINDS
+from looped_jax.data.corpus import KINDS, RowGroups
 from looped_jax.data.document_files import ParquetFile, Share
 from looped_jax.data.text_files import JSONLinesFile, TextFile
 from looped_jax.errors import DataError
+from tests.corpora import open_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -191,16 +192,34 @@ def test_more_text_moves_no_document_between_training_and_validation(tmp_path):
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        (
-            Share(0.0, validates=True),
-            "val_share=0.0 leaves no document .* validate; raise it",
-        ),
-        (Share(1.0, validates=False), "val_share=1.0 leaves no document .* train on; lower it"),
+        (0.0, "val_share=0.0 leaves no document .* validate; raise it"),
+        (1.0, "val_share=1.0 leaves no document .* train on; lower it"),
     ],
 )
 def test_a_share_without_documents_is_named(tmp_path, share, message):
+    path = written(tmp_path / "a.txt", "text")
     with pytest.raises(DataError, match=message):
-        TextFile(written(tmp_path / "a.txt", "text"), share).check()
+        open_corpus(path, val_share=share)
+
+
+def test_of_many_small_files_each_may_lie_in_one_share_alone(tmp_path):
+    for n in range(12):
+        written(tmp_path / f"{n:02}.txt", f"the only document, number {n}")
+    corpus = open_corpus(tmp_path, val_share=0.3)
+    train, val = (
+        [text for group in range(len(groups)) for text in groups[group]]
+        for groups in (RowGroups(corpus.train), RowGroups(corpus.val))
+    )
+    assert train and val and len(train) + len(val) == 12 and not {*train} & {*val}
+
+
+def test_what_lies_beside_parquet_shards_is_no_text_of_theirs(tmp_path, capsys):
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"text": ["text"]}), tmp_path / f"{name}.parquet")
+    written(tmp_path / "urls.txt", "https://localhost/a")
+    corpus = open_corpus(tmp_path)
+    assert [file.name for file in (*corpus.train, *corpus.val)] == ["a.parquet", "b.parquet"]
+    assert "left out: urls.txt" in capsys.readouterr().out
 
 
 def test_two_shares_of_a_file_are_told_apart(tmp_path):

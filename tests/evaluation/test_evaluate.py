@@ -205,12 +205,15 @@ def test_scores_are_merged_by_metric_and_loop_count(tmp_path):
     }  # fmt: skip
     figures.against_loops(merged, loops, trained=4, path=tmp_path / "scores")
     assert (tmp_path / "scores.png").stat().st_size > 10_000
-    (tmp_path / "scores.json").write_text(json.dumps({"step": 3, "loops": [1], "scores": {}}))
-    assert evaluator.read_scores(tmp_path / "scores.json", step=3) == ([1], {})
-    assert evaluator.read_scores(tmp_path / "scores.json", step=4) == ((), {})
-    (tmp_path / "scores.json").write_text("{")
-    with pytest.raises(DataError, match="scores.json is damaged .*move it away"):
-        evaluator.read_scores(tmp_path / "scores.json", step=3)
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"step": 3, "saved": 1.5, "loops": [1], "scores": {"bpb": [2.0]}}))
+    assert evaluator.read_scores(path, step=3, saved=1.5) == ([1], {"bpb": [2.0]})
+    for other in ({"step": 4, "saved": 1.5}, {"step": 3, "saved": 2.5}):
+        assert evaluator.read_scores(path, **other) == ((), {})
+    for damaged in ("{", json.dumps({"step": 3, "loops": [1], "scores": {"bpb": [2.0, 1.0]}})):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match="scores.json is damaged .*move it away"):
+            evaluator.read_scores(path, step=3)
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,13 @@ def test_a_site_that_nobody_calls_is_refused(each_layer, sites, message):
         looking_back(each_layer, sites)
 
 
+def test_a_part_may_derive_from_another():
+    class Quieter(PARTS["kv_shift"]):
+        """Says nothing of its own sites."""
+
+    assert Quieter.key is PARTS["kv_shift"].key
+
+
 def test_matrices_have_two_axes():
     with pytest.raises(ValueError, match="a matrix has two axes"):
         weight(jnp.zeros((3, 4, 4)), None, "embed", "heads")

@@ -112,7 +112,7 @@ class Part(nnx.Module):
                 f"part {cls.__name__} of {scope} acts at {', '.join(wrong)}, which is no site of "
                 f"{scope}: {', '.join(sites)}; correct it, begin its name with _, or set each_layer"
             )
-        if not acts:
+        if not any(callable(getattr(cls, site, None)) for site in sites):
             raise TypeError(
                 f"part {cls.__name__} acts at no site; give it one of {', '.join(sites)}"
             )
