@@ -20,7 +20,7 @@ from looped_jax.training import fingerprint, optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.run_folder import read_config
 from tests import QUICK
-from tests.test_train import ROOT
+from tests.test_train import ROOT, until
 from tests.test_train import start as start_one
 
 STEPS = 16
@@ -112,6 +112,7 @@ def test_two_processes_train_one_run(uninterrupted):
 def test_after_a_death_the_others_end_soon_and_the_run_goes_on(home, uninterrupted, tmp_path):
     programs = start(home, tmp_path, mesh="data=4 fsdp=2")
     wait_for(programs[0], "step 7/")
+    until((tmp_path / "checkpoints" / "5").is_dir)  # it is written beside the steps
     programs[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     codes, _, err = finish(programs)
