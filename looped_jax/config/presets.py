@@ -45,7 +45,7 @@ def paper(config: ConfigDict) -> None:
 
 
 def tiny(config: ConfigDict) -> None:
-    """About five minutes on two cores, offline, on real text that every machine has."""
+    """Some minutes on two cores, offline, on real text that every machine has."""
     config.model.layers = 2
     config.model.loops = 4
     config.model.width = 128

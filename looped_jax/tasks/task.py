@@ -6,6 +6,7 @@ of your own: it is then a choice of `data.task`.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +67,7 @@ class Evaluation(Protocol):
         ...
 
 
-class Task:
+class Task(abc.ABC):
     """Base of all tasks, made from the settings of a run. Raises DataError or ConfigError.
 
     vocab_size: entries of the vocabulary
@@ -74,16 +75,17 @@ class Task:
 
     vocab_size: int
 
+    @abc.abstractmethod
     def __init__(self, settings: Settings):
         """Open what the rows are made of, and check it."""
 
+    @abc.abstractmethod
     def fingerprint(self) -> dict[str, dict]:
         """What two runs on the same rows share, ready for JSON: "data", and more if there is."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:
         """This shard of all rows, `batch_size` at a time."""
-        raise NotImplementedError
 
     def row_shapes(self, config: Config) -> Any:
         """Shape and type of one row of a training batch: a tree of jax.ShapeDtypeStruct."""
@@ -102,11 +104,11 @@ class Task:
         """
         return None
 
+    @abc.abstractmethod
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
     ) -> Judge:
         """Of at most train.eval_tokens targets, the same ones whatever the mesh."""
-        raise NotImplementedError
 
     def evaluations(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...]
@@ -122,7 +124,7 @@ class Task:
             )
         return [Samples(self, config, mesh)]
 
-    def save(self, run_dir: Path) -> None:
+    def save(self, run_dir: Path) -> None:  # noqa: B027 - a task may have nothing to save
         """Put what a trained model needs, as a tokenizer, into its folder."""
 
     def trained_model(

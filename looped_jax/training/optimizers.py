@@ -9,6 +9,7 @@ al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections import defaultdict
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def _orthogonalize_by_shape(
 ADAMW_RATES = ("embedding_learning_rate", "head_learning_rate", "vector_learning_rate")
 
 
-class Optimizer:
+class Optimizer(abc.ABC):
     """How weights are updated; see model/weights.py for what each weight says of itself.
 
     rates: the learning rates of OptimConfig that it uses, beside those of its own settings
@@ -160,6 +161,7 @@ class Optimizer:
 
     rates: ClassVar[tuple[str, ...]] = ()
 
+    @abc.abstractmethod
     def transformation(
         self,
         config: OptimConfig,
@@ -174,7 +176,6 @@ class Optimizer:
         Gradients come clipped. `multiplier` scales every learning rate. State that has a weight's
         name lies on `mesh` as that weight does, along each dimension of the weight's size.
         """
-        raise NotImplementedError
 
     def evaluation_params(self, state: TrainState) -> Params:
         """The weights that training validates, samples from and chooses the best checkpoint by.

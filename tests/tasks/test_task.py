@@ -176,6 +176,14 @@ def test_resume_and_meshes_change_nothing(tmp_path, devices, mesh):
     assert resumed == straight
 
 
+def test_what_a_task_has_to_have_is_asked_for_when_it_is_made(count):
+    class Unjudged(count):
+        judge = Task.judge
+
+    with pytest.raises(TypeError, match="abstract method.*judge"):
+        Unjudged(Settings.from_dict({"data": {"task": "count"}}))
+
+
 def test_its_settings_are_settings_and_part_of_the_run(tmp_path, devices):
     assert "data.tasks.count.stride" in all_settings()
     train.train(settings(tmp_path, steps=4))
