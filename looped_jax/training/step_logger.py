@@ -78,14 +78,12 @@ class StepLogger:
         self._pending = Submitted(step, metrics, waited, epochs)
 
     def flush(self) -> None:
-        """Wait for the step submitted last and record it. Raises NonFiniteLossError."""
+        """Wait for the step submitted last and record it. Raises NonFiniteLossError, when it has."""
         if self._pending is None:
             return
         submitted, self._pending = self._pending, None
         step, waited = submitted.step, submitted.waited
         values = jax.tree.map(lambda v: np.asarray(v).tolist(), jax.device_get(submitted.metrics))
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise NonFiniteLossError(step, values["loss"], values["grad_norm"])
         smooth = self.loss_ema.update(values["loss"])
         rate = self.throughput.tick(step)
         seconds = self._settings.tokens_per_step / rate
@@ -117,6 +115,8 @@ class StepLogger:
             }
             | ({} if self.epochs is None else {"total/epochs": self.epochs}),
         )
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise NonFiniteLossError(step, values["loss"], values["grad_norm"])
         if diagnosed:
             of_step = values["diagnostics"].items()
             signals = {f"diagnostics/{name}": value for name, value in of_step}
