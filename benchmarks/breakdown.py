@@ -49,7 +49,7 @@ from looped_jax.config.settings import (
     TrainSettings,
 )
 from looped_jax.model import attention_kernels, block, loss, transformer
-from looped_jax.plotting import figures
+from looped_jax.plotting import figure_files, figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.tasks.text import Text
@@ -473,9 +473,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "parts": [dataclasses.asdict(row) for row in rows],
         }  # fmt: skip
         files.write_text(args.out / "breakdown.json", json.dumps(record, indent=1))
-        figure = draw(rows, title)
-        for ending in ("png", "svg"):
-            figure.savefig(args.out / f"breakdown.{ending}", dpi=110)
+        figure_files.save(draw(rows, title), args.out / "breakdown")
         log(f"open {args.out / 'breakdown.png'}")
 
 

@@ -9,15 +9,8 @@ on a plateau of the loss, with a strongly varying gradient norm and a growing no
 stream; FLT trains on.
 
 Every finished run is one line of <out>/runs.jsonl, so a sweep that was stopped continues.
-benchmarks/claim.md has the results. A run is judged by two signs, never by the norm of the
-residual stream:
-
-plateau     its last losses are PLATEAU_GAP nats above those of one loop with the same seed, and in
-            the second half it gained less than PLATEAU_GAIN of what one loop gained
-gradient    the coefficient of variation (CV) of its gradient norm exceeds MAX_CV, or the
-            gradient norm's peak exceeds MAX_PEAK times that of one loop
-
-Both signs: collapsed; one: unstable; none: trains.
+benchmarks/claim.md has the results. A run is judged by the two signs of
+looped_jax/comparison/verdict.py, never by the norm of the residual stream.
 """
 
 from __future__ import annotations
@@ -25,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -37,8 +29,10 @@ import jax
 import numpy as np
 
 from benchmarks import claim_figures
-from benchmarks.claim_runs import Run, Setting, Verdict
+from benchmarks.claim_runs import Run, Setting
 from looped_jax import files
+from looped_jax.comparison import verdict
+from looped_jax.comparison.verdict import TAIL, Verdict
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.config.settings import DataConfig, MeshConfig
@@ -49,13 +43,6 @@ from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.training import optimizers, train_step
 
-# In the PyTorch reference, at the laptop preset, runs that train have a gradient-norm CV of 0.14 to
-# 0.35 and a peak below three times that of one loop; LT at the same learning rate has a CV of 0.54
-# to 3.9 and a peak of 6 to 65 times. The thresholds lie between.
-PLATEAU_GAP, PLATEAU_GAIN = 0.5, 0.5
-MAX_CV, MAX_PEAK = 0.5, 5.0
-BURN_IN = 10  # first steps, left out of the gradient-norm CV
-TAIL = 10  # losses that are averaged
 NORMS_EVERY = 5  # steps between recorded norms of the residual stream
 
 
@@ -263,24 +250,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def judge(line: dict[str, Any], single: dict[str, Any]) -> Verdict:
     """The verdict on a run, against the run of one loop with the same seed and number of steps."""
-    half, end = _levels(line["loss"])
-    single_half, single_end = _levels(single["loss"])
-    norms = np.array(line["grad_norm"], float)
-    cv = float(norms[BURN_IN:].std() / norms[BURN_IN:].mean())
-    peak = float(norms.max())
-    plateau = not math.isfinite(end) or (
-        end - single_end > PLATEAU_GAP and half - end < PLATEAU_GAIN * (single_half - single_end)
-    )
-    varies = not math.isfinite(peak) or (cv > MAX_CV or peak > MAX_PEAK * max(single["grad_norm"]))
-    outcome = ("trains", "unstable", "collapsed")[int(plateau) + int(varies)]
-    first, last = line["mean_norms"][0], line["mean_norms"][-1]
-    return Verdict(outcome, half, end, line["held_out"], cv, peak, first, last)
-
-
-def _levels(losses: Sequence[float]) -> tuple[float, float]:
-    """Mean of the TAIL last losses of the first half, and of all."""
-    half = len(losses) // 2
-    return float(np.mean(losses[half - TAIL : half])), float(np.mean(losses[-TAIL:]))
+    one_loop = single["loss"], single["grad_norm"]
+    return verdict.judge(line["loss"], line["grad_norm"], one_loop)
 
 
 def judge_all(lines: list[dict[str, Any]], setting: Setting) -> list[tuple[dict, Verdict]]:

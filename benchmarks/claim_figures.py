@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.claim_runs import Setting, Verdict
-from looped_jax import files
-from looped_jax.plotting import figures
+from benchmarks.claim_runs import Setting
+from looped_jax.comparison.verdict import Verdict
+from looped_jax.plotting import figure_files, figures
 
 # Results of the PyTorch reference at the laptop preset on another corpus, a row per seed: loss at
 # 100 and 200 steps, peak and coefficient of variation of the gradient norm, norm of the residual
@@ -66,14 +65,12 @@ def table(judged: Judged, *, reference: bool) -> str:
         name += (f" ×{rate:g} rate" if rate != 1 else "") + f", {steps} steps"
         cells = [
             ", ".join(v.outcome for v in verdicts),
-            *(
-                " ".join(format(getattr(v, field), form) for v in verdicts)
-                for field, form in (
-                    ("loss_at_half", ".2f"), ("loss_at_end", ".2f"), ("held_out", ".2f"),
-                    ("grad_norm_peak", ".1f"), ("grad_norm_cv", ".2f"),
-                )
-            ),
-            " ".join(f"{v.last_norm:.0f}/{v.first_norm:.0f}" for v in verdicts),
+            " ".join(f"{v.loss_at_half:.2f}" for v in verdicts),
+            " ".join(f"{v.loss_at_end:.2f}" for v in verdicts),
+            " ".join(f"{line['held_out']:.2f}" for line, _ in runs),
+            " ".join(f"{v.grad_norm_peak:.1f}" for v in verdicts),
+            " ".join(f"{v.grad_norm_cv:.2f}" for v in verdicts),
+            " ".join(f"{n[-1]:.0f}/{n[0]:.0f}" for n in (line["mean_norms"] for line, _ in runs)),
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
         theirs = REFERENCE.get((rule, loops, rate)) if reference else None
@@ -86,7 +83,7 @@ def table(judged: Judged, *, reference: bool) -> str:
 
 
 def draw(judged: Judged, setting: Setting, out: Path, torch: Judged = ()) -> list[str]:
-    """Write curves and summary as PNG and SVG; the names of the PNGs.
+    """Write the files of curves and summary; the names of the PNGs.
 
     torch: the same runs by claim_torch.py, on the same tokens
     """
@@ -96,10 +93,7 @@ def draw(judged: Judged, setting: Setting, out: Path, torch: Judged = ()) -> lis
     )
     drawn = {"curves": _curves(usual), "summary": _summary(usual, torch)}
     for name, figure in drawn.items():
-        for ending in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=ending, dpi=110)
-            files.write_bytes(out / f"{name}.{ending}", buffer.getvalue())
+        figure_files.save(figure, out / name)
     return [f"{name}.png" for name in drawn]
 
 
@@ -130,8 +124,7 @@ def _curves(judged: Judged) -> Figure:
         axes[0][column].set_title(title)
         axes[-1][column].set_xlabel("loop" if column == 3 else "step")
     for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        figures.tidy(axis)
     handles = [matplotlib.lines.Line2D([], [], color=colors[k], label=f"K = {k}") for k in counts]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(counts), frameon=False)
     return figure
@@ -165,9 +158,7 @@ def _summary(judged: Judged, torch: Judged) -> Figure:
                 axis.plot([x + shift] * len(theirs), theirs, "x", markersize=7, color=COLORS[rule])
             axis.plot(np.arange(len(counts)) + shift, means, color=COLORS[rule], label=rule)
         axis.set_xticks(range(len(counts)), [str(k) for k in counts])
-        axis.set(title=title, xlabel="loops K")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        figures.tidy(axis, title=title, xlabel="loops K")
     axes[1].set_yscale("log")
     crosses = "\ncrosses: PyTorch, same tokens" if torch else ""
     axes[0].legend(title=f"points: seeds{crosses}", fontsize=8)

@@ -1,4 +1,4 @@
-"""Settings, runs and verdicts of the claim's experiment; see benchmarks/claim.py."""
+"""Settings and runs of the claim's experiment; see benchmarks/claim.py."""
 
 from __future__ import annotations
 
@@ -67,23 +67,3 @@ class Run:
     seed: int
     rate: float = 1.0
     steps: int = 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of a run, and the numbers behind it.
-
-    outcome: "trains", "unstable" or "collapsed"
-    loss_at_half, loss_at_end: mean of the last losses of each half, nats; held_out: on other text
-    grad_norm_cv, grad_norm_peak: coefficient of variation and maximum before clipping
-    first_norm, last_norm: mean norm of the residual stream after the first and the last loop
-    """
-
-    outcome: str
-    loss_at_half: float
-    loss_at_end: float
-    held_out: float
-    grad_norm_cv: float
-    grad_norm_peak: float
-    first_norm: float
-    last_norm: float

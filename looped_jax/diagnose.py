@@ -4,7 +4,7 @@
 
 Measures validation tokens at every loop count in one pass; draws attention and the residual stream
 on a text, statistics of the weights, and the run's own log. Writes index.html, which needs no other
-file, PNGs, and the numbers as measurements.json.
+file; every figure as PNG, SVG and PDF, its numbers as CSV; and measurements.json.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from absl import logging
 from looped_jax import cli, errors, files
 from looped_jax.config.registry import TASKS
 from looped_jax.files import check_writable
-from looped_jax.plotting import figures
+from looped_jax.plotting import figure_files, figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
@@ -59,14 +59,14 @@ def run(args: argparse.Namespace) -> None:
         for k, found in ramps.items()
     }
     files.write_text(out / "lr_find.json", json.dumps(record))
-    figures.learning_rate_ramps(ramps, path=out / "lr_find")
+    figure_files.save(figures.learning_rate_ramps(ramps), out / "lr_find")
     for k, found in ramps.items():
         points = f"steepest at ×{found.steepest:.3g}, elbow at ×{found.elbow:.3g}, lowest at "
         print(
             f"{k} loops: {points}×{found.lowest:.3g} of the config's rates; for the elbow:\n"
             f"  --config.model.loops={k} {overrides(config.optim, found.elbow)}"
         )
-    print(f"written: {out}/lr_find.json, .png and .svg")
+    print(f"written: {out}/lr_find.json, .png, .svg, .pdf and .csv")
 
 
 if __name__ == "__main__":

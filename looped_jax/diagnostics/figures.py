@@ -22,7 +22,8 @@ def by_loop(
         loops = np.arange(first, first + len(values))
         axis.plot(loops, values, marker="o", markersize=4, color=BLUE)
         if first <= trained < first + len(values):
-            axis.plot(trained, values[trained - first], "o", markersize=10, mfc="none", color=RED)
+            axis.plot(trained, values[trained - first], "o", markersize=10, mfc="none", color=RED,
+                      label="_trained")  # fmt: skip
         axis.xaxis.get_major_locator().set_params(integer=True)
         tidy(axis, title=title, xlabel="loop", ylabel=label)
     return figure
@@ -78,6 +79,7 @@ def attention(weights: np.ndarray, words: Sequence[str]) -> Figure:
         for column, position in enumerate(across):
             layer, head = positions[position]
             axis = axes[row][column]
+            axis.set_label(f"loop {loop + 1}, layer {layer + 1}, head {head + 1}")
             axis.imshow(weights[loop, layer, head], cmap="magma", vmin=0)
             if row == 0:
                 axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
@@ -122,7 +124,7 @@ def spectra(matrices: Mapping[str, MatrixStatistics]) -> Figure:
         (axes[0][0], "spectral norm", [m.spectral_norm for m in matrices.values()]),
         (axes[0][1], "effective rank", [m.effective_rank for m in matrices.values()]),
     ):
-        axis.barh(positions, values, color=BLUE)
+        axis.barh(positions, values, color=BLUE, label=[f"_{name}" for name in names])
         axis.set_yticks(positions, names if axis is axes[0][0] else [], fontsize=7)
         axis.invert_yaxis()
         tidy(axis, title=title)

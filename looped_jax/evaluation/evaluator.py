@@ -22,7 +22,7 @@ from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
 from looped_jax.files import check_writable
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
-from looped_jax.plotting import figures
+from looped_jax.plotting import figure_files, figures
 from looped_jax.runtime import distributed, sharding
 
 Scores = dict[str, list[float]]  # metric -> a value per loop count
@@ -222,9 +222,9 @@ class Evaluator:
                     tag = f"evaluation/{name.replace(' ', '_')}/loops_{k}"
                     writer.add_scalar(tag, value, self.model.step)
         if merged:
-            figures.against_loops(
-                merged, loops, trained=self.model.config.model.loops, path=self.out / "scores"
-            )
+            trained = self.model.config.model.loops
+            figure = figures.against_loops(merged, loops, trained=trained)
+            figure_files.save(figure, self.out / "scores")
 
 
 Found = tuple[Sequence[int], Mapping[str, Sequence[float | None]]]  # loop counts, and scores

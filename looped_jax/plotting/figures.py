@@ -1,18 +1,14 @@
-"""Figures of results, drawn without a screen, as PNG and SVG."""
+"""Figures of results, drawn without a screen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend has to be chosen first
 
 BLUE, RED = "#2a6f97", "#c1121f"
 
@@ -28,6 +24,13 @@ def tidy(axis: Axes, **labels: Any) -> None:
     axis.set(**labels)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def distinct(count: int) -> np.ndarray:
+    """`count` colours that are told apart, for things without an order; no two are the same."""
+    if count <= 20:
+        return matplotlib.colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
+    return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
 
 
 def shades(count: int) -> np.ndarray:
@@ -76,22 +79,16 @@ def draw_heatmap(axis: Axes, values: Sequence[Sequence[float]], *, title: str) -
 
 
 def against_loops(
-    scores: Mapping[str, Sequence[float | None]], loops: Sequence[int], *, trained: int, path: Path
-) -> None:
+    scores: Mapping[str, Sequence[float | None]], loops: Sequence[int], *, trained: int
+) -> Figure:
     """A small panel per metric: its value at each loop count; the trained count is marked.
 
     None is a loop count that this metric was not measured at.
-
-    Writes `path` with the endings .png and .svg.
     """
     columns = min(4, len(scores))
-    rows = -(-len(scores) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.3 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(columns, -(-len(scores) // columns), width=3.2, height=2.3)
     for axis in axes.flat[len(scores) :]:
         axis.set_visible(False)
-    positions = range(len(loops))
     for axis, (name, values) in zip(axes.flat, scores.items(), strict=False):
         known = {k: value for k, value in zip(loops, values, strict=True) if value is not None}
         at = [list(loops).index(k) for k in known]
@@ -99,20 +96,17 @@ def against_loops(
         if trained in known:
             axis.plot(
                 list(loops).index(trained), known[trained],
-                marker="o", markersize=9, mfc="none", color=RED,
+                marker="o", markersize=9, mfc="none", color=RED, label="_trained",
             )  # fmt: skip
         axis.set_title(name, fontsize=9)
-        axis.set_xticks(list(positions), [str(k) for k in loops], fontsize=8)
+        axis.set_xticks(range(len(loops)), [str(k) for k in loops], fontsize=8)
         axis.tick_params(axis="y", labelsize=8)
         lowest, highest = min(known.values()), max(known.values())
         if highest - lowest < 0.02:  # a flat line should look flat
             axis.set_ylim(lowest - 0.05, highest + 0.05)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     figure.supxlabel(f"loops (circle: trained at {trained})", fontsize=9)
-    for ending in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{ending}"), dpi=130)
-    plt.close(figure)
+    return figure
 
 
 class Ramp(Protocol):
@@ -132,28 +126,28 @@ class Ramp(Protocol):
     def lowest(self) -> float: ...
 
 
-def learning_rate_ramps(ramps: Mapping[int, Ramp], *, path: Path) -> None:
-    """Loss against the learning rate multiplier, a line per loop count; as .png and .svg."""
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axis = figure.subplots()
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(ramps)))
+def learning_rate_ramps(ramps: Mapping[int, Ramp]) -> Figure:
+    """Loss against the learning rate multiplier, a line per loop count."""
+    figure, axes = panels(1, width=7.5, height=4)
+    axis, colors = axes[0][0], shades(len(ramps))
     top = max(max(found.smoothed[0] for found in ramps.values()) * 1.15, 0.0)
     for color, (k, found) in zip(colors, ramps.items(), strict=True):
-        axis.plot(found.multipliers, found.losses, color=color, alpha=0.25, linewidth=0.8)
+        axis.plot(found.multipliers, found.losses, color=color, alpha=0.25, linewidth=0.8,
+                  label=f"_{k} loops, not smoothed")  # fmt: skip
         points = {"steepest": found.steepest, "elbow": found.elbow, "lowest": found.lowest}
         words = ", ".join(f"{name} ×{multiplier:.2g}" for name, multiplier in points.items())
         axis.plot(found.multipliers, found.smoothed, color=color, label=f"{k} loops: {words}")
-        for multiplier, marker in zip(points.values(), "vos", strict=True):
+        for (name, multiplier), marker in zip(points.items(), "vos", strict=True):
             height = np.interp(multiplier, found.multipliers, found.smoothed)
-            axis.plot(multiplier, height, marker, color=color, mec="black", mew=0.6, zorder=3)
+            axis.plot(multiplier, height, marker, color=color, mec="black", mew=0.6, zorder=3,
+                      label=f"_{k} loops, {name}")  # fmt: skip
     axis.set_xscale("log")
     axis.set_ylim(top=top)
-    axis.set(
-        xlabel="multiplier of all learning rates", ylabel="training loss, nats",
-        title="Learning rate ramp (triangle: steepest, circle: elbow, square: lowest)",
-    )  # fmt: skip
     axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    for ending in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{ending}"), dpi=130)
+    tidy(
+        axis,
+        xlabel="multiplier of all learning rates",
+        ylabel="training loss, nats",
+        title="Learning rate ramp (triangle: steepest, circle: elbow, square: lowest)",
+    )
+    return figure

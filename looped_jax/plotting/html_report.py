@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from looped_jax import files
+from looped_jax.plotting import figure_files
 
 STYLE = """
 body { font: 16px/1.5 Georgia, serif; color: #1b1b1b; max-width: 62rem; margin: 2rem auto;
@@ -26,6 +26,7 @@ table { border-collapse: collapse; font-size: 0.85rem; }
 td, th { padding: 0.2rem 0.6rem; border-bottom: 1px solid #e5e5e5; text-align: left; }
 td code { white-space: pre; background: #f4f4f4; padding: 0 0.2rem; }
 .right { background: #d8f0dd; }
+.collapsed td { color: #a4161a; }
 """
 
 
@@ -36,14 +37,14 @@ class Section:
     title: str
     reading: str
     figure: Figure | None = None
-    name: str = ""  # of the figure's PNG
+    name: str = ""  # of the figure's files
     table: str = ""
 
 
 def write(
     folder: Path, title: str, about: str, summary: Sequence[str], sections: Sequence[Section]
 ) -> Path:
-    """Write <folder>/index.html and a PNG per figure; the page's path."""
+    """Write <folder>/index.html and the files of every figure; the page's path."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
@@ -53,20 +54,16 @@ def write(
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.reading)}</p>")
         if section.figure is not None:
-            picture = png(section.figure)
-            files.write_bytes(folder / f"{section.name}.png", picture)
-            data = base64.b64encode(picture).decode()
+            data = base64.b64encode(figure_files.save(section.figure, folder / section.name))
             alt = html.escape(section.title, quote=True)
-            parts.append(f"<figure><img alt='{alt}' src='data:image/png;base64,{data}'></figure>")
+            parts.append(
+                f"<figure><img alt='{alt}' src='data:image/png;base64,{data.decode()}'><figcaption>"
+                f"{section.name}: .{', .'.join((*figure_files.ENDINGS, 'csv'))}</figcaption>"
+                "</figure>"
+            )
         if section.table:
             parts.append(f"<div class='table'>{section.table}</div>")
     parts.append("</body></html>\n")
     path = folder / "index.html"
     files.write_text(path, "\n".join(parts))
     return path
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()

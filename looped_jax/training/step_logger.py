@@ -78,7 +78,10 @@ class StepLogger:
         self._pending = Submitted(step, metrics, waited, epochs)
 
     def flush(self) -> None:
-        """Wait for the step submitted last and record it. Raises NonFiniteLossError, when it has."""
+        """Wait for the step submitted last and record it.
+
+        Raises NonFiniteLossError when it has recorded such a step: the log shows where it stopped.
+        """
         if self._pending is None:
             return
         submitted, self._pending = self._pending, None

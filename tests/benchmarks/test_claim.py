@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import claim, claim_figures
 from benchmarks.claim_figures import REFERENCE
+from looped_jax.comparison import verdict
 
 TINY = dataclasses.replace(
     claim.PRESETS["laptop"], layers=1, width=16, heads=1, seq_len=16, batch_size=2, steps=20,
@@ -20,7 +21,7 @@ def like(row):
     middle, end, peak, cv = row[:4]
     losses = np.concatenate([np.full(100, middle), np.full(100, end)])
     norms = np.ones(200)
-    norms[claim.BURN_IN :: 2], norms[claim.BURN_IN + 1 :: 2] = 1 + cv, 1 - cv  # mean 1, std cv
+    norms[verdict.BURN_IN :: 2], norms[verdict.BURN_IN + 1 :: 2] = 1 + cv, 1 - cv  # mean 1, std cv
     norms[0] = peak
     return {"loss": losses, "grad_norm": norms, "mean_norms": [9, 5000], "held_out": 2.0}
 
