@@ -82,6 +82,17 @@ def _diagnose(flags: argparse.ArgumentParser) -> None:
 def _compare(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     flags.add_argument("--out", type=Path, required=True, help="folder for the page")
+    flags.add_argument(
+        "--loops", type=counts, default=(), help="also show scores at these loop counts, as 1,4,8"
+    )
+    flags.add_argument(
+        "--equal", choices=("tokens", "flops", "seconds"),
+        help="read runs off where they have spent as much; as they ended by default",
+    )  # fmt: skip
+    flags.add_argument(
+        "--metric", help="column to rank rows by, as bpb or 'bpb at 4'; validation's by default"
+    )
+    flags.add_argument("--reference", help="row to hold the others against; the best by default")
     _add_import(flags)
 
 

@@ -1,19 +1,21 @@
-"""Compare runs: one page on their losses, norms and gradients, from their metrics.jsonl.
+"""Compare runs: one table and one page on their losses, scores, cost and stability.
 
     looped-jax compare runs/check/* --out runs/check_comparison
+    looped-jax compare runs/grid/* --loops 1,4,8 --equal flops --metric ppl --out runs/compared
 
-Writes index.html, which needs no other file, PNGs and comparison.json.
+Runs that differ in their seeds alone are one row, with mean and sample standard deviation. Writes
+index.html, which needs no other file; table.csv and table.tex of the rows, runs.csv of the runs,
+comparison.json; and every figure as PNG, SVG and PDF, its numbers as CSV.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 
 from looped_jax import cli, errors
-from looped_jax.diagnostics.run_comparison import compare, read
-from looped_jax.errors import DataError
+from looped_jax.comparison.page import write_page
+from looped_jax.comparison.run_record import read
 from looped_jax.files import check_writable
 
 
@@ -25,13 +27,15 @@ def run(args: argparse.Namespace) -> None:
     with errors.printed():
         check_writable(args.out, "--out")
         runs = [read(folder.resolve()) for folder in args.runs]
-        names = [run.name for run in runs]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise DataError(f"two folders are named {', '.join(sorted(twice))}; rename one")
-        if broken := [r.name for r in runs if not math.isfinite(r.loss.sum() + r.grad_norm.sum())]:
-            raise DataError(f"{', '.join(broken)}: metrics.jsonl has values that are not finite")
-        path = compare(runs, args.out)
-    print(f"open {path}")
+        path, table = write_page(
+            runs,
+            args.out,
+            loops=args.loops,
+            equal=args.equal,
+            metric=args.metric,
+            reference=args.reference,
+        )
+    print(f"{table.text()}\nopen {path}")
 
 
 if __name__ == "__main__":

@@ -86,18 +86,21 @@ def measure(
 
 
 def stability(run: RunRecord) -> dict[Metric, float]:
-    """How calmly a run went, over all of its steps.
+    """How calmly a run went, over all of its steps, or those before it stopped.
 
     residual growth: norm of the residual stream after the last loop over that after the first, mean
     of the last TAIL steps; gradient-norm CV: coefficient of variation over steps; CV per loop: that
     of the gradient arriving in each loop, mean over loops, where it was recorded; spikes: see
     `spikes`
     """
-    counted = slice(burn_in(len(run.steps)), None)
+    end = len(run.steps) if run.stopped is None else int((run.steps < run.stopped).sum())
+    if not end:
+        return {}
+    counted = slice(burn_in(end), end)
     values = {
         "gradient-norm CV": variation(run.grad_norm[counted]),
-        "residual growth": float(run.residual_growth[-TAIL:].mean()),
-        "spikes": float(spikes(run.loss)[counted].sum()),
+        "residual growth": float(run.residual_growth[:end][-TAIL:].mean()),
+        "spikes": float(spikes(run.loss[:end])[counted].sum()),
     }
     if len(run.loop_grad_norms) > 1:
         values["CV per loop"] = variation(run.loop_grad_norms)

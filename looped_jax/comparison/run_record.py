@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from looped_jax.config.resolved import Config
-from looped_jax.errors import DataError
+from looped_jax.errors import ArgumentError, DataError
 from looped_jax.evaluation.evaluator import read_scores
 from looped_jax.model import flops
 from looped_jax.training import summary
 from looped_jax.training.metric_log import read_log
 from looped_jax.training.run_folder import read_config
 
-BUDGETS = ("tokens", "flops", "seconds")  # what runs can be compared at equal values of
 SCORE = re.compile(r"(?:val/|(?=core/mean))(.+)_loops_(\d+)")  # entries of the log that are scores
 Scores = Mapping[str, Mapping[int, float]]  # metric -> loop count -> value
 
@@ -67,14 +66,18 @@ class RunRecord:
         return self.stopped is None and int(self.steps[-1]) == self.config.train.steps
 
     def spent(self, budget: str) -> np.ndarray:
-        """Tokens, FLOPs or seconds (see BUDGETS) up to each step, [S].
+        """The "tokens", "flops" or "seconds" up to each step, [S]. Raises ArgumentError for others.
 
         FLOPs count every loop; seconds are the run's own, without compiling, scoring and saving.
         """
+        tokens = self.steps * self.config.train.tokens_per_step
+        if budget == "tokens":
+            return tokens
+        if budget == "flops":
+            return tokens * flops.count(self.config.model).flops
         if budget == "seconds":
             return self.seconds
-        tokens = self.steps * self.config.train.tokens_per_step
-        return tokens if budget == "tokens" else tokens * flops.count(self.config.model).flops
+        raise ArgumentError(f"equal {budget!r}: choose tokens, flops or seconds")
 
 
 def read(run_dir: Path) -> RunRecord:

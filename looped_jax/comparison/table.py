@@ -41,6 +41,48 @@ class Table:
     ranked: Metric | None = None
     reference: str | None = None  # label of the row that the others stand against; None: the best
 
+    def rank(self, metric: str | None = None, reference: str | None = None) -> Table:
+        """The same with the standing of every row: against the best, or the row `reference`.
+
+        `metric` is the title of a column, by default the first score of validation. Raises
+        ArgumentError for a column or row that is not there.
+        """
+        titles = {one.title: one for one in self.metrics("score", "detail", "cost", "stability")}
+        if metric is not None and metric not in titles:
+            raise ArgumentError(f"metric {metric!r}: no run has it; choose {', '.join(titles)}")
+        labels = [row.label for row in self.rows]
+        if reference is not None and reference not in labels:
+            raise ArgumentError(
+                f"reference {reference!r}: no row is labelled so; choose {', '.join(labels)}"
+            )
+        scores = self.metrics("score")
+        by = titles[metric] if metric else next((s for s in scores if s.name != "loss"), scores[0])
+        first = reference or self._best(by)
+        rows = (dataclasses.replace(row, standing=self._standing(row, by, first, reference))
+                for row in self.rows)  # fmt: skip
+        return Table(tuple(rows), by, reference)
+
+    def _best(self, by: Metric) -> str | None:
+        """Label of the row with the best mean, of those that can be ranked."""
+        sign = -1 if by.higher_is_better else 1
+        means = {
+            row.label: sign * row.cells[by].mean
+            for row in self.rows
+            if by in row.cells and spread.rankable(row.cells[by])
+        }
+        return min(means, key=lambda label: means[label], default=None)
+
+    def _standing(self, row: Row, by: Metric, first: str | None, reference: str | None) -> str:
+        if by not in row.cells or len(self.rows) == 1:
+            return ""
+        if row.label == first:
+            return "reference" if reference else "best"
+        cells = {each.label: each.cells.get(by) for each in self.rows}
+        other = cells[first or row.label]
+        if other is None:
+            return ""
+        return spread.against(row.cells[by], other, higher_is_better=by.higher_is_better)
+
     def metrics(self, *kinds: Kind) -> list[Metric]:
         """The columns of these kinds, kind by kind."""
         known = dict.fromkeys(metric for row in self.rows for metric in row.cells)
@@ -52,7 +94,8 @@ class Table:
         against = (
             f"{self.ranked.title} against {self.reference or 'the best'}" if self.ranked else ""
         )
-        head = ["run", "seeds", "outcome", *(metric.title for metric in columns)]
+        what = "mean ± sample sd" if any(row.seeds > 1 for row in self.rows) else "run"
+        head = [what, "seeds", "outcome", *(metric.title for metric in columns)]
         lines = [head + [against] * standing]
         for row in self.rows:
             values = [_text(metric, row.cells.get(metric), row.seeds) for metric in columns]
@@ -94,91 +137,51 @@ class Table:
              *rows, r"\bottomrule", r"\end{tabular}", ""]
         )  # fmt: skip
 
-    def csv(self) -> str:
-        """Every metric, mean and sample standard deviation apart, unrounded; empty: not known."""
+    def csv(self, **also: Mapping[str, str]) -> str:
+        """Every metric, mean and sample standard deviation apart, unrounded; empty: not known.
+
+        `also` are further columns: the text of each row, by its label.
+        """
         columns = self.metrics("score", "cost", "stability", "detail")
-        head = ["run", "seeds", "outcome"]
+        spreads = any(row.seeds > 1 for row in self.rows)
+        head = ["run", *also, "seeds", "outcome"] + ["standing"] * bool(self.ranked)
         for metric in columns:
-            head += [metric.title, f"{metric.title} sd"]
-        lines = [head + (["standing"] if self.ranked else [])]
+            head += [metric.title] + [f"{metric.title} sd"] * spreads
+        file = io.StringIO()
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(head)
         for row in self.rows:
-            line = [row.label, str(row.seeds), row.outcome]
+            line = [row.label, *(texts[row.label] for texts in also.values())]
+            line += [str(row.seeds), row.outcome] + [row.standing] * bool(self.ranked)
             for metric in columns:
-                cell = row.cells.get(metric)
-                line += ["", ""] if cell is None else [_plain(cell.mean), _plain(cell.deviation)]
-            lines.append(line + ([row.standing] if self.ranked else []))
-        return write_csv(lines)
+                cell = row.cells.get(metric, Spread(()))
+                line += [_plain(cell.mean if cell.values else None)]
+                line += [_plain(cell.deviation)] * spreads
+            lines.writerow(line)
+        return file.getvalue()
 
 
 def tabulate(
-    groups: Sequence[Group],
-    *,
-    loops: Sequence[int] = (),
-    equal: str | None = None,
-    metric: str | None = None,
-    reference: str | None = None,
+    groups: Sequence[Group], *, loops: Sequence[int] = (), equal: str | None = None
 ) -> Table:
-    """The table of `groups`.
+    """The table of `groups`, not ranked yet.
 
-    loops: loop counts at which scores are shown, beside each run's trained one
-    equal: read rows off at equal tokens, flops or seconds, see budget.py; by default as runs ended
-    metric: title of the column that rows are ranked by; by default the first score of validation
-    reference: label of a row that the others are held against; by default the best
-
-    Raises ArgumentError for a metric or row that is not there, DataError as budget.steps does.
+    Scores are shown at each run's trained loop count, and at `loops`. Rows are read off as runs
+    ended, or at equal tokens, flops or seconds, see budget.steps, whose DataError this raises.
     """
     runs = [run for group in groups for run in group.runs]
-    steps = budget.steps(runs, equal)
-    found = outcomes.of(runs)
-    measured = {
-        run.name: measure(run, steps[run.name], loops=loops) | stability(run) for run in runs
-    }
+    steps, found = budget.steps(runs, equal), outcomes.of(runs)
     rows = []
     for group in groups:
-        of_runs = [measured[run.name] for run in group.runs]
-        columns = dict.fromkeys(one for of_run in of_runs for one in of_run)
-        cells = {one: Spread(tuple(of[one] for of in of_runs if one in of)) for one in columns}
-        told = [found[run.name] for run in group.runs]
-        rows.append(Row(group.label, len(told), outcomes.together(told),
-                        any(one.collapsed for one in told), cells))  # fmt: skip
-    return _ranked(Table(tuple(rows)), metric, reference)
-
-
-def _ranked(table: Table, metric: str | None, reference: str | None) -> Table:
-    """The table with the standing of every row."""
-    titles = {one.title: one for one in table.metrics("score", "detail", "cost", "stability")}
-    if metric is not None and metric not in titles:
-        raise ArgumentError(f"metric {metric} is in none of the runs; choose {', '.join(titles)}")
-    labels = [row.label for row in table.rows]
-    if reference is not None and reference not in labels:
-        raise ArgumentError(f"no row is labelled {reference}; choose {', '.join(labels)}")
-    scores = table.metrics("score")
-    by = titles[metric] if metric else next((s for s in scores if s.name != "loss"), scores[0])
-    sign = -1 if by.higher_is_better else 1
-    cells = {row.label: row.cells[by] for row in table.rows if by in row.cells}
-    able = [label for label, cell in cells.items() if spread.rankable(cell)]
-    first = reference or min(able, key=lambda label: sign * cells[label].mean, default=None)
-
-    def standing(label: str) -> str:
-        if label not in cells or len(labels) == 1:
-            return ""
-        if label == first:
-            return "reference" if reference else "best"
-        other = cells.get(first or label)
-        return (
-            spread.against(cells[label], other, higher_is_better=by.higher_is_better)
-            if other
-            else ""
-        )
-
-    rows = (dataclasses.replace(row, standing=standing(row.label)) for row in table.rows)
-    return Table(tuple(rows), by, reference)
-
-
-def write_csv(lines: Sequence[Sequence[str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
-    return file.getvalue()
+        measured = [
+            measure(run, steps[run.name], loops=loops) | stability(run) for run in group.runs
+        ]
+        known = dict.fromkeys(metric for of_run in measured for metric in of_run)
+        cells = {m: Spread(tuple(of_run[m] for of_run in measured if m in of_run)) for m in known}
+        ends = [found[run.name] for run in group.runs]
+        collapsed = any(end.collapsed for end in ends)
+        rows.append(Row(group.label, len(ends), outcomes.together(ends), collapsed, cells))
+    return Table(tuple(rows))
 
 
 def _plain(value: float | None) -> str:

@@ -1,1 +1,1 @@
-"""Diagnosis of a trained run: token measurements, weight statistics, figures; and runs compared."""
+"""Diagnosis of a trained run: token measurements, weight statistics, and figures."""
