@@ -87,18 +87,21 @@ def _fields(settings: Any) -> dict[str, Any]:
 def run_name(config: Settings) -> str:
     """A name for what `config` trains, before it is resolved, such as `FLT_K12_L6_END`.
 
-    The model first, then whatever else matters to the result and is not as the nearest preset has
-    it: `FLT_K4_L2_END_D128_seed1`. Two runs that differ in their result differ in their name.
+    The model first, where the task is not text behind its nearest preset's name or its own; then
+    whatever else matters to the result and is not as the nearest preset has it:
+    `FLT_K4_L2_END_D128_seed1`. Two runs that differ in their result differ in their name.
     """
-    m = config.model
-    parts = [] if config.data.task == "text" else [config.data.task]
+    m, task = config.model, config.data.task
+    own = presets.of_task(task)
+    compared = {name: _different(config, name) for name in own or presets.of_task("text")}
+    preset, different = min(compared.items(), key=lambda of: len(of[1]))
+    parts = [] if task == "text" else [preset if own else task]
     parts += [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
     parts += [f"D{m.width}"] if m.width else []
     parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
     parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
     parts += [f"win{m.window_pattern}"] if "S" in m.window_pattern else []
     parts += m.parts.on()
-    different = min((_different(config, name) for name in presets.PRESETS), key=len)
     told = [f"{key.rpartition('.')[2]}{_short(value)}" for key, value in different.items()]
     if len("_".join(told)) > LONGEST:
         told = [hashlib.sha256(json.dumps(plain(different)).encode()).hexdigest()[:8]]

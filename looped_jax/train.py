@@ -115,7 +115,8 @@ def _train(
             log(f"rows go on where {hosts} hosts left them, now in the order of {shard.count}")
         log(f"continuing {run_dir} from step {start}")
         if start == train.steps:
-            told = (f"{metric} {of[model.loops]:.4f}" for metric, of in meta.scores.items())
+            shown = list(meta.scores.items())[: summary.SHOWN]
+            told = (f"{metric} {of[model.loops]:.4f}" for metric, of in shown)
             log(", ".join([f"{run_dir} is complete: {start} steps", *told]))
             return run_dir
     else:

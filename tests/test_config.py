@@ -3,7 +3,9 @@
 import ml_collections
 import pytest
 
-from configs import base, flt, flt_res, lt, lt_i, lt_ia
+from configs import base, flt, flt_res, hops, lt, lt_i, lt_ia
+from looped_jax.config import presets
+from looped_jax.config.registry import LOOP_RULES, TASKS
 from looped_jax.config.resolved import micro_batches
 from looped_jax.config.settings import (
     MeshConfig,
@@ -24,6 +26,17 @@ def test_every_file_and_preset_resolves(file, preset):
     assert config.model.variant.lower() == file.__name__.split(".")[-1]
     assert micro_batches(config, devices=1) >= 1
     assert resolve(Settings.from_dict(config.to_dict())) == config
+
+
+@pytest.mark.parametrize("preset", ["chain_end", "chain_ends_16", "hops", "steps"])
+def test_presets_of_tasks_fit_their_rows_under_any_rule(preset):
+    for rule in LOOP_RULES:
+        settings = Settings.from_dict(presets.make(rule, preset))
+        task = TASKS[settings.data.task](settings)
+        config = resolve(settings, vocab_size=task.vocab_size)
+        assert micro_batches(config, devices=1) == 1 and task.length == config.model.seq_len
+        assert run_name(settings) == f"{preset}_{rule}_K4_L1_{settings.model.loss}_D64"
+    assert Settings.from_dict(hops.get_config(preset)).data.task == config.data.task
 
 
 def test_no_preset_is_paper_scale():
@@ -143,7 +156,7 @@ def test_mesh_that_does_not_fill_the_devices():
 
 
 def test_unknown_preset():
-    with pytest.raises(ConfigError, match="preset 'huge' is unknown; choose paper or tiny"):
+    with pytest.raises(ConfigError, match="preset 'huge' is unknown; choose paper, tiny, "):
         base.make("FLT", "huge")
 
 

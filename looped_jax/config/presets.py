@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from looped_jax.config.options import either
 from looped_jax.config.settings import default_config
 from looped_jax.errors import ConfigError
 
@@ -24,7 +25,14 @@ def make(variant: str, preset: str | None) -> ConfigDict:
 def check(preset: str | None) -> None:
     """Raises ConfigError for a preset that there is not."""
     if preset and preset not in PRESETS:
-        raise ConfigError(f"preset {preset!r} is unknown; choose paper or tiny, or leave it out")
+        raise ConfigError(
+            f"preset {preset!r} is unknown; choose {either(list(PRESETS))}, or leave it out"
+        )
+
+
+def of_task(task: str) -> list[str]:
+    """Names of the presets that learn `task`."""
+    return [name for name in PRESETS if make("FLT", name).data.task == task]
 
 
 def paper(config: ConfigDict) -> None:
@@ -64,4 +72,60 @@ def tiny(config: ConfigDict) -> None:
     config.train.sample_prompts = ("import os\n\ndef ", "class ", "Return the ", "for i in range(")
 
 
-PRESETS = {"paper": paper, "tiny": tiny}
+def chain_end(config: ConfigDict) -> None:
+    """Trained on chains of at most four nodes, tested on one of twelve."""
+    _on_pointers(config, "chain_end", seq_len=24, steps=600)
+    config.data.tasks.chain_end.nodes = 12
+    config.data.tasks.chain_end.test_chains = 1
+
+
+def chain_ends_16(config: ConfigDict) -> None:
+    """Trained on chains of at most four nodes, tested on two of eight: no end is given away."""
+    _on_pointers(config, "chain_end", seq_len=32, steps=1000)
+    config.data.tasks.chain_end.nodes = 16
+    config.data.tasks.chain_end.test_chains = 2
+
+
+def hops(config: ConfigDict) -> None:
+    """One to four hops along a cycle of eight nodes."""
+    _on_pointers(config, "hops", seq_len=24, steps=500)
+
+
+def steps(config: ConfigDict) -> None:
+    """One hop a loop along a cycle of nine nodes, with a target for every loop."""
+    _on_pointers(config, "steps", seq_len=25, steps=500)
+    config.model.loss = "STEP"
+
+
+def _on_pointers(config: ConfigDict, task: str, *, seq_len: int, steps: int) -> None:
+    """One layer looped four times, for a minute or two on one core.
+
+    The embedding's rate matters: at the usual 0.2 rules that differ at 0.05 look alike on hops.
+    """
+    config.data.task = task
+    config.model.layers = 1
+    config.model.loops = 4
+    config.model.width = 64
+    config.model.heads = 2
+    config.model.seq_len = seq_len
+    config.model.dtype = "float32"
+    config.optim.newton_schulz_dtype = "float32"
+    config.optim.embedding_learning_rate = 0.05
+    config.train.steps = steps
+    config.train.tokens_per_step = 64 * seq_len
+    config.train.batch_size = 64
+    config.train.log_every = 50
+    config.train.eval_every = 100
+    config.train.eval_tokens = 2_048
+    config.train.eval_loops = (1, 2, 4, 6, 8, 12, 16, 32)
+    config.train.save_every = 100
+
+
+PRESETS = {
+    "paper": paper,
+    "tiny": tiny,
+    "chain_end": chain_end,
+    "chain_ends_16": chain_ends_16,
+    "hops": hops,
+    "steps": steps,
+}

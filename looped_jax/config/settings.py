@@ -156,7 +156,7 @@ class TrainSettings:
     run_dir: str | None = setting(
         None, "folder of the run; by default runs/ and a name that tells what differs"
     )
-    seed: int = at_least(0, 0, "of the first weights")
+    seed: int = at_least(0, 0, "of the first weights, and of rows that a task generates")
     steps: int | None = at_least(1, None, "of the optimizer; by default 20 tokens per parameter")
     tokens_per_step: int = at_least(1, 524_288, "of a step, over all devices and micro-batches")
     batch_size: int = at_least(1, 8, "sequences per device and micro-batch")

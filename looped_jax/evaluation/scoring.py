@@ -52,6 +52,31 @@ def make_score_step(
     )
 
 
+def make_hit_step(
+    model: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...]
+) -> jax.stages.Wrapped:
+    """Jitted (params, inputs [B, T], targets [B, T] or [B, N, T]) -> hits bool [N, B, T].
+
+    Whether each target is the likeliest token after each of the N loop counts, known to every
+    process; targets are shared by all counts, or each one's own.
+    """
+    run = transformer.make_hidden_states(model, mesh, loop_counts)
+
+    def score(full: Params, inputs: Array, targets: Array) -> Array:
+        own = targets if targets.ndim == 2 else jnp.moveaxis(targets, 1, 0)
+        return loss.token_hits(model, full, run(full, inputs), own)
+
+    rows = P(sharding.BATCH_AXES)
+    program = transformer.on_mesh(
+        model,
+        mesh,
+        score,
+        in_specs=(rows, rows),
+        out_specs=P(None, sharding.BATCH_AXES),
+    )
+    return jax.jit(program, out_shardings=NamedSharding(mesh, P()))  # every process reads all
+
+
 @functools.lru_cache(maxsize=64)  # weights that are scored again and again compile once
 def make_span_step(
     model: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...], width: int

@@ -1,5 +1,5 @@
 """Tasks: where the rows that a model is trained on come from, and how it is judged."""
 
-from looped_jax.tasks import text
+from looped_jax.tasks import pointers, text
 
-__all__ = ["text"]
+__all__ = ["pointers", "text"]

@@ -19,6 +19,7 @@ from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.step_logger import StepLogger
 
 NAME = "summary.json"
+SHOWN = 3  # metrics on the console; the file has all
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Summary:
     def __str__(self) -> str:
         last = (
             f"{metric} " + ", ".join(f"{value:.4f} at {k}" for k, value in of_loops.items())
-            for metric, of_loops in self.scores.items()
+            for metric, of_loops in list(self.scores.items())[:SHOWN]
         )
         where = "" if self.best_step is None else f" after step {self.best_step}"
         best = "not known" if self.best is None else f"{self.metric} {self.best:.4f}{where}"

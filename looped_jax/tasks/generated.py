@@ -1,0 +1,193 @@
+"""Tasks whose rows are generated: each row follows from a seed and its number alone.
+
+So neither meshes, hosts and workers nor the place where a run was resumed change which rows a step
+sees. Training draws the rows of its own seed; what is judged is the same for all runs of a task.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from looped_jax.config.registry import OBJECTIVES
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import Settings, plain
+from looped_jax.errors import ConfigError
+from looped_jax.runtime.sharding import EVERYTHING, Shard
+from looped_jax.tasks.accuracy import Accuracy
+from looped_jax.tasks.task import Task
+
+VALIDATION = 0  # seed of the rows that are judged; training's are train.seed + 1
+
+
+class Row(NamedTuple):
+    """One row of T tokens, and what is owed at each of them.
+
+    inputs: int32 [T]
+    targets: int32 [T], −1 where nothing is owed; or [N, T], after each of N loop counts
+    difficulty: int32 [T] of the answer that is owed, −1 where nothing is
+    answers: int32 [T] number of that answer, where one has several tokens; by default each its own
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    difficulty: np.ndarray
+    answers: np.ndarray | None = None
+
+
+class GeneratedTask(Task):
+    """Base of generated tasks, which are judged by exact answers.
+
+    settings: the task's own, from data.tasks; length: T, tokens of a row
+    difficulty: what the difficulty of an answer counts, as "distance"; None: all are alike
+    target_per_loop: whether every loop owes an answer of its own
+    """
+
+    difficulty: ClassVar[str | None] = None
+    target_per_loop: ClassVar[bool] = False
+    length: int
+
+    def __init__(self, settings: Settings):
+        self.name, model = settings.data.task, settings.model
+        self.settings: Any = settings.data.tasks[self.name]
+        self.vocab_size, self.length = self.sizes()
+        if model.seq_len != self.length:
+            raise ConfigError(
+                f"model.seq_len={model.seq_len}: a row of data.task={self.name} has {self.length} "
+                f"tokens with its settings; give model.seq_len={self.length}, and as "
+                "train.tokens_per_step a multiple of it"
+            )
+        if self.target_per_loop and model.loops > 1:
+            read = OBJECTIVES[model.loss]().loops(model)
+            if len(read) == 1:
+                raise ConfigError(
+                    f"model.loss={model.loss} reads one loop of {model.loops}, and "
+                    f"data.task={self.name} owes an answer after every loop; give model.loss=STEP"
+                )
+
+    @abc.abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Entries of the vocabulary, and tokens of a row. Raises ConfigError for its settings."""
+
+    @abc.abstractmethod
+    def row(self, random: np.random.Generator, *, test: bool, loops: Sequence[int]) -> Row:
+        """A row to train on, or one to test with.
+
+        `loops` are the loop counts after which an answer is asked for; a task that owes the same
+        one after any number of loops need not look at them.
+        """
+
+    def word(self, token: int) -> str:
+        """How a token reads in tables and figures."""
+        return str(token)
+
+    def fingerprint(self) -> dict[str, dict]:
+        return {"data": {"task": self.name, **plain(self.settings)}}
+
+    def train_rows(
+        self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING
+    ) -> GeneratedRows:
+        loops = tuple(k + 1 for k in config.model.scored_loops())
+        rows = self._rows(config.train.seed + 1, test=False, loops=loops).map(_trained_on)
+        mine = rows.slice(slice(shard.index, None, shard.count)).batch(batch_size)
+        return GeneratedRows(mine, workers=config.data.workers, prefetch=config.data.prefetch)
+
+    def row_shapes(self, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+        loops = (len(config.model.scored_loops()),) if self.target_per_loop else ()
+        shapes = {"inputs": (self.length,), "targets": (*loops, self.length)}
+        return {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+
+    def remap_positions(self, positions: list[dict[str, Any]], shard: Shard) -> dict[str, Any]:
+        return positions[0]  # a step's rows are the same for any number of hosts
+
+    def judge(
+        self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
+    ) -> Accuracy:
+        most = config.train.eval_tokens
+        return Accuracy(
+            config,
+            mesh,
+            test=self.validation_rows(test=True, loops=loop_counts, most=most),
+            trained=self.validation_rows(test=False, loops=loop_counts, most=most),
+            loop_counts=loop_counts,
+            difficulty=self.difficulty,
+        )
+
+    def validation_rows(self, *, test: bool, loops: Sequence[int], most: int) -> list[Row]:
+        """Rows to test with, or rows as in training, of at most `most` tokens that are owed.
+
+        Raises ConfigError where one row has more.
+        """
+        found, left = [], most
+        for row in iter(self._rows(VALIDATION, test=test, loops=tuple(loops))):
+            owed = int(np.count_nonzero(row.difficulty >= 0))
+            if owed > left:
+                break
+            found.append(row)
+            left -= owed
+        if not found:
+            raise ConfigError(
+                f"train.eval_tokens={most} is less than the {owed} targets of one row of "
+                f"data.task={self.name}; give more"
+            )
+        return found
+
+    def _rows(self, seed: int, *, test: bool, loops: tuple[int, ...]) -> grain.MapDataset[Row]:
+        """Endless rows, by number."""
+        make = functools.partial(self._row, test=test, loops=loops)
+        return grain.MapDataset.range(sys.maxsize).random_map(make, seed=seed)
+
+    def _row(
+        self, number: int, random: np.random.Generator, *, test: bool, loops: tuple[int, ...]
+    ) -> Row:
+        return self.row(random, test=test, loops=loops)
+
+
+def _trained_on(row: Row) -> dict[str, np.ndarray]:
+    return {"inputs": row.inputs, "targets": row.targets}
+
+
+class GeneratedRows:
+    """Batches in their order, from any one on; its position is the number of the next batch."""
+
+    def __init__(self, batches: grain.MapDataset, *, workers: int, prefetch: int):
+        self._batches, self._workers, self._prefetch = batches, workers, prefetch
+        self._source: grain.DatasetIterator | None = None
+        self._batch = 0
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._source is None:
+            self._source = iter(self._from(self._batch))
+        batch = next(self._source)
+        self._batch += 1
+        return batch
+
+    def _from(self, batch: int) -> grain.IterDataset:
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
+        batches = self._batches.slice(slice(batch, None)).to_iter_dataset(ahead)
+        if self._workers:
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return batches
+
+    def get_state(self) -> dict[str, Any]:
+        return {"batch": self._batch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.close()
+        self._batch = state["batch"]
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = None
