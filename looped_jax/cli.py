@@ -35,13 +35,17 @@ def _train(flags: argparse.ArgumentParser) -> None:
 
 def _evaluate(flags: argparse.ArgumentParser) -> None:
     _add_checkpoint(flags)
-    modes = ("bpb", "ppl", "core", "sample")
+    modes = ("bpb", "ppl", "core", "sample", "validation")
     flags.add_argument(
-        "--modes", type=_some_of(modes), default=modes, help="any of bpb,ppl,core,sample [all]"
-    )
+        "--modes", type=_some_of(modes),
+        help="any of bpb,ppl,core,sample of a text model; validation of any other [all]",
+    )  # fmt: skip
     flags.add_argument("--loops", type=counts, help="loop counts, as 1,3,6; those of training")
     flags.add_argument("--data", help="text for bpb, as data.path; the run's own by default")
-    flags.add_argument("--eval_tokens", type=at_least(1), default=1_048_576, help="targets for bpb")
+    flags.add_argument(
+        "--eval_tokens", type=at_least(1),
+        help="targets; by default 1,048,576 for bpb, the run's train.eval_tokens for validation",
+    )  # fmt: skip
     flags.add_argument("--wikitext", help="WikiText-2 test split, text or parquet")
     flags.add_argument("--bundle", help="folder of the CORE bundle; downloaded by default")
     flags.add_argument("--bundle_url", help="where it is downloaded from")

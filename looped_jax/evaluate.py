@@ -2,8 +2,9 @@
 
     looped-jax evaluate --checkpoint runs/FLT_K4_L2_END_D128 --loops 1,2,4,8
 
-Modes: `bpb` bits per byte on training and validation text, `ppl` perplexity of WikiText-2 and of
-LAMBADA's last words, `core` the 22 CORE tasks, `sample` greedy texts.
+Modes of a text model: `bpb` bits per byte on training and validation text, `ppl` perplexity of
+WikiText-2 and of LAMBADA's last words, `core` the 22 CORE tasks, `sample` greedy texts. Of a model
+of any other task: `validation`, what its training was judged by.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import numpy as np
 
 import looped_jax
 from looped_jax import cli, errors
+from looped_jax.config.registry import TASKS
 from looped_jax.data import fetch
+from looped_jax.errors import ArgumentError
 from looped_jax.evaluation.evaluator import Evaluator, Scores, table
 from looped_jax.runtime import distributed, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
@@ -40,13 +43,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
         evaluator = Evaluator(model, args, Console(quiet=jax.process_index() > 0))
         scores: Scores = {}
-        for mode in args.modes:
+        for mode in chosen_modes(args.modes, model.config.data.task):
             scores |= getattr(evaluator, mode)()
             evaluator.write(scores)
     if scores:
         evaluator.log(table(scores, evaluator.loops))
     evaluator.log(f"results: {evaluator.out}")
     return {"loops": evaluator.loops, "scores": {k: np.array(v) for k, v in scores.items()}}
+
+
+def chosen_modes(given: Sequence[str] | None, task: str) -> Sequence[str]:
+    """The modes that are asked for, by default all of the task's. Raises ArgumentError."""
+    modes = TASKS[task].modes
+    if wrong := [mode for mode in given or () if mode not in modes]:
+        raise ArgumentError(
+            f"--modes={','.join(wrong)} is not for data.task={task}; choose from {', '.join(modes)}"
+        )
+    return given or modes
 
 
 if __name__ == "__main__":

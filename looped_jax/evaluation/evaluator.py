@@ -15,6 +15,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from looped_jax import files
+from looped_jax.config.registry import TASKS
 from looped_jax.data import fetch, pipeline
 from looped_jax.data.corpus import Corpus
 from looped_jax.errors import DataError
@@ -22,10 +23,12 @@ from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
 from looped_jax.files import check_writable
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
-from looped_jax.plotting import figure_files, figures
+from looped_jax.plotting import figure_files
 from looped_jax.runtime import distributed, sharding
 
 Scores = dict[str, list[float]]  # metric -> a value per loop count
+TOKENS_OF_TEXT = 1_048_576  # scored by default
+COLUMNS = 8  # loop counts side by side in a table
 
 
 class Evaluator:
@@ -33,6 +36,7 @@ class Evaluator:
 
     def __init__(self, model: TrainedModel, args: argparse.Namespace, log: Callable[[str], None]):
         self.model, self.args, self.log = model, args, log
+        self.task = TASKS[model.config.data.task]
         self.folder = Path(args.checkpoint)
         self.loops = args.loops or tuple(
             sorted({*model.config.train.eval_loops, model.config.model.loops})
@@ -67,6 +71,21 @@ class Evaluator:
             progress=progress,
         )
 
+    def validation(self) -> Scores:
+        """What training is judged by, whatever the task."""
+        config = self.model.config
+        train = dataclasses.replace(
+            config.train,
+            eval_tokens=self.args.eval_tokens or config.train.eval_tokens,
+            batch_size=self.args.batch_size,
+        )
+        config = dataclasses.replace(config, train=train)
+        shard = sharding.data_shard(self.mesh)
+        self.log(f"validation: {config.data.task}, {train.eval_tokens:,} targets at most ...")
+        judge = self.task(config).judge(config, self.mesh, loop_counts=self.loops, shard=shard)
+        scores = judge(self.params)
+        return {metric: [of[k] for k in self.loops] for metric, of in scores.items()}
+
     def bpb(self) -> Scores:
         """Bits per byte of the first file that is trained on, if it is here, and of validation."""
         config, tokenizer = self.model.config, self.model.tokenizer
@@ -86,7 +105,7 @@ class Evaluator:
                 tokenizer,
                 seq_len=config.model.seq_len,
                 batch_size=self.args.batch_size * sharding.batch_devices(self.mesh) // shard.count,
-                max_tokens=self.args.eval_tokens,
+                max_tokens=self.args.eval_tokens or TOKENS_OF_TEXT,
                 shard_index=shard.index,
                 shard_count=shard.count,
             )
@@ -223,7 +242,7 @@ class Evaluator:
                     writer.add_scalar(tag, value, self.model.step)
         if merged:
             trained = self.model.config.model.loops
-            figure = figures.against_loops(merged, loops, trained=trained)
+            figure = self.task.figure(merged, loops, trained=trained)
             figure_files.save(figure, self.out / "scores")
 
 
@@ -255,9 +274,12 @@ def merge(before: Found, now: Found) -> tuple[list[int], dict[str, list[float | 
 
 
 def table(scores: Scores, loops: Sequence[int]) -> str:
-    """A line per metric, a column per loop count."""
-    width = max(len(name) for name in scores)
-    lines = [f"{'loops':<{width}}" + "".join(f"{k:>12}" for k in loops)]
-    for name, values in scores.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{value:>12.5g}" for value in values))
-    return "\n".join(lines)
+    """A line per metric, a column per loop count; many loop counts in several tables."""
+    width = max(map(len, scores))
+    blocks = []
+    for some in (slice(at, at + COLUMNS) for at in range(0, len(loops), COLUMNS)):
+        lines = [f"{'loops':<{width}}" + "".join(f"{k:>12}" for k in loops[some])]
+        for name, values in scores.items():
+            lines.append(f"{name:<{width}}" + "".join(f"{v:>12.5g}" for v in values[some]))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

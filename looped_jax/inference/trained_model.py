@@ -57,7 +57,12 @@ class TrainedModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises CheckpointError for a converted model that came without one: logits it has."""
+        """Raises CheckpointError where there is none, as in a model of no text: logits it has."""
+        if self._tokenizer is None and (task := self.config.data.task) != "text":
+            raise CheckpointError(
+                f"{self._folder} was trained on data.task={task}, which is no text: it has logits, "
+                "and `looped-jax evaluate` judges it"
+            )
         if self._tokenizer is None:
             raise CheckpointError(
                 f"{self._folder} has no tokenizer.json, so it has logits but no text; put the one "

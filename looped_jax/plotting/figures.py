@@ -109,6 +109,42 @@ def against_loops(
     return figure
 
 
+def accuracy(
+    lines: Mapping[str, Sequence[float | None]],
+    by_difficulty: Mapping[int, Sequence[float | None]],
+    loops: Sequence[int],
+    *,
+    trained: int,
+    difficulty: str,
+) -> Figure:
+    """Accuracy against loop counts: lines by name, and a heatmap by difficulty if there is one.
+
+    None is a loop count that was not measured.
+    """
+    figure, axes = panels(2 if by_difficulty else 1, width=5, height=3.4)
+    of_all = axes[0][0]
+    for (name, values), color in zip(lines.items(), distinct(len(lines)), strict=True):
+        known = [value if value is not None else np.nan for value in values]
+        of_all.plot(loops, known, "o-", markersize=3, color=color, label=name)
+    of_all.axvline(trained, color=RED, linewidth=1, linestyle=":", label="trained loops")
+    of_all.legend(fontsize=8)
+    tidy(of_all, title="accuracy", xlabel="loops", ylim=(-0.03, 1.03))
+    if by_difficulty:
+        found = sorted(by_difficulty)
+        axis, array = axes[0][1], np.array([by_difficulty[d] for d in found], float)
+        image = axis.imshow(array, aspect="auto", cmap="viridis", vmin=0, vmax=1, origin="lower")
+        figure.colorbar(image, ax=axis)
+        axis.set(title=f"by {difficulty}", xlabel="loops", ylabel=difficulty)
+        axis.set_xticks(range(len(loops)), [str(k) for k in loops], fontsize=8)
+        axis.set_yticks(range(len(found)), [str(d) for d in found], fontsize=8)
+        if trained in loops:
+            axis.axvline(
+                list(loops).index(trained), color=RED, linewidth=1, linestyle=":",
+                label="trained loops",
+            )  # fmt: skip
+    return figure
+
+
 class Ramp(Protocol):
     """The data of learning_rate_ramps; see training/lr_range_test.py."""
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import abc
 import functools
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import grain
 import jax
@@ -24,6 +24,9 @@ from looped_jax.errors import ConfigError
 from looped_jax.runtime.sharding import EVERYTHING, Shard
 from looped_jax.tasks.accuracy import Accuracy
 from looped_jax.tasks.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VALIDATION = 0  # seed of the rows that are judged; training's are train.seed + 1
 
@@ -119,6 +122,26 @@ class GeneratedTask(Task):
             trained=self.validation_rows(test=False, loops=loop_counts, most=most),
             loop_counts=loop_counts,
             difficulty=self.difficulty,
+        )
+
+    @classmethod
+    def figure(
+        cls, scores: Mapping[str, Sequence[float | None]], loops: Sequence[int], *, trained: int
+    ) -> Figure:
+        from looped_jax.plotting import figures  # matplotlib, only where something is drawn
+
+        prefix = f"accuracy_{cls.difficulty}_"
+        by_difficulty = {
+            int(name.removeprefix(prefix)): of
+            for name, of in scores.items()
+            if name.startswith(prefix)
+        }
+        return figures.accuracy(
+            {"test": scores["accuracy"], "as in training": scores["accuracy_trained"]},
+            by_difficulty,
+            loops,
+            trained=trained,
+            difficulty=cls.difficulty or "",
         )
 
     def validation_rows(self, *, test: bool, loops: Sequence[int], most: int) -> list[Row]:

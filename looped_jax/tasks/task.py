@@ -7,9 +7,9 @@ of your own: it is then a choice of `data.task`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +23,9 @@ from looped_jax.model.transformer import Params
 from looped_jax.runtime.sharding import EVERYTHING, Shard
 from looped_jax.training.metric_log import EvaluationResult
 from looped_jax.training.run_meta import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Rows(Protocol):
@@ -71,9 +74,11 @@ class Task(abc.ABC):
     """Base of all tasks, made from the settings of a run. Raises DataError or ConfigError.
 
     vocab_size: entries of the vocabulary
+    modes: what `looped-jax evaluate` can measure: methods of evaluation.evaluator.Evaluator
     """
 
     vocab_size: int
+    modes: ClassVar[tuple[str, ...]] = ("validation",)
 
     @abc.abstractmethod
     def __init__(self, settings: Settings):
@@ -132,6 +137,15 @@ class Task(abc.ABC):
     ) -> TrainedModel:
         """The model as `looped_jax.load` would open it."""
         return TrainedModel(config, params, None, step=step, mesh=mesh)
+
+    @staticmethod
+    def figure(
+        scores: Mapping[str, Sequence[float | None]], loops: Sequence[int], *, trained: int
+    ) -> Figure:
+        """Scores of a checkpoint, a value per loop count and metric, drawn for `evaluate`."""
+        from looped_jax.plotting import figures  # matplotlib, only where something is drawn
+
+        return figures.against_loops(scores, loops, trained=trained)
 
     def samples(self, model: TrainedModel) -> list[str]:
         """Lines that show what a model does; all processes call it together."""

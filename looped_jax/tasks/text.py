@@ -30,6 +30,8 @@ from looped_jax.training.run_meta import Scores
 class Text(Task):
     """The corpus and the tokenizer that the settings name."""
 
+    modes = ("bpb", "ppl", "core", "sample")
+
     def __init__(self, settings: Settings):
         self.corpus = Corpus.open(settings.data)
         self.tokenizer = load_tokenizer(settings.data, self.corpus)
