@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
             metric=args.metric,
             reference=args.reference,
         )
-    print(f"{table.text()}\nopen {path}")
+    print(table.text(*(("score", "cost") if args.equal else ("score",))))
+    print(f"open {path}")
 
 
 if __name__ == "__main__":

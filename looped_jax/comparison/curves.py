@@ -52,25 +52,26 @@ def over_loops(groups: Sequence[Group], metric: str) -> Figure:
     return figure
 
 
-def loop_gradients(runs: Sequence[RunRecord]) -> Figure:
-    """A panel a run: the norm of the gradient arriving in each loop, over steps."""
-    columns = min(3, len(runs))
-    figure, axes = figures.panels(columns, -(-len(runs) // columns), width=4, height=2.8)
-    for axis in axes.flat[len(runs) :]:
+def loop_gradients(groups: Sequence[Group]) -> Figure:
+    """A panel a row: the norm of the gradient arriving in each loop of its first seed."""
+    columns = min(3, len(groups))
+    figure, axes = figures.panels(columns, -(-len(groups) // columns), width=4, height=2.8)
+    for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
-    for axis, run in zip(axes.flat, runs, strict=False):
+    for axis, group in zip(axes.flat, groups, strict=False):
+        run = group.runs[0]
         steps = np.linspace(run.steps[0], run.steps[-1], len(run.loop_grad_norms))
         for k, color in enumerate(figures.shades(run.loop_grad_norms.shape[1])):
             axis.semilogy(
                 steps, run.loop_grad_norms[:, k], color=color, linewidth=1, label=f"_loop {k + 1}"
             )
-        figures.tidy(axis, title=run.name, xlabel="step")
+        figures.tidy(axis, title=group.label, xlabel="step")
     return figure
 
 
 def last_validation(run: RunRecord, metric: str) -> Mapping[int, float]:
-    """Loop count -> value of the last validation that has this metric."""
-    known = [scores[metric] for scores in run.validations.values() if metric in scores]
+    """Loop count -> value of the last validation after a step that has this metric."""
+    known = [of[metric] for step, of in run.validations.items() if step and metric in of]
     return known[-1] if known else {}
 
 

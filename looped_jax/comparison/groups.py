@@ -8,14 +8,15 @@ from typing import Any
 
 from looped_jax.comparison.run_record import RunRecord
 from looped_jax.errors import ArgumentError
+from looped_jax.training import fingerprint
 
-# Settings that every label tells, and those that with one loop have no effect.
-RULE = ("model.variant", "model.loops", "train.eval_loops")
+RULE = ("model.variant", "model.loops")  # every label tells them
+SAME = ("train.run_dir", "train.eval_loops")  # they make no other run of it
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are equal in every setting but seeds and folder."""
+    """Runs that are equal in every setting but seeds, folder, and the loop counts scored."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -24,30 +25,30 @@ class Group:
 def group(runs: Sequence[RunRecord], labels: Mapping[str, str] | None = None) -> list[Group]:
     """The rows of `runs`, in the order in which they first appear.
 
-    A label names rule and loops, and those settings that differ between the rows. `labels` gives
-    others, by the name of a run of the row. Raises ArgumentError for one label on two rows.
+    A label names rule and loops, and the settings that differ between the rows: those that change
+    what is learnt, and if rows would be called the same, the others too. `labels` gives others, by
+    the name of a run of the row. Raises ArgumentError for one of them on two rows.
     """
     found: dict[tuple, list[RunRecord]] = {}
     for run in runs:
         found.setdefault(tuple(settings(run).items()), []).append(run)
-    different = differing(runs)
-    rows = [Group(_label(of_row, different, labels or {}), tuple(of_row)) for of_row in
-            found.values()]  # fmt: skip
-    told = [row.label for row in rows]
-    if twice := {label for label in told if told.count(label) > 1}:
-        raise ArgumentError(
-            f"{', '.join(sorted(twice))}: a label of two rows; runs of one row differ in nothing "
-            "but seeds, so give each row its own"
-        )
-    return rows
+    for keys in (list(filter(_learnt, differing(runs))), list(differing(runs))):
+        told = [_label(of_row, keys, labels or {}) for of_row in found.values()]
+        if len(set(told)) == len(told):
+            return [Group(label, tuple(of)) for label, of in zip(told, found.values(), strict=True)]
+    twice = {label for label in told if told.count(label) > 1}
+    raise ArgumentError(
+        f"{', '.join(sorted(twice))}: the label of two rows, which differ in more than seeds; give "
+        "each its own"
+    )
 
 
 def settings(run: RunRecord) -> dict[str, str]:
-    """What a run shares with the others of its row: all settings but seeds and folder, as text."""
+    """What a run shares with the others of its row, as text."""
     return {
         key: repr(value)
         for key, value in run.config.leaves().items()
-        if not key.endswith("seed") and key != "train.run_dir"
+        if not key.endswith("seed") and key not in SAME
     }
 
 
@@ -68,7 +69,7 @@ def one_loop(run: RunRecord, runs: Sequence[RunRecord]) -> RunRecord | None:
     """
 
     def comparable(one: RunRecord) -> dict[str, Any]:
-        left_out = (*RULE, "train.run_dir")
+        left_out = (*RULE, *SAME)
         return {
             key: value
             for key, value in one.config.leaves().items()
@@ -79,14 +80,18 @@ def one_loop(run: RunRecord, runs: Sequence[RunRecord]) -> RunRecord | None:
     return next((one for one in singles if comparable(one) == comparable(run)), None)
 
 
-def _label(
-    runs: Sequence[RunRecord], different: Mapping[str, Any], labels: Mapping[str, str]
-) -> str:
+def _learnt(key: str) -> bool:
+    """Whether a setting changes what is learnt, and is not only about what is told of it."""
+    group, _, name = key.partition(".")
+    return group != "train" or name in fingerprint.TRAIN
+
+
+def _label(runs: Sequence[RunRecord], keys: Sequence[str], labels: Mapping[str, str]) -> str:
     for run in runs:
         if run.name in labels:
             return labels[run.name]
     first, values = runs[0].config.model, runs[0].config.leaves()
-    told = (f"{key}={_short(values[key])}" for key in different)
+    told = (f"{key}={_short(values[key])}" for key in keys)
     return " ".join([f"{first.variant} K={first.loops}", *told])
 
 

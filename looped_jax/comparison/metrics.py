@@ -15,9 +15,10 @@ from looped_jax.comparison.verdict import TAIL, burn_in, variation
 SPIKE = 4.0  # robust deviations over the running median
 WINDOW = 20  # steps of that median
 HIGHER = ("accuracy", "core", "tokens/s")  # first words of what is better higher; all else: lower
-FORMATS = {"steps": ",.0f", "tokens": ",.0f", "FLOPs": ".3g", "seconds": ",.1f", "tokens/s": ",.0f",
-           "validation step": ",.0f", "evaluation step": ",.0f"}  # fmt: skip
-
+FORMATS = {
+    "tokens/s": ",.0f", "steps": ",.0f", "tokens": ",.0f", "FLOPs": ".3g", "seconds": ",.1f",
+    "spikes": ".3g", "validation step": ",.0f", "evaluation step": ",.0f", "parameters": ",.0f",
+}  # fmt: skip
 Kind = Literal["score", "detail", "cost", "stability"]
 
 
@@ -82,7 +83,11 @@ def measure(
         "FLOPs": float(run.spent("flops")[until][-1]),
         "seconds": float(run.spent("seconds")[until][-1]),
     }  # fmt: skip
-    return found | {Metric(name, "cost"): v for name, v in cost.items() if v is not None}
+    found |= {Metric(name, "cost"): v for name, v in cost.items() if v is not None}
+    if run.summary:
+        found[Metric("parameters", "detail")] = float(run.summary["parameters"])
+        found[Metric("peak MiB", "detail")] = run.summary["peak_memory_bytes"] / 2**20
+    return found
 
 
 def stability(run: RunRecord) -> dict[Metric, float]:

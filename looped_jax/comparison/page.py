@@ -222,13 +222,13 @@ def _figures(runs: Sequence[RunRecord], rows: Sequence[Group]) -> list[Section]:
                 "scores",
             )
         )
-    if recorded := [run for run in runs if len(run.loop_grad_norms) > 1]:
+    if recorded := [row for row in rows if len(row.runs[0].loop_grad_norms) > 1]:
         sections.append(
             Section(
                 "Gradient in each loop",
-                "Norm of the gradient arriving in each loop, over steps; one line per loop, dark "
-                "first. Lines that cross and jump: the loops' shares of the gradient change from "
-                "step to step.",
+                "Norm of the gradient arriving in each loop, over steps, of the first seed of each "
+                "row; one line per loop, dark first. Lines that cross and jump: "
+                "the loops' shares of the gradient change from step to step.",
                 curves.loop_gradients(recorded),
                 "inside",
             )

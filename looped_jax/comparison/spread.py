@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,10 @@ def rankable(one: Spread) -> bool:
     return len(one.values) == len(one.finite) > 1
 
 
-def against(one: Spread, other: Spread, *, higher_is_better: bool) -> str:
-    """How `one` stands against `other`, in words, by RULE."""
+def against(
+    one: Spread, other: Spread, *, higher_is_better: bool, text: Callable[[float], str] = str
+) -> str:
+    """How `one` stands against `other`, in words, by RULE. `text` prints a difference."""
     for spread in (one, other):
         if len(spread.finite) < len(spread.values):
             return "not finite, not ranked"
@@ -50,10 +53,11 @@ def against(one: Spread, other: Spread, *, higher_is_better: bool) -> str:
             return "one seed: no spread, no ranking"
     difference = one.mean - other.mean
     error, limit = welch(one, other)
-    if abs(difference) <= limit * error:
-        return f"within noise ({difference:+.4g}, standard error {error:.2g})"
     word = "better" if (difference > 0) == higher_is_better else "worse"
-    return f"{word} ({difference:+.4g}, standard error {error:.2g})"
+    if abs(difference) <= limit * error:
+        word = "within noise"
+    sign = "+" if difference > 0 else ""
+    return f"{word} ({sign}{text(difference)}, standard error {text(error)})"
 
 
 def welch(one: Spread, other: Spread) -> tuple[float, float]:

@@ -81,7 +81,12 @@ class Table:
         other = cells[first or row.label]
         if other is None:
             return ""
-        return spread.against(row.cells[by], other, higher_is_better=by.higher_is_better)
+        return spread.against(
+            row.cells[by],
+            other,
+            higher_is_better=by.higher_is_better,
+            text=lambda value: by.text(value, like=other.mean),
+        )
 
     def metrics(self, *kinds: Kind) -> list[Metric]:
         """The columns of these kinds, kind by kind."""
@@ -89,8 +94,9 @@ class Table:
         return [metric for kind in kinds for metric in known if metric.kind == kind]
 
     def cells(self, *kinds: Kind) -> list[list[str]]:
-        """The header and all rows as text."""
+        """The header and all rows as text; what they are ranked by is always there."""
         columns, standing = self.metrics(*kinds), any(row.standing for row in self.rows)
+        columns += [self.ranked] if self.ranked and self.ranked not in columns else []
         against = (
             f"{self.ranked.title} against {self.reference or 'the best'}" if self.ranked else ""
         )

@@ -1,86 +1,71 @@
-"""Comparison of runs: known statistics, a page that stands alone, and the sweep's plan."""
+"""Comparison of runs: a page that stands alone, its files, and the sweep's plan."""
 
+import csv
 import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from looped_jax import compare
-from looped_jax.config.settings import ModelSettings, OptimConfig, Settings
-from looped_jax.diagnostics import run_comparison
-from looped_jax.resolve import resolve
+from tests.comparison.recorded import record
 
 ROOT = Path(__file__).parents[2]
-STEPS = 60
-
-
-def record(folder, *, loops=2, variant="FLT", inside=True, spike=(), lr=0.02, grad_norm_cv=0.0):
-    """A run folder with a log whose statistics are known."""
-    folder.mkdir()
-    settings = Settings(
-        model=ModelSettings(variant=variant, loops=loops, layers=2),
-        optim=OptimConfig(matrix_learning_rate=lr),
-    )
-    config = resolve(settings, vocab_size=97)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    lines = []
-    for step in range(1, STEPS + 1):
-        loss = 5 - step / STEPS + 0.01 * (-1) ** step + (1.0 if step in spike else 0.0)
-        norms = [4.0 * 3**k for k in range(loops)]
-        lines.append({"step": step, "train/loss": loss, "loop/residual_norm": norms,
-                      "train/grad_norm": 1 + grad_norm_cv * (-1) ** step})  # fmt: skip
-        if inside and step % 10 == 0:
-            sign = (-1) ** (step // 10)
-            blocks = [[3.0 + 1.5 * sign, 4.0 + 2.0 * sign] for _ in range(loops)]
-            lines.append({"step": step, "diagnostics/gradient_block": blocks})
-    lines.append({"step": STEPS, "val/bpb_loops_1": 2.5, f"val/bpb_loops_{loops}": 2.0})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def test_statistics_of_a_known_record(tmp_path):
-    found = run_comparison.summarize(
-        run_comparison.read(record(tmp_path / "run", grad_norm_cv=0.3))
-    )
-    assert found.steps == STEPS
-    assert found.loss == pytest.approx(np.mean([5 - s / STEPS for s in range(51, 61)]))
-    assert found.residual_growth == pytest.approx(3)
-    assert found.grad_norm_cv == pytest.approx(0.3)
-    assert found.loop_grad_norm_cv == pytest.approx(0.5)  # norms 2.5 and 7.5 by turns
-    assert found.spikes == 0
-    assert found.scores == {1: 2.5, 2: 2.0}
-
-
-def test_spikes_are_counted_where_they_stand_out(tmp_path):
-    run = run_comparison.read(record(tmp_path / "run", spike=(5, 30, 50)))
-    assert np.flatnonzero(run_comparison.spikes(run.loss)).tolist() == [29, 49]
-    assert run_comparison.summarize(run).spikes == 2  # the first has too little before it
-    assert not run_comparison.spikes(np.linspace(5, 2, 100)).any()
 
 
 def test_a_page_of_runs_says_how_they_differ_and_what_was_not_recorded(tmp_path, capsys):
     runs = [
         record(tmp_path / "calm & <b>", grad_norm_cv=0.05),
         record(tmp_path / "wild", variant="LT", loops=4, inside=False, lr=0.08, grad_norm_cv=0.9),
-        record(tmp_path / "calm", grad_norm_cv=0.1),
+        record(tmp_path / "calm", grad_norm_cv=0.1, seed=1),
     ]
     out = tmp_path / "page"
     compare.main([*map(str, runs), "--out", str(out)])
     text = (out / "index.html").read_text()
-    assert f"open {out / 'index.html'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"open {out / 'index.html'}" in printed and "one seed: no spread" in printed
     assert not re.search(r"(src|href)='(?!data:)|https?:", text) and "<b>" not in text
     assert "optim.matrix_learning_rate is 0.02, 0.08" in text
-    assert "not recorded" in text and "wild: its gradient-norm CV is" in text
+    assert re.search("LT K=4 [^<]*: its gradient-norm CV is", text)
     written = json.loads((out / "comparison.json").read_text())
     wild = written["wild"]
     assert wild["loop_swings"] is None and wild["growth"] == pytest.approx(27)
     assert wild["gradient_swings"] == pytest.approx(0.9) and wild["spikes"] == 0
-    pictures = {path.stem for path in out.glob("*.png")}
-    assert pictures == {"loss", "gradient", "scores", "inside"}
+    rows = {row["label"]: row for row in written["groups"]}
+    both = rows["FLT K=2 optim.matrix_learning_rate=0.02"]
+    assert both["runs"] == ["calm & <b>", "calm"]
+    assert both["metrics"]["bpb"]["values"] == pytest.approx([1.4, 1.4])
+    drawn = {"loss", "gradient", "scores", "inside"}
+    for ending in ("png", "svg", "pdf"):
+        assert {path.stem for path in out.glob(f"*.{ending}")} == drawn
+    assert {path.stem for path in out.glob("*.csv")} == drawn | {"table", "runs"}
+    of_runs = list(csv.DictReader((out / "runs.csv").open()))
+    assert [(line["run"], line["seed"]) for line in of_runs] == [
+        ("calm & <b>", "0"), ("wild", "0"), ("calm", "1"),
+    ]  # fmt: skip
+    assert of_runs[1]["row"] == "LT K=4 optim.matrix_learning_rate=0.08"
+    assert r"\begin{tabular}" in (out / "table.tex").read_text()
+
+
+def test_a_run_that_stopped_is_shown_as_collapsed(tmp_path, capsys):
+    """And no NaN is in a JSON file, which has no word for it."""
+    record(tmp_path / "good", every=20)
+    record(tmp_path / "broken", variant="LT", last=-30, every=20)
+    record(tmp_path / "at_once", variant="LT_i", last=-1)
+    out = tmp_path / "page"
+    runs = [str(tmp_path / name) for name in ("good", "broken", "at_once")]
+    compare.main([*runs, "--out", str(out), "--equal", "flops"])
+    assert "collapsed (stopped at step 30: not finite)" in capsys.readouterr().out
+    text = (out / "index.html").read_text()
+    assert "<tr class='collapsed'><td>LT K=2</td>" in text and "equal flops" in text
+    assert "collapsed (stopped at step 1: not finite)" in text
+    written = json.loads((out / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert written["broken"]["loss"] is None and written["broken"]["steps"] == 30
+    lines = list(csv.reader((out / "loss.csv").open()))
+    assert ["loss, nats", "broken, stopped"] in [line[:2] for line in lines]
+    assert (out / "validation.png").is_file()
 
 
 def test_runs_that_cannot_be_compared_are_named(tmp_path, capsys):
@@ -92,6 +77,8 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path, capsys):
         ([good, tmp_path / "nothing"], "nothing is no run folder"),
         ([good, empty], "0 steps; train it first"),
         ([good, record(tmp_path / "other" / "good")], "two folders are named good"),
+        ([good, record(tmp_path / "groups")], "named groups"),
+        ([good, "--metric=bbp"], "metric 'bbp': no run has it; choose loss, bpb"),
     ):
         with pytest.raises(SystemExit):
             compare.main([*map(str, folders), "--out", str(tmp_path / "page")])
