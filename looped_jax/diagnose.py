@@ -10,7 +10,7 @@ file; every figure as PNG, SVG and PDF, its numbers as CSV; and measurements.jso
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,8 +21,7 @@ import numpy as np
 
 import looped_jax
 from looped_jax import cli, errors, files
-from looped_jax.data import pipeline
-from looped_jax.data.corpus import Corpus
+from looped_jax.config.registry import TASKS
 from looped_jax.diagnostics import weight_statistics
 from looped_jax.diagnostics.measure import TokenMeasurements, measure
 from looped_jax.diagnostics.sections import make_sections, numbers, summary
@@ -32,19 +31,21 @@ from looped_jax.model import attention_kernels
 from looped_jax.plotting import html_report
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
-from looped_jax.training.metric_log import read_log
+from looped_jax.training.metric_log import read_log, to_json
 
 TRACED = 48  # tokens of the text whose attention is drawn, at most
 
 
 def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
     """Measure, draw and write; the page's path. Raises DataError or CheckpointError."""
-    config, out = model.config, Path(args.out)
+    config, out, task = model.config, Path(args.out), TASKS[model.config.data.task]
     loops = args.loops or max(config.model.loops, *config.train.eval_loops)
     tokens = measure(
         config.model,
         model.params,
-        validation(model, args),
+        task.validation_batches(
+            model, loops=loops, batch_size=args.batch_size, most=args.tokens, data=args.data
+        ),
         loops=loops,
         mesh=model.mesh,
         progress=lambda done, total: log(f"validation: batch {done} of {total}", done == total),
@@ -56,33 +57,21 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
     log("weights ...")
     matrices = weight_statistics.compute(model.params)
     entries = read_log(Path(args.checkpoint))
-    sections = make_sections(model, tokens, trace, ids, matrices, entries)
-    files.write_text(
-        out / "measurements.json", json.dumps(numbers(tokens, trace, matrices), indent=1)
-    )
+    decode = functools.partial(task.decode, model)
+    sections = make_sections(model, tokens, trace, ids, matrices, entries, decode)
+    files.write_text(out / "measurements.json", to_json(numbers(tokens, trace, matrices), indent=1))
     m = config.model
     about = (
         f"{m.variant}, {m.layers} layers looped {m.loops} times in training, width {m.width}, step "
-        f"{model.step}; measured on {int((tokens.targets >= 0).sum()):,} validation tokens at up "
+        f"{model.step}; measured on {int(tokens.counted.sum()):,} validation tokens at up "
         f"to {loops} loops."
     )
     title = f"What the loops do: {Path(args.checkpoint).resolve().name}"
     return html_report.write(out, title, about, summary(model, tokens), sections)
 
 
-def validation(model: TrainedModel, args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
-    config = model.config
-    return pipeline.val_rows(
-        Corpus.to_judge(config.data, args.data),
-        model.tokenizer,
-        seq_len=config.model.seq_len,
-        batch_size=args.batch_size,
-        max_tokens=args.tokens,
-    )
-
-
 def traced_tokens(model: TrainedModel, tokens: TokenMeasurements, text: str | None) -> np.ndarray:
-    """Ids of the given text, or of the beginning of the validation text, TRACED at most."""
+    """Ids of the given text, or of the beginning of the first row, TRACED at most."""
     if text is None:
         return tokens.inputs[0, :TRACED]
     ids = [model.tokenizer.bos_id, *model.tokenizer.encode(text)][:TRACED]

@@ -12,6 +12,8 @@ from looped_jax.diagnostics.measure import TokenMeasurements
 from looped_jax.diagnostics.weight_statistics import MatrixStatistics
 from looped_jax.plotting.figures import BLUE, RED, draw_heatmap, panels, shades, tidy
 
+YLABELS = {"bpb": "bits per byte", "error_trained": "wrong answers, as a share"}
+
 
 def by_loop(
     series: Mapping[str, np.ndarray], *, first: int, trained: int, labels: Sequence[str]
@@ -33,10 +35,11 @@ def loss_by_position(tokens: TokenMeasurements) -> Figure:
     """Mean loss over positions, one line per loop, positions in up to 32 bins."""
     figure, axes = panels(1, width=8, height=3.6)
     by_position = tokens.by_position(tokens.nats)
-    bins = np.array_split(np.arange(by_position.shape[1]), min(32, by_position.shape[1]))
+    places = np.flatnonzero(tokens.counted.any(axis=0))
+    bins = np.array_split(places, min(32, len(places)))
     centres = [chunk.mean() for chunk in bins]
     for k, color in enumerate(shades(tokens.loops)):
-        values = [np.nanmean(by_position[k, chunk]) for chunk in bins]
+        values = [by_position[k, chunk].mean() for chunk in bins]
         axes[0][0].plot(centres, values, color=color, label=f"{k + 1}", linewidth=1.3)
     axes[0][0].legend(title="loops", fontsize=7, ncols=-(-tokens.loops // 8))
     tidy(axes[0][0], xlabel="position in the row", ylabel="loss, nats")
@@ -46,7 +49,7 @@ def loss_by_position(tokens: TokenMeasurements) -> Figure:
 def settling(tokens: TokenMeasurements) -> Figure:
     """When predictions stop changing, and the accuracy of those that stop in each loop."""
     figure, axes = panels(2)
-    counted = tokens.targets >= 0
+    counted = tokens.counted
     settled, loops = tokens.settled()[counted], np.arange(1, tokens.loops + 1)
     shares = np.array([(settled == k).mean() for k in loops])
     axes[0][0].bar(loops, 100 * shares, color=BLUE)
@@ -143,7 +146,7 @@ def inside(entry: Mapping[str, Any], names: Sequence[str]) -> Figure:
 
 
 def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, gradient norm, residual stream norm per loop and bits per byte of a run's log."""
+    """Loss, gradient norm, residual stream norm per loop and validation of a run's log."""
     figure, axes = panels(2, 2, width=5.6, height=2.7)
     steps = [e for e in entries if "train/loss" in e]
     x = [e["step"] for e in steps]
@@ -157,13 +160,16 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
         axes[1][0].semilogy(x, norms[:, k], color=color, linewidth=1, label=f"{k + 1}")
     axes[1][0].legend(title="loop", fontsize=6, ncols=2)
     tidy(axes[1][0], title="norm of the residual stream after each loop", xlabel="step")
-    scored = [e for e in entries if any(key.startswith("val/bpb_loops_") for key in e)]
-    if scored:
-        keys = [key for key in scored[-1] if key.startswith("val/bpb_loops_")]
+    scored = [e for e in entries if any(key.startswith("val/") for key in e)]
+    metric = ""
+    if scored:  # by the metric that checkpoints are judged by, the first one
+        prefix = next(key for key in scored[-1] if key.startswith("val/")).rpartition("_")[0]
+        metric = prefix.removeprefix("val/").removesuffix("_loops")
+        keys = [key for key in scored[-1] if key.startswith(f"{prefix}_")]
         for key, color in zip(keys, shades(len(keys)), strict=True):
             values = [(e["step"], e[key]) for e in scored if key in e]
             axes[1][1].plot(*zip(*values, strict=True), "o-", markersize=3, color=color,
-                            label=key.removeprefix("val/bpb_loops_"))  # fmt: skip
+                            label=key.rpartition("_")[2])  # fmt: skip
         axes[1][1].legend(title="loops", fontsize=6)
-    tidy(axes[1][1], title="validation", xlabel="step", ylabel="bits per byte")
+    tidy(axes[1][1], title="validation", xlabel="step", ylabel=YLABELS.get(metric, metric))
     return figure

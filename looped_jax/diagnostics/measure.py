@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ LOGITS_AT_ONCE = 2**22  # of one loop; two loops' are alive together
 class TokenMeasurements:
     """Measurements of B · T tokens.
 
-    inputs, targets: [B, T], targets < 0 are left out of every mean
+    inputs: [B, T]
+    targets: [B, T], or [K, B, T] after each loop its own; those < 0 are left out of every mean
     nats, entropy, confidence: [K, B, T] loss of the target, entropy and top probability, in nats
     prediction: [K, B, T] likeliest token
     kl: [K − 1, B, T] KL(after loop k + 1 ‖ after loop k) in nats
@@ -49,14 +51,25 @@ class TokenMeasurements:
     def loops(self) -> int:
         return len(self.nats)
 
+    @property
+    def last_targets(self) -> np.ndarray:
+        """Those after the last loop, [B, T]."""
+        return self.targets if self.targets.ndim == 2 else self.targets[-1]
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Which tokens have a target, [B, T]."""
+        return self.last_targets >= 0
+
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Mean of [N, B, T] over the counted tokens, float64 [N]."""
-        return values[:, self.targets >= 0].astype(np.float64).mean(axis=1)
+        return values[:, self.counted].astype(np.float64).mean(axis=1)
 
     def by_position(self, values: np.ndarray) -> np.ndarray:
         """Mean of [N, B, T] at each position, float64 [N, T]; NaN where no token is counted."""
-        counted = np.where(self.targets >= 0, values.astype(np.float64), np.nan)
-        return np.nanmean(counted, axis=1)
+        sums = np.where(self.counted, values.astype(np.float64), 0).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return sums / self.counted.sum(axis=0)
 
     def correct(self) -> np.ndarray:
         """Whether the prediction is the target, [K, B, T]."""
@@ -84,6 +97,7 @@ def measure(
 ) -> TokenMeasurements:
     """Measure validation batches {inputs, targets} [rows, T] at 1 … `loops` loops, in one pass.
 
+    Targets may be [rows, loops, T], each loop's own.
     Rows are sharded over the batch devices of `mesh`, one device by default.
     """
     mesh = mesh or sharding.one_device()
@@ -98,18 +112,23 @@ def measure(
         progress(number, len(batches))
     return TokenMeasurements(
         inputs=np.concatenate([batch["inputs"] for batch in batches]),
-        targets=np.concatenate([batch["targets"] for batch in batches]),
+        targets=_loops_first(np.concatenate([batch["targets"] for batch in batches])),
         **{name: np.concatenate([f[name] for f in found], axis=1) for name in found[0]},
     )
 
 
+def _loops_first(targets: Any) -> Any:
+    """[B, K, T] as [K, B, T]; [B, T] as it is."""
+    return targets if targets.ndim == 2 else targets.swapaxes(0, 1)
+
+
 def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages.Wrapped:
-    """Jitted (params, inputs [B, T], targets [B, T]) -> TokenMeasurements' other fields by name."""
+    """Jitted (params, inputs, targets) -> TokenMeasurements' other fields by name; see measure."""
     run = transformer.make_hidden_states(config, mesh, tuple(range(1, loops + 1)))
     rows, of_loops = P(sharding.BATCH_AXES), P(None, sharding.BATCH_AXES)
 
     def step(params: Params, inputs: Array, targets: Array) -> dict[str, Array]:
-        return _measured(config, params, run(params, inputs), targets)
+        return _measured(config, params, run(params, inputs), _loops_first(targets))
 
     program = transformer.on_mesh(
         config,
@@ -124,7 +143,7 @@ def make_measure_step(config: ModelConfig, mesh: Mesh, loops: int) -> jax.stages
 def _measured(
     config: ModelConfig, params: Params, states: Array, targets: Array
 ) -> dict[str, Array]:
-    """Measurements of states [K, B, T, D], by name."""
+    """Measurements of states [K, B, T, D], by name; targets [B, T] or [K, B, T]."""
     loops, rows, time, _ = states.shape
     tokens = rows * time
     hidden = states.reshape(loops, tokens, -1)
@@ -133,12 +152,12 @@ def _measured(
     chunks = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(
         loops, -1, chunk, hidden.shape[-1]
     )
-    y = jnp.pad(jnp.maximum(targets.reshape(tokens), 0), (0, fill)).reshape(-1, chunk)
+    y = jnp.broadcast_to(jnp.maximum(targets, 0), (loops, rows, time)).reshape(loops, tokens)
+    y = jnp.pad(y, ((0, 0), (0, fill))).reshape(loops, -1, chunk)
 
     def of_chunk(arguments: tuple[Array, Array]):
-        h, y = arguments  # [K, chunk, D], [chunk]
-
-        def of_loop(previous: Array, h: Array):
+        def of_loop(previous: Array, of_loop: tuple[Array, Array]):
+            h, y = of_loop  # [chunk, D], [chunk]
             log_p = jax.nn.log_softmax(loss.logits(config, params, h))
             p = jnp.exp(log_p)
             return log_p, {
@@ -150,9 +169,11 @@ def _measured(
             }
 
         nothing = jnp.zeros((chunk, config.vocab_size or 0))
-        return jax.lax.scan(of_loop, nothing, h)[1]
+        return jax.lax.scan(of_loop, nothing, arguments)[1]  # over K
 
-    by_chunk = jax.lax.map(of_chunk, (chunks.swapaxes(0, 1), y))  # each [chunks, K, chunk]
+    by_chunk = jax.lax.map(
+        of_chunk, (chunks.swapaxes(0, 1), y.swapaxes(0, 1))
+    )  # each [chunks, K, chunk]
     found = {
         name: values.swapaxes(0, 1).reshape(loops, -1)[:, :tokens].reshape(loops, rows, time)
         for name, values in by_chunk.items()

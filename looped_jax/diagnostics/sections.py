@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def summary(model: TrainedModel, tokens: TokenMeasurements) -> list[str]:
             f"Loop 2 changes the likeliest token at {100 * (1 - agree[0]):.1f}% of all positions, "
             f"loop {tokens.loops} at {100 * (1 - agree[-1]):.1f}%."
         )
-        settled = tokens.settled()[tokens.targets >= 0]
+        settled = tokens.settled()[tokens.counted]
         lines.append(f"{100 * (settled == 1).mean():.1f}% of predictions stay what loop 1 says.")
     if LOOP_RULES[model.config.model.variant].same_start:
         lines.append(
@@ -68,9 +68,11 @@ def make_sections(
     ids: np.ndarray,
     matrices: dict[str, MatrixStatistics],
     entries: list[dict[str, Any]],
+    decode: Callable[[Sequence[int]], str],
 ) -> list[Section]:
+    """The page's sections; `decode` says how tokens read."""
     trained = model.config.model.loops
-    words = [model.tokenizer.decode([i]) or "·" for i in ids.tolist()]
+    words = [decode([i]) or "·" for i in ids.tolist()]
     sections = [
         Section(
             "Loss and accuracy at every loop count",
@@ -140,9 +142,9 @@ def make_sections(
             ),
             Section(
                 "Tokens that still change late",
-                "Positions of the validation text whose prediction changed in the latest loops: "
+                "Validated positions whose prediction changed in the latest loops: "
                 "what stood before, what came next, and the prediction after each loop.",
-                table=late_table(model, tokens),
+                table=late_table(tokens, decode),
             ),
         ]  # fmt: skip
     sections += [
@@ -170,8 +172,8 @@ def make_sections(
         Section(
             "Attention",
             "Attention of up to six loops and six heads on "
-            f"{''.join(words)!r}: queries down, keys across, brighter is more. Rows of one column "
-            "differ only by the loop.",
+            f"{decode(ids.tolist())!r}: queries down, keys across, brighter is more. Rows of one "
+            "column differ only by the loop.",
             figures.attention(np.asarray(trace["weights"])[:, :, 0], words),
             "attention",
         ),
@@ -213,10 +215,11 @@ def make_sections(
     return sections
 
 
-def late_table(model: TrainedModel, tokens: TokenMeasurements, count: int = 12) -> str:
+def late_table(
+    tokens: TokenMeasurements, decode: Callable[[Sequence[int]], str], count: int = 12
+) -> str:
     """HTML rows of the tokens that settled last, at most one per row of text."""
-    decode = model.tokenizer.decode
-    settled = np.where(tokens.targets >= 0, tokens.settled(), 0)
+    settled = np.where(tokens.counted, tokens.settled(), 0)
     settled[:, :4] = 0  # too little context to show
     positions = settled.argmax(axis=1)
     rows = np.argsort(-settled[np.arange(len(settled)), positions], kind="stable")[:count]
@@ -226,11 +229,14 @@ def late_table(model: TrainedModel, tokens: TokenMeasurements, count: int = 12) 
         position = positions[row]
         if settled[row, position] < 2:
             continue
-        target = int(tokens.targets[row, position])
+        target = int(tokens.last_targets[row, position])
         before = decode(tokens.inputs[row, max(0, position - 12) : position + 1].tolist())
         cells = []
-        for prediction in tokens.prediction[:, row, position].tolist():
-            right = " class='right'" if prediction == target else ""
+        correct = tokens.correct()[:, row, position]
+        for prediction, hit in zip(
+            tokens.prediction[:, row, position].tolist(), correct, strict=True
+        ):
+            right = " class='right'" if hit else ""
             cells.append(f"<td{right}>{_code(decode([prediction]))}</td>")
         lines.append(
             f"<tr><td>{_code(before[-40:])}</td><td>{_code(decode([target]))}</td>{''.join(cells)}</tr>"
@@ -250,7 +256,7 @@ def numbers(
     matrices: dict[str, MatrixStatistics],
 ) -> dict[str, Any]:
     """Every number that is drawn, ready for JSON."""
-    settled = tokens.settled()[tokens.targets >= 0]
+    settled = tokens.settled()[tokens.counted]
     by_loop = {
         "loss": tokens.nats, "entropy": tokens.entropy, "top_probability": tokens.confidence,
         "accuracy": tokens.correct(), "kl": tokens.kl, "agreement": tokens.agreement(),
@@ -258,7 +264,7 @@ def numbers(
     }  # fmt: skip
     return {
         "loops": tokens.loops,
-        "tokens": int((tokens.targets >= 0).sum()),
+        "tokens": int(tokens.counted.sum()),
         **{name: tokens.mean(values).tolist() for name, values in by_loop.items()},
         "loss_by_position": tokens.by_position(tokens.nats).tolist(),
         "settled_in_loop": [float((settled == k).mean()) for k in range(1, tokens.loops + 1)],

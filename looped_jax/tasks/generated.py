@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import Settings, plain
-from looped_jax.errors import ConfigError
+from looped_jax.errors import ArgumentError, ConfigError
+from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.runtime.sharding import EVERYTHING, Shard
 from looped_jax.tasks.accuracy import Accuracy
 from looped_jax.tasks.task import Task
@@ -143,6 +144,29 @@ class GeneratedTask(Task):
             trained=trained,
             difficulty=cls.difficulty or "",
         )
+
+    @classmethod
+    def validation_batches(
+        cls, model: TrainedModel, *, loops: int, batch_size: int, most: int, data: str | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        if data is not None:
+            raise ArgumentError(
+                f"--data={data} is for text, and data.task={model.config.data.task} generates its "
+                "rows; leave it out"
+            )
+        rows = cls(model.config).validation_rows(test=True, loops=range(1, loops + 1), most=most)
+        batches = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        return [
+            {
+                name: np.stack([getattr(row, name) for row in batch])
+                for name in ("inputs", "targets")
+            }
+            for batch in batches
+        ]
+
+    @classmethod
+    def decode(cls, model: TrainedModel, tokens: Sequence[int]) -> str:
+        return " ".join(map(cls(model.config).word, tokens))
 
     def validation_rows(self, *, test: bool, loops: Sequence[int], most: int) -> list[Row]:
         """Rows to test with, or rows as in training, of at most `most` tokens that are owed.

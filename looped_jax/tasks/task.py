@@ -147,6 +147,25 @@ class Task(abc.ABC):
 
         return figures.against_loops(scores, loops, trained=trained)
 
+    @classmethod
+    def validation_batches(
+        cls, model: TrainedModel, *, loops: int, batch_size: int, most: int, data: str | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Rows to diagnose a trained model on, of at most `most` targets, `batch_size` at a time.
+
+        Batches {inputs [B, T], targets [B, T] or, for each of 1 … `loops` loops, [B, loops, T]},
+        targets < 0 where nothing is owed. `data` is what --data names. Raises UserError.
+        """
+        raise ConfigError(
+            f"data.task={model.config.data.task} does not say which rows it is diagnosed on; give "
+            "its class a method validation_batches, see looped_jax/tasks/task.py"
+        )
+
+    @classmethod
+    def decode(cls, model: TrainedModel, tokens: Sequence[int]) -> str:
+        """How tokens read on a page."""
+        return " ".join(map(str, tokens))
+
     def samples(self, model: TrainedModel) -> list[str]:
         """Lines that show what a model does; all processes call it together."""
         return []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from looped_jax import files
@@ -89,6 +91,22 @@ class Text(Task):
         self, config: Config, params: Params, *, step: int, mesh: Mesh
     ) -> TrainedModel:
         return TrainedModel(config, params, self.tokenizer, step=step, mesh=mesh)
+
+    @classmethod
+    def validation_batches(
+        cls, model: TrainedModel, *, loops: int, batch_size: int, most: int, data: str | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        return pipeline.val_rows(
+            Corpus.to_judge(model.config.data, data),
+            model.tokenizer,
+            seq_len=model.config.model.seq_len,
+            batch_size=batch_size,
+            max_tokens=most,
+        )
+
+    @classmethod
+    def decode(cls, model: TrainedModel, tokens: Sequence[int]) -> str:
+        return model.tokenizer.decode(list(tokens))
 
     def samples(self, model: TrainedModel) -> list[str]:
         train = model.config.train
