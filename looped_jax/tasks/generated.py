@@ -46,6 +46,24 @@ class Row(NamedTuple):
     difficulty: np.ndarray
     answers: np.ndarray | None = None
 
+    @classmethod
+    def of_tokens(
+        cls, tokens: np.ndarray, answers: np.ndarray, difficulty: np.ndarray, *, length: int
+    ) -> Row:
+        """A row in which each token is the target of the one before, filled up behind with 0.
+
+        tokens: [n], n ≤ length + 1; answers, difficulty: [n] of each token, −1 where it is not owed
+        """
+
+        def filled(values: np.ndarray, fill: int) -> np.ndarray:
+            return np.pad(values, (0, length - len(values)), constant_values=fill).astype(np.int32)
+
+        owed = np.where(answers < 0, -1, tokens)
+        return cls(
+            filled(tokens[:-1], 0),
+            *(filled(values[1:], -1) for values in (owed, difficulty, answers)),
+        )
+
 
 class GeneratedTask(Task):
     """Base of generated tasks, which are judged by exact answers.

@@ -11,7 +11,10 @@ from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve
 from looped_jax.runtime.sharding import EVERYTHING, Shard
 
-LENGTHS = {"chain_end": 32, "hops": 24, "steps": 25}
+LENGTHS = {  # of a row with the default settings
+    "chain_end": 32, "hops": 24, "steps": 25, "p_hop": 256, "addition": 132, "word_problem": 64,
+    "mano": 23, "brevo": 625, "depo": 960,
+}  # fmt: skip
 
 
 def task(name, *, seq_len=None, seed=0, model=None, data=None, **own):
@@ -46,6 +49,13 @@ def equal(first, second):
     return all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def judged_rows(name, count, *, test, loops=(1,), **given):
+    """The task and some of its rows that are judged."""
+    found, _ = task(name, **given)
+    rows = iter(found._rows(0, test=test, loops=loops))
+    return found, [next(rows) for _ in range(count)]
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_rows_are_what_the_task_says_and_follow_from_their_number(name):
     found, config = task(name)
@@ -64,7 +74,7 @@ def test_rows_are_what_the_task_says_and_follow_from_their_number(name):
             assert equal(hosts[host][step], {n: a[host::2] for n, a in batch.items()})
 
 
-@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize("name", LENGTHS.keys() - {"mano"})  # its shortest rows are few
 def test_other_seeds_and_tests_have_other_rows(name):
     found, config = task(name)
     trained, other = (together(batches(name, 8, seed=seed)) for seed in (0, 1))
@@ -81,7 +91,7 @@ def test_other_seeds_and_tests_have_other_rows(name):
             for a, b in zip(one, two, strict=True)
         )
         owed = sum((row.difficulty >= 0).sum() for row in judged)
-        assert 0 < owed <= 1000 and owed + (judged[-1].difficulty >= 0).sum() > 1000
+        assert 900 < owed <= 1000
 
 
 def test_a_position_is_json_and_the_same_for_any_number_of_hosts():
