@@ -20,6 +20,7 @@ import jax
 from absl import logging
 
 from looped_jax import cli, errors, files
+from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import MeshConfig, Settings, parse_mesh
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import ConfigError
@@ -56,10 +57,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def vocabulary(config: Settings) -> int:
-    """Entries of the configured tokenizer. Raises ConfigError if its file is not here."""
+    """Entries of the task's vocabulary, or of the configured tokenizer.
+
+    Raises ConfigError if its file is not here.
+    """
     path = config.data.tokenizer
     if config.model.vocab_size:
         return config.model.vocab_size
+    if config.data.task != "text":
+        return TASKS[config.data.task](config).vocab_size
     if path is None:
         return config.data.tokenizer_vocab_size
     if not Path(path).is_file():

@@ -116,10 +116,10 @@ class Accuracy:
             for name, of in scores.items()
             if name.startswith(prefix)
         )
-        by = f"; of {k} by {self._difficulty} {each}" if each else ""
+        by = f", and by {self._difficulty} {each}" if each else ""
         return (
-            f"accuracy by loops: {counts}; of {k} on rows as in training: "
-            f"{scores['accuracy_trained'][k]:.4f}{by}"
+            f"accuracy by loops: {counts}; with {k} loops {scores['accuracy_trained'][k]:.4f} on "
+            f"rows as in training{by}"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -30,15 +31,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VALIDATION = 0  # seed of the rows that are judged; training's are train.seed + 1
+AS_IN_TRAINING = 2**60  # number of the first judged row that is no row to test with
 
 
 class Row(NamedTuple):
     """One row of T tokens, and what is owed at each of them.
 
-    inputs: int32 [T]
-    targets: int32 [T], −1 where nothing is owed; or [N, T], after each of N loop counts
-    difficulty: int32 [T] of the answer that is owed, −1 where nothing is
-    answers: int32 [T] number of that answer, where one has several tokens; by default each its own
+    inputs: [T] whole numbers, as all others; those of batches are int32
+    targets: [T], −1 where nothing is owed; or [N, T], after each of N loop counts
+    difficulty: [T] of the answer that is owed, −1 where nothing is
+    answers: [T] number of that answer, where one has several tokens; by default each its own
     """
 
     inputs: np.ndarray
@@ -56,7 +58,7 @@ class Row(NamedTuple):
         """
 
         def filled(values: np.ndarray, fill: int) -> np.ndarray:
-            return np.pad(values, (0, length - len(values)), constant_values=fill).astype(np.int32)
+            return np.pad(values, (0, length - len(values)), constant_values=fill)
 
         owed = np.where(answers < 0, -1, tokens)
         return cls(
@@ -191,8 +193,10 @@ class GeneratedTask(Task):
 
         Raises ConfigError where one row has more.
         """
+        rows = self._rows(VALIDATION, test=test, loops=tuple(loops))
         found, left = [], most
-        for row in iter(self._rows(VALIDATION, test=test, loops=tuple(loops))):
+        for number in itertools.count(0 if test else AS_IN_TRAINING):
+            row = rows[number]
             owed = int(np.count_nonzero(row.difficulty >= 0))
             if owed > left:
                 break
@@ -213,7 +217,8 @@ class GeneratedTask(Task):
     def _row(
         self, number: int, random: np.random.Generator, *, test: bool, loops: tuple[int, ...]
     ) -> Row:
-        return self.row(random, test=test, loops=loops)
+        made = self.row(random, test=test, loops=loops)
+        return jax.tree.map(lambda values: values.astype(np.int32), made)
 
 
 def _trained_on(row: Row) -> dict[str, np.ndarray]:

@@ -53,9 +53,9 @@ class PHop(GeneratedTask):
             steps[0] = random.integers(s.symbols)
             string = np.cumsum(steps) % s.symbols
             reached = hop(string, s.hops)
-        targets = np.full(s.length, -1, np.int32)
+        targets = np.full(s.length, -1)
         targets[-1] = string[reached]
-        return Row(string.astype(np.int32), targets, np.where(targets < 0, -1, 0))
+        return Row(string, targets, np.where(targets < 0, -1, 0))
 
 
 def hop(string: np.ndarray, hops: int) -> int | None:

@@ -29,9 +29,9 @@ def asked(
     """Edges [N] in random order, then queries [Q], each owing its answer, [Q] or [K, Q]."""
     before = np.full((*answers.shape[:-1], len(edges)), -1)
     return Row(
-        np.concatenate([random.permutation(edges), queries]).astype(np.int32),
-        np.concatenate([before, answers], axis=-1).astype(np.int32),
-        np.concatenate([np.full(len(edges), -1), difficulty]).astype(np.int32),
+        np.concatenate([random.permutation(edges), queries]),
+        np.concatenate([before, answers], axis=-1),
+        np.concatenate([np.full(len(edges), -1), difficulty]),
     )
 
 

@@ -50,9 +50,9 @@ class WordProblem(GeneratedTask):
         place = np.arange(1, self.length + 1)
         owed = place <= (s.test_length if test else s.length)
         return Row(
-            word.astype(np.int32),
-            np.where(owed, running, -1).astype(np.int32),
-            np.where(owed, 2 ** np.ceil(np.log2(place)), -1).astype(np.int32),
+            word,
+            np.where(owed, running, -1),
+            np.where(owed, 2 ** np.ceil(np.log2(place)), -1),
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from looped_jax import plan
+from looped_jax.config import presets
 from looped_jax.config.settings import (
     MeshConfig,
     ModelSettings,
@@ -216,6 +217,11 @@ def test_what_cannot_be_planned_is_refused():
     config = planner.changed(make_config(), {"model.remat": "offload"})
     with pytest.raises(ConfigError, match="plan with one of loop, dots, none"):
         planner.make(config, H100)
+
+
+def test_the_vocabulary_is_that_of_what_is_learned():
+    for preset, entries in (("tiny", 4096), ("hops", 8 + 4 * 8 + 8 * 8)):
+        assert plan.vocabulary(Settings.from_dict(presets.make("FLT", preset))) == entries
 
 
 def test_meshes_on_the_command_line():

@@ -1,6 +1,7 @@
 """Generated rows: the same whoever asks for them, other ones to test with, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,8 +53,8 @@ def equal(first, second):
 def judged_rows(name, count, *, test, loops=(1,), **given):
     """The task and some of its rows that are judged."""
     found, _ = task(name, **given)
-    rows = iter(found._rows(0, test=test, loops=loops))
-    return found, [next(rows) for _ in range(count)]
+    rows = found._rows(0, test=test, loops=loops)
+    return found, [rows[number] for number in range(count)]
 
 
 @pytest.mark.parametrize("name", LENGTHS)
@@ -92,6 +93,9 @@ def test_other_seeds_and_tests_have_other_rows(name):
         )
         owed = sum((row.difficulty >= 0).sum() for row in judged)
         assert 900 < owed <= 1000
+        before = len(drawn)
+        drawn |= {row.inputs.tobytes() for row in judged}
+        assert len(drawn) == before + len(judged)
 
 
 def test_a_position_is_json_and_the_same_for_any_number_of_hosts():
@@ -144,3 +148,17 @@ def test_settings_that_cannot_work_are_refused_by_name(name, given, message):
 def test_too_few_targets_to_judge_by_are_refused():
     with pytest.raises(ConfigError, match="train.eval_tokens=15 is less than the 16 targets"):
         task("hops")[0].validation_rows(test=True, loops=(1,), most=15)
+
+
+def test_the_task_of_contributing_is_one():
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    (code,) = [part for part in page.split("```python\n") if 'register("parity")' in part]
+    exec(code.split("```")[0], {"__name__": "own"})
+    try:
+        found, (row, *_) = judged_rows("parity", 3, test=True, seq_len=16)
+        assert row.targets.tolist() == [row.inputs[: n + 1].sum() % 2 for n in range(16)]
+        assert row.inputs.dtype == row.targets.dtype == np.int32
+        settings = Settings.from_dict({"data": {"tasks": {"parity": {"length": 4}}}})
+        assert settings.data.tasks["parity"].length == 4
+    finally:
+        del TASKS._found["parity"]
