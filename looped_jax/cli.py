@@ -100,6 +100,18 @@ def _compare(flags: argparse.ArgumentParser) -> None:
     _add_import(flags)
 
 
+def _sweep(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("grid", type=Path, metavar="GRID", help="a .yaml or .py file: docs/sweep.md")
+    flags.add_argument(
+        "--out", type=Path, help="folder for the runs; by default runs/ and its name"
+    )
+    flags.add_argument(
+        "--workers", type=at_least(1), help="runs at a time; by default one per GPU or CPU core"
+    )
+    flags.add_argument("--dry_run", action="store_true", help="list the runs and what they take")
+    _add_import(flags)
+
+
 def _plan(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--hardware", help="what it would run on, as h100; none lists all known")
     flags.add_argument("--mesh", help="devices by axis, as data=64,fsdp=8; config.mesh by default")
@@ -193,6 +205,7 @@ PROGRAMS = {
     "generate": Program("looped_jax.generate", _generate),
     "diagnose": Program("looped_jax.diagnose", _diagnose),
     "compare": Program("looped_jax.compare", _compare),
+    "sweep": Program("looped_jax.sweep", _sweep),
     "plan": Program("looped_jax.plan", _plan, takes_settings=True),
     "lr-find": Program("looped_jax.lr_find", _lr_find, takes_settings=True),
     "download": Program("looped_jax.data.download", _download),

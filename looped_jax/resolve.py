@@ -17,13 +17,13 @@ from looped_jax.config.settings import PERFORMANCE, Settings, plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import transformer
 
-# Model settings that the first part of a name holds, and settings that change no result.
+# Settings that the first part of a name holds.
 NAMED = {
     f"model.{name}"
     for name in ("variant", "loops", "layers", "loss", "width", "attention", "latent_rank",
-                 "kv_heads", "window_pattern", *PERFORMANCE)
-}  # fmt: skip
-DATA = ("path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
+                 "kv_heads", "window_pattern")
+} | {"data.task"}  # fmt: skip
+DATA = ("task", "path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
         "tokenizer_vocab_size", "bos_token")  # fmt: skip
 TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
 LONGEST = 40  # of what differs from the preset, then a hash stands for it
@@ -111,15 +111,19 @@ def run_name(config: Settings) -> str:
 def _different(config: Settings, preset: str) -> dict[str, Any]:
     """Settings that matter to the result and are not as the preset has them, beside NAMED ones."""
     base = Settings.from_dict(presets.make(config.model.variant, preset)).leaves()
-    groups = tuple(f"data.{n}" for n in DATA) + tuple(f"train.{n}" for n in TRAIN)
     return {
         key: value
         for key, value in config.leaves().items()
-        if (key in groups or key.startswith(("model.", "optim.", "data.tasks.")))
-        and key not in NAMED
-        and not key.endswith(".on")
-        and value != base.get(key)
+        if matters(key) and key not in NAMED and not key.endswith(".on") and value != base.get(key)
     }
+
+
+def matters(key: str) -> bool:
+    """Whether the setting of a dotted name changes what is trained."""
+    told = {*(f"data.{name}" for name in DATA), *(f"train.{name}" for name in TRAIN)}
+    fast = {f"model.{name}" for name in PERFORMANCE}
+    groups = ("model.", "optim.", "data.tasks.")
+    return (key in told or key.startswith(groups)) and key not in fast
 
 
 def _short(value: Any) -> str:

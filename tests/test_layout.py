@@ -8,9 +8,10 @@ ROOT = Path(__file__).parents[1] / "looped_jax"
 ORDER = (
     "errors", "files", "config", "cli", "runtime", "model", "resolve", "data", "plotting",
     "training", "planning", "inference", "evaluation", "tasks", "diagnostics", "comparison",
-    "looped_jax", "programs",
+    "experiments", "looped_jax", "programs",
 )  # fmt: skip
-PROGRAMS = ("train", "evaluate", "generate", "diagnose", "compare", "lr_find", "plan")
+PROGRAMS = ("train", "evaluate", "generate", "diagnose", "compare", "lr_find", "plan",
+            "sweep")  # fmt: skip
 
 
 def room(module):

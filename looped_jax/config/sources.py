@@ -90,16 +90,21 @@ def _rule(name: str) -> str:
     return rules[name.lower()]
 
 
-def _of_python(path: Path, preset: str) -> Values:
-    """What get_config of the file returns; it may import what lies beside it or its folder."""
+def imported(path: Path) -> types.ModuleType:
+    """A Python file as a module; it may import what lies beside it or its folder."""
     folder = path.resolve().parent
     sys.path += [str(f) for f in (folder.parent, folder) if str(f) not in sys.path]
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _of_python(path: Path, preset: str) -> Values:
+    """What get_config of the file returns."""
     try:
-        spec.loader.exec_module(module)
-        return module.get_config(*([preset] if preset else [])).to_dict()
+        return imported(path).get_config(*([preset] if preset else [])).to_dict()
     except UserError:
         raise
     except Exception as error:  # a file of the user's own may raise anything

@@ -1,0 +1,61 @@
+"""How long a step of each of several runs takes, measured in turns on one device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+from looped_jax.config.registry import TASKS
+from looped_jax.config.resolved import micro_batches
+from looped_jax.config.settings import Settings
+from looped_jax.resolve import resolve
+from looped_jax.runtime import sharding
+from looped_jax.training import optimizers, train_step
+
+ROUNDS = 7  # of all runs in turn, so that whatever else the machine does falls on all of them
+SECONDS = 0.5  # a turn, at least
+
+
+def seconds_per_step(settings: Sequence[Settings]) -> list[float]:
+    """Median over the rounds, for each of the runs; compiling and first steps are left out."""
+    steppers = [_stepper(one) for one in settings]
+    taken: list[list[float]] = [[] for _ in steppers]
+    for _ in range(ROUNDS):
+        for stepper, seconds in zip(steppers, taken, strict=True):
+            began, steps = time.perf_counter(), 0
+            while time.perf_counter() - began < SECONDS:
+                stepper()
+                steps += 1
+            seconds.append((time.perf_counter() - began) / steps)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def _stepper(settings: Settings) -> Callable[[], None]:
+    """Takes one step of a run on its first batch, and waits for it."""
+    mesh = sharding.make_mesh(settings.mesh)
+    task = TASKS[settings.data.task](settings)
+    config = resolve(settings, vocab_size=task.vocab_size)
+    count = micro_batches(config, devices=sharding.batch_devices(mesh))
+    optimizer = optimizers.make_optimizer(config, mesh)
+    program = train_step.make_train_step(config, optimizer, mesh)
+    rows = task.train_rows(config, batch_size=config.train.tokens_per_step // config.model.seq_len)
+    batch = jax.tree.map(
+        lambda rows: jax.device_put(
+            rows.reshape(count, -1, *rows.shape[1:]), sharding.batch_sharding(mesh)
+        ),
+        next(rows),
+    )
+    rows.close()
+    state = train_step.create(config, optimizer, mesh)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = program(state, batch)
+        jax.block_until_ready(metrics)
+
+    step()
+    step()
+    return step
