@@ -268,7 +268,7 @@ def parse_flags(
     add_flags(flags)
     args = flags.parse_args(argv)
     with errors.printed(code=2):
-        _import_own(getattr(args, "imports", []))
+        import_own(getattr(args, "imports", []))
     absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     return args
 
@@ -303,7 +303,7 @@ def parse_settings(
     if first.config is None and bare == list(argv):
         stop("--config is missing; give one, as --config flt:tiny")
     with errors.printed(code=2):
-        _import_own(first.imports)
+        import_own(first.imports)
         values = sources.read(first.config) if first.config else {}
         shown = Settings.from_dict(values).leaves()
         args = parser(all_settings(), shown).parse_args(argv)
@@ -336,7 +336,8 @@ def _docstring(name: str) -> str:
     return ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
 
 
-def _import_own(modules: Iterable[str]) -> None:
+def import_own(modules: Iterable[str], given_as: str = "--import") -> None:
+    """Import modules that register techniques, from where the program was started, too."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     for module in modules:
@@ -345,7 +346,7 @@ def _import_own(modules: Iterable[str]) -> None:
         except ConfigError:
             raise
         except Exception as error:  # a module of the user's own may raise anything
-            raise ConfigError(f"--import={module}: {error}; give a module's name") from error
+            raise ConfigError(f"{given_as}={module}: {error}; give a module's name") from error
 
 
 # ---- parsing -------------------------------------------------------------------------------------

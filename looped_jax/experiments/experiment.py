@@ -13,12 +13,12 @@ from looped_jax import files
 from looped_jax.errors import CheckpointError, ConfigError
 from looped_jax.experiments import workers
 from looped_jax.experiments.grid import Grid, Run
-from looped_jax.experiments.workers import DIVERGED, Place, Worker
+from looped_jax.experiments.workers import Place, Worker
 from looped_jax.resolve import matters
 from looped_jax.training import summary
 from looped_jax.training.progress import duration
 
-DIVERGENCES, THROUGHPUT = "diverged.json", "throughput.json"
+LOG, THROUGHPUT = "metrics.jsonl", "throughput.json"
 EVERY = 15.0  # seconds between lines that tell how far the runs are
 
 
@@ -26,14 +26,12 @@ EVERY = 15.0  # seconds between lines that tell how far the runs are
 class Experiment:
     """A grid, its folder, and its runs.
 
-    diverged: what training said of runs whose values are no longer finite, by folder name;
     seconds: of a step of each row, by label, where the grid asks for equal seconds
     """
 
     grid: Grid
     out: Path
     runs: list[Run]
-    diverged: dict[str, str]
     seconds: dict[str, float]
 
     @staticmethod
@@ -49,18 +47,14 @@ class Experiment:
             reference = _first(grid, out)[grid.reference]
             budget = reference.config.train.steps * seconds[grid.reference]
             steps |= {label: max(1, round(budget / seconds[label])) for label in timed}
-        found = Experiment(grid, out, grid.runs(out, steps), _read(out / DIVERGENCES), seconds)
+        found = Experiment(grid, out, grid.runs(out, steps), seconds)
         for run in found.runs:
             _check_same(run)
         return found
 
     def missing(self) -> list[Run]:
-        """Runs that are neither complete nor known to diverge, the most work first."""
-        found = [
-            run
-            for run in self.runs
-            if not is_complete(run) and run.folder.name not in self.diverged
-        ]
+        """Runs that are neither complete nor diverged, the most work first."""
+        found = [run for run in self.runs if not is_complete(run) and not has_diverged(run)]
         return sorted(found, key=lambda run: -run.flops)
 
     def train(self, places: Sequence[Place], log: Callable[[str], None]) -> dict[str, str]:
@@ -71,25 +65,25 @@ class Experiment:
             f"{min(len(places), len(missing))} at a time, in {self.out}"
         )
         progress = _Progress(missing, log)
-        ended = workers.train_all(missing, places, imports=self.grid.imports, watch=progress.tell)
-        for run, outcome in ended:
-            told = outcome.message
-            if outcome.state == DIVERGED:
-                self.diverged[run.folder.name] = outcome.message
-                files.write_text(self.out / DIVERGENCES, json.dumps(self.diverged, indent=1))
-            elif outcome.state == workers.FAILED:
+        for run, outcome in workers.train_all(
+            missing, places, imports=self.grid.imports, watch=progress.tell
+        ):
+            if outcome.failed:
                 failed[run.name] = outcome.message
-            elif is_complete(run):
-                told = "complete"
-            else:
-                told = "stopped; the same command goes on"
-            progress.done(run, told)
+            ended = "complete" if is_complete(run) else "stopped; the same command goes on"
+            progress.done(run, outcome.message or ended)
         return failed
 
 
 def is_complete(run: Run) -> bool:
     """Whether the run's folder has the summary of its last step."""
     return _read(run.folder / summary.NAME).get("steps") == run.config.train.steps
+
+
+def has_diverged(run: Run) -> bool:
+    """Whether training ended at values that are not finite; moved away, it starts anew."""
+    last = _last_entry(run)
+    return "train/loss" in last and None in (last["train/loss"], last["train/grad_norm"])
 
 
 # ---- what the experiment uses --------------------------------------------------------------------
@@ -176,11 +170,15 @@ class _Progress:
 
 def _share(run: Run) -> float:
     """The share of its steps that a run's log has."""
+    return _last_entry(run).get("step", 0) / run.config.train.steps
+
+
+def _last_entry(run: Run) -> dict[str, Any]:
+    """The last whole line of a run's log; none where there is no log yet."""
     try:
-        with (run.folder / "metrics.jsonl").open("rb") as file:
+        with (run.folder / LOG).open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - 2**16))
-            lines = file.read().split(b"\n")
-        return json.loads(lines[-2])["step"] / run.config.train.steps
-    except (OSError, IndexError, ValueError, KeyError):
-        return 0.0
+            file.seek(max(0, file.tell() - 2**17))
+            return json.loads(file.read().split(b"\n")[-2])
+    except (OSError, IndexError, ValueError):
+        return {}

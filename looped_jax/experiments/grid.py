@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from looped_jax import cli
 from looped_jax.config import sources
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config
@@ -105,6 +106,10 @@ class Grid:
     def from_dict(values: Any, *, name: str = "grid") -> Grid:
         """A grid from what a file holds. Raises ConfigError, which begins with `name`."""
         _check_keys(values, KEYS, name, required=("config", "rows", "seeds"))
+        imports = values.get("imports", [])
+        if not _is_list_of(imports, str):
+            raise ConfigError(f"{name}: imports={imports!r} is no list of modules; as [my_rules]")
+        cli.import_own(imports, f"{name}: imports")
         base = sources.read(str(values["config"]))
         sources.put(base, "train.run_dir", None)
         for key, value in _settings(values, name).items():
@@ -126,9 +131,6 @@ class Grid:
         if reference not in labels:
             near = nearest(str(reference), dict.fromkeys(labels, "")) or labels
             raise ConfigError(f"{name}: reference={reference!r} is no row; nearest: {near[0]!r}")
-        imports = values.get("imports", [])
-        if not _is_list_of(imports, str):
-            raise ConfigError(f"{name}: imports={imports!r} is no list of modules; as [my_rules]")
         return Grid(base, rows, tuple(seeds), reference, tuple(imports))
 
     @staticmethod

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from looped_jax.cli import PROGRAMS
+from looped_jax import cli
 from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError, TrainingError, UserError
 from looped_jax.experiments import throughput
@@ -32,18 +32,17 @@ from looped_jax.experiments.grid import Run
 from looped_jax.runtime.compilation_cache import keep_compiled
 
 CONSOLE = "console.txt"  # in the folder of a run: what training would have printed
-ENDED, DIVERGED, FAILED = "ended", "diverged", "failed"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run came back.
 
-    state: ended, at its last step or by a signal; diverged, to values that are not finite; or
-    failed. message: what training said of the last two.
+    failed: whether something else than its values stood in its way; message: what, or where values
+    were no longer finite
     """
 
-    state: str
+    failed: bool = False
     message: str = ""
 
 
@@ -132,7 +131,7 @@ class Worker:
         except EOFError:
             self.process.join()
             code = self.process.exitcode
-            return Outcome(FAILED, f"its process ended with exit code {code}; out of memory?")
+            return Outcome(True, f"its process ended with exit code {code}; out of memory?")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # it may be gone
@@ -168,7 +167,7 @@ def train_all(
                     if not worker.process.is_alive():
                         workers[at] = worker = Worker(worker.place, imports)
                     worker.train(_next(waiting, workers, run))
-                yield run, Outcome(ENDED) if stopped else outcome
+                yield run, Outcome() if stopped else outcome
             watch([worker.run for worker in workers if worker.run])
     for worker in workers:
         worker.close()
@@ -210,12 +209,11 @@ def _serve(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what it receives
     place.take()
-    train = importlib.import_module(PROGRAMS["train"].module).train
+    train = importlib.import_module(cli.PROGRAMS["train"].module).train
     logging.set_verbosity(logging.ERROR)
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     keep_compiled()
-    for module in imports:
-        importlib.import_module(module)
+    cli.import_own(imports)
     while (request := connection.recv()) is not None:
         kind, values = request
         if kind == "train":
@@ -229,7 +227,7 @@ def _train(train: Callable[..., Path], settings: Settings) -> Outcome:
     folder = Path(settings.train.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with _output_to(folder / CONSOLE):
-        return _tried(lambda: (train(settings, command="the same sweep"), Outcome(ENDED))[1])
+        return _tried(lambda: (train(settings, command="the same sweep"), Outcome())[1])
 
 
 def _measure(values: Sequence[Mapping[str, Any]]) -> list[float] | Outcome:
@@ -240,13 +238,13 @@ def _tried(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except TrainingError as error:
-        return Outcome(DIVERGED, str(error))
+        return Outcome(message=str(error))
     except UserError as error:
-        return Outcome(FAILED, str(error))
+        return Outcome(True, str(error))
     except Exception as error:  # a defect of one run is no reason to lose the others
         traceback.print_exc()
         told = " ".join(str(error).split())
-        return Outcome(FAILED, f"{type(error).__name__}: {told[:200]}; its {CONSOLE} says where")
+        return Outcome(True, f"{type(error).__name__}: {told[:200]}; its {CONSOLE} says where")
 
 
 @contextlib.contextmanager

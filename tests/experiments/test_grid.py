@@ -35,7 +35,9 @@ def test_lists_are_every_combination_and_seeds_are_runs(tmp_path):
 
 
 def test_labels_name_what_a_row_sets(tmp_path):
-    rows = [{"settings": {"optim.matrix_learning_rate": [0.01, 0.02], "train.eval_loops": [[1, 4]]}}]
+    rows = [
+        {"settings": {"optim.matrix_learning_rate": [0.01, 0.02], "train.eval_loops": [[1, 4]]}}
+    ]
     first, second = grid(rows=rows).rows
     assert first.label == "FLT K=4, optim.matrix_learning_rate=0.01, train.eval_loops=[1, 4]"
     assert second.settings["optim.matrix_learning_rate"] == 0.02
