@@ -9,9 +9,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from benchmarks.claim_grid import Setting
 from matplotlib.figure import Figure
 
+from benchmarks.claim_grid import Setting
 from looped_jax.comparison.verdict import Verdict
 from looped_jax.plotting import figure_files, figures
 

@@ -86,6 +86,23 @@ def _diagnose(flags: argparse.ArgumentParser) -> None:
 def _compare(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     flags.add_argument("--out", type=Path, required=True, help="folder for the page")
+    _add_table(flags)
+    _add_import(flags)
+
+
+def _sweep(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("grid", type=Path, metavar="GRID", help="a .yaml or .py file: docs/sweep.md")
+    flags.add_argument("--out", type=Path, help="folder of all runs; runs/ and the grid's name")
+    flags.add_argument(
+        "--workers", type=at_least(1), help="runs at a time; by default one per GPU or CPU core"
+    )
+    flags.add_argument("--dry_run", action="store_true", help="list the runs and what they take")
+    _add_table(flags)
+    _add_import(flags)
+
+
+def _add_table(flags: argparse.ArgumentParser) -> None:
+    """What the table of several runs shows."""
     flags.add_argument(
         "--loops", type=counts, default=(), help="also show scores at these loop counts, as 1,4,8"
     )
@@ -97,19 +114,6 @@ def _compare(flags: argparse.ArgumentParser) -> None:
         "--metric", help="column to rank rows by, as bpb or 'bpb at 4'; validation's by default"
     )
     flags.add_argument("--reference", help="row to hold the others against; the best by default")
-    _add_import(flags)
-
-
-def _sweep(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument("grid", type=Path, metavar="GRID", help="a .yaml or .py file: docs/sweep.md")
-    flags.add_argument(
-        "--out", type=Path, help="folder for the runs; by default runs/ and its name"
-    )
-    flags.add_argument(
-        "--workers", type=at_least(1), help="runs at a time; by default one per GPU or CPU core"
-    )
-    flags.add_argument("--dry_run", action="store_true", help="list the runs and what they take")
-    _add_import(flags)
 
 
 def _plan(flags: argparse.ArgumentParser) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import jax
 
 from looped_jax import cli, errors
+from looped_jax.comparison.page import write_page
+from looped_jax.comparison.run_record import read
 from looped_jax.errors import TrainingError
 from looped_jax.experiments import workers
-from looped_jax.experiments.experiment import Experiment, is_complete
+from looped_jax.experiments.experiment import LOG, Experiment, is_complete
 from looped_jax.experiments.grid import Grid
 from looped_jax.files import check_writable
 
@@ -36,6 +38,18 @@ def run(args: argparse.Namespace) -> None:
             print(listed(experiment))
             return
         failed = experiment.train(places, lambda line: print(line, flush=True))
+        begun = [run for run in experiment.runs if (run.folder / LOG).is_file()]
+        if begun:
+            page, table = write_page(
+                [read(run.folder) for run in begun],
+                out / "comparison",
+                labels={run.folder.name: run.row.label for run in begun},
+                loops=args.loops,
+                equal=args.equal,
+                metric=args.metric,
+                reference=args.reference,
+            )
+            print(f"{table.text()}\nopen {page}")
         if failed:
             name, told = next(iter(failed.items()))
             raise TrainingError(f"{len(failed)} runs failed, the first of them {name}: {told}")
