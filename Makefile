@@ -1,4 +1,4 @@
-# For a machine that has only Python and pip: `make train`, `make diagnose` and `make test`.
+# For a machine that has only Python and pip: `make train`, `make diagnose`, `make hops`, `make test`.
 # `make test` holds every feature and every pair of them; `make test-slow` the other combinations,
 # kills and long runs; `make test-parity` the comparison with PyTorch; `make test-targets` the
 # compilers of GPUs and TPUs (2.5 GB, in an environment of their own; no such device is needed);
@@ -16,7 +16,7 @@ TORCH ?= torch==2.13.0
 CUDA ?=
 INSTALLED := $(VENV)/installed$(CUDA:%=-cuda%)
 
-.PHONY: train diagnose test test-slow test-all test-parity test-targets check clean
+.PHONY: train diagnose hops test test-slow test-all test-parity test-targets check clean
 
 train: $(INSTALLED)
 	@if command -v nvidia-smi >/dev/null && ! ls -d $(VENV)/lib/python3*/site-packages/jax_cuda1* \
@@ -26,6 +26,9 @@ train: $(INSTALLED)
 
 diagnose: $(VENV)/installed
 	$(BIN)/python -m looped_jax.diagnose --checkpoint runs/FLT_K4_L2_END_D128
+
+hops: $(INSTALLED)
+	$(BIN)/python -m benchmarks.hops
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
