@@ -30,6 +30,10 @@ from looped_jax.errors import ConfigError
 
 
 def _train(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "text", nargs="?", metavar="TEXT",
+        help="what to train on, as data.path; --config is then flt:tiny by default",
+    )  # fmt: skip
     flags.add_argument("--profile_steps", metavar="FIRST:LAST", help="trace these, as 10:13")
 
 
@@ -287,7 +291,7 @@ def parse_settings(
     """
 
     def parser(known: Mapping[str, Setting], shown: Mapping[str, Any]) -> Parser:
-        usage = "%(prog)s --config SOURCE [--config.GROUP.NAME VALUE ...] [other flags]"
+        usage = "%(prog)s [--config SOURCE] [--config.GROUP.NAME VALUE ...] [other arguments]"
         flags = Parser(usage=usage, **made)
         add_flags(flags)
         flags.add_argument(
@@ -304,11 +308,15 @@ def parse_settings(
     quick = parser(known, {})
     quick.later = tuple(f"--config.{group}." for group in settings.registered_groups())
     first, _ = quick.parse_known_args(bare)
-    if first.config is None and bare == list(argv):
+    text = getattr(first, "text", None)
+    source = first.config or (text and "flt:tiny")
+    if source is None and bare == list(argv):
         stop("--config is missing; give one, as --config flt:tiny")
     with errors.printed(code=2):
         import_own(first.imports)
-        values = sources.read(first.config) if first.config else {}
+        values = sources.read(source) if source else {}
+        if text is not None:
+            sources.put(values, "data.path", text)
         shown = Settings.from_dict(values).leaves()
         args = parser(all_settings(), shown).parse_args(argv)
         for key, value in vars(args).items():

@@ -356,3 +356,10 @@ def test_settings_are_put_where_their_name_says():
     sources.put(values, "model.parts.one.on", True)
     sources.put(values, "model.loops", 3)
     assert json.dumps(values) == '{"model": {"parts": {"one": {"on": true}}, "loops": 3}}'
+
+
+def test_train_takes_a_text_by_itself(tmp_path):
+    found = cli.parse("train", ["notes.txt"]).settings
+    assert (found.data.path, found.model.layers, found.data.task) == ("notes.txt", 2, "text")
+    other = cli.parse("train", ["notes.txt", "--config", "lt", "--config.model.loops=3"]).settings
+    assert (other.data.path, other.model.variant, other.model.loops) == ("notes.txt", "LT", 3)
