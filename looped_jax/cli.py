@@ -62,6 +62,10 @@ def _evaluate(flags: argparse.ArgumentParser) -> None:
 def _generate(flags: argparse.ArgumentParser) -> None:
     _add_checkpoint(flags)
     flags.add_argument("--prompt", action="append", help="repeat for several; none: from nothing")
+    flags.add_argument(
+        "--interactive", action="store_true",
+        help="a text for every line of input; the line loops=8 sets the loop count",
+    )  # fmt: skip
     flags.add_argument("--samples", type=at_least(1), default=1, help="texts per prompt")
     flags.add_argument("--tokens", type=at_least(1), default=64, help="new tokens at most")
     flags.add_argument("--loops", type=at_least(1), help="loop count; the trained one by default")

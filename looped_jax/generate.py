@@ -1,11 +1,13 @@
 """Text from a checkpoint: prefill once, then one token at a time from an exact cache.
 
 looped-jax generate --checkpoint runs/FLT_K4_L2_END_D128 --prompt "def " --samples 2
+looped-jax generate --checkpoint runs/FLT_K4_L2_END_D128 --interactive
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ import jax
 import looped_jax
 from looped_jax import cli, errors
 from looped_jax.inference.decoding import Sampling
+from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
 from looped_jax.runtime import distributed, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
@@ -34,25 +37,35 @@ def run(args: argparse.Namespace) -> None:
         line = attention_kernels.fall_back(model.config.model, model.mesh)
         if line and jax.process_index() == 0:
             print(line, file=sys.stderr)
-        prompts = [p for p in args.prompt or [""] for _ in range(args.samples)]
-        began, count = time.perf_counter(), 0
-        speaks = jax.process_index() == 0
-        live = len(prompts) == 1 and sys.stdout.isatty() and speaks
-        texts = [""] * len(prompts)
+        if args.interactive:
+            talk(model, args, sampling)
+        else:
+            write(model, args, sampling)
+
+
+def write(model: TrainedModel, args: argparse.Namespace, sampling: Sampling) -> None:
+    """All texts of all prompts; a single one as it is made where somebody looks."""
+    prompts = [p for p in args.prompt or [""] for _ in range(args.samples)]
+    began, count = time.perf_counter(), 0
+    speaks = jax.process_index() == 0
+    live = len(prompts) == 1 and sys.stdout.isatty() and speaks
+    texts = [""] * len(prompts)
+    if speaks:
+        warn_of_length(model, prompts, args.tokens)
+    if live:
+        print(prompts[0], end="", flush=True)
+    for pieces in model.stream(
+        prompts,
+        tokens=args.tokens,
+        loops=args.loops,
+        sampling=sampling,
+        draws=[i % args.samples for i in range(len(prompts))],
+        cache=args.cache,
+    ):
+        count += sum(piece is not None for piece in pieces)
+        texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
         if live:
-            print(prompts[0], end="", flush=True)
-        for pieces in model.stream(
-            prompts,
-            tokens=args.tokens,
-            loops=args.loops,
-            sampling=sampling,
-            draws=[i % args.samples for i in range(len(prompts))],
-            cache=args.cache,
-        ):
-            count += sum(piece is not None for piece in pieces)
-            texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
-            if live:
-                print(pieces[0] or "", end="", flush=True)
+            print(pieces[0] or "", end="", flush=True)
     if not speaks:
         return
     if not live:
@@ -62,6 +75,36 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"\n{count} tokens, {count / seconds:.1f} tokens/s, compile time included", file=sys.stderr
     )
+
+
+def talk(model: TrainedModel, args: argparse.Namespace, sampling: Sampling) -> None:
+    """A text for every line that comes in; the line loops=8 sets the loop count of those after."""
+    loops = args.loops or model.config.model.loops
+    print(f"a line is a prompt; loops=8 sets the loops, {loops} now; Ctrl-D ends", file=sys.stderr)
+    for line in sys.stdin:
+        prompt = line.rstrip("\n")
+        if given := re.fullmatch(r"\s*loops\s*=\s*(\d+)\s*", prompt):
+            loops = int(given[1]) or loops
+            print(f"{loops} loops", file=sys.stderr)
+            continue
+        warn_of_length(model, [prompt], args.tokens)
+        print(prompt, end="", flush=True)
+        for (piece,) in model.stream(
+            [prompt], tokens=args.tokens, loops=loops, sampling=sampling, cache=args.cache
+        ):
+            print(piece or "", end="", flush=True)
+        print(flush=True)
+
+
+def warn_of_length(model: TrainedModel, prompts: Sequence[str], tokens: int) -> None:
+    """Say on standard error that a text goes on where training has never been."""
+    longest = 1 + tokens + max(len(model.tokenizer.encode(prompt)) for prompt in prompts)
+    if longest > (trained := model.config.model.seq_len):
+        print(
+            f"warning: up to {longest} tokens from a model that was trained on rows of {trained}; "
+            "what comes after them may fall apart",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Text: the engine against plain recomputation, whatever stands beside a prompt in its batch."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import looped_jax
+from looped_jax import generate
 from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from looped_jax.errors import ArgumentError, CheckpointError
@@ -267,3 +269,22 @@ def test_the_command_from_outside(run_dir):
     )
     assert bad.returncode == 1 and bad.stderr.startswith("error: ") and "nothing" in bad.stderr
     assert TrainedModel and load_tokenizer
+
+
+def test_a_text_for_every_line_at_the_loops_that_were_last_named(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nloops=1\nhello\nworld\n"))
+    flags = ["--checkpoint", str(run_dir), "--tokens", "4", "--temperature", "0"]
+    generate.main([*flags, "--interactive"])
+    said = capsys.readouterr()
+    model = looped_jax.load(run_dir)
+    expected = [
+        prompt + model.generate(prompt, tokens=4, loops=loops)
+        for prompt, loops in (("hello", None), ("hello", 1), ("world", 1))
+    ]
+    assert said.out == "\n".join(expected) + "\n"
+    assert "1 loops" in said.err and "warning" not in said.err
+
+
+def test_a_text_longer_than_the_rows_of_training_is_told(run_dir, capsys):
+    generate.main(["--checkpoint", str(run_dir), "--prompt", "hello", "--tokens", "40"])
+    assert "trained on rows of 32" in capsys.readouterr().err
