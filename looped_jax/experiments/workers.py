@@ -16,6 +16,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,11 @@ class Worker:
             return Outcome(True, f"its process ended with exit code {code}; out of memory?")
 
     def close(self) -> None:
+        """End the process; a run that it is at is saved."""
         with contextlib.suppress(OSError):  # it may be gone
             self.connection.send(None)
+        if self.run:
+            self.process.terminate()
         self.process.join()
         self.connection.close()
 
@@ -153,24 +157,25 @@ def train_all(
     SIGTERM the running ones save and end, and no other begins.
     """
     waiting, workers = list(runs), [Worker(place, imports) for place in places[: len(runs)]]
-    with _stopping(workers) as stopped:
+    try:
+        with _stopping(workers) as stopped:
+            for worker in workers:
+                worker.train(_next(waiting, workers, None))
+            while busy := [worker for worker in workers if worker.run]:
+                ready = multiprocessing.connection.wait([w.connection for w in busy], timeout=1)
+                for worker in [w for w in busy if w.connection in ready]:
+                    run, outcome = worker.run, worker.outcome()
+                    assert run
+                    if waiting and not stopped:
+                        if not worker.process.is_alive():
+                            at = workers.index(worker)
+                            workers[at] = worker = Worker(worker.place, imports)
+                        worker.train(_next(waiting, workers, run))
+                    yield run, Outcome() if stopped else outcome
+                watch([worker.run for worker in workers if worker.run])
+    finally:
         for worker in workers:
-            worker.train(_next(waiting, workers, None))
-        while busy := [worker for worker in workers if worker.run]:
-            ready = multiprocessing.connection.wait([w.connection for w in busy], timeout=1)
-            for at, worker in enumerate(workers):
-                if worker not in busy or worker.connection not in ready:
-                    continue
-                run, outcome = worker.run, worker.outcome()
-                assert run
-                if waiting and not stopped:
-                    if not worker.process.is_alive():
-                        workers[at] = worker = Worker(worker.place, imports)
-                    worker.train(_next(waiting, workers, run))
-                yield run, Outcome() if stopped else outcome
-            watch([worker.run for worker in workers if worker.run])
-    for worker in workers:
-        worker.close()
+            worker.close()
 
 
 def _next(waiting: list[Run], workers: Sequence[Worker], last: Run | None) -> Run:
@@ -208,18 +213,28 @@ def _serve(
     connection: multiprocessing.connection.Connection, place: Place, imports: Sequence[str]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what it receives
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     place.take()
     train = importlib.import_module(cli.PROGRAMS["train"].module).train
     logging.set_verbosity(logging.ERROR)
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     keep_compiled()
     cli.import_own(imports)
-    while (request := connection.recv()) is not None:
-        kind, values = request
-        if kind == "train":
-            connection.send(_train(train, Settings.from_dict(values)))
-        else:
-            connection.send(_measure(values))
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
+        while (request := connection.recv()) is not None:
+            kind, values = request
+            if kind == "train":
+                connection.send(_train(train, Settings.from_dict(values)))
+            else:
+                connection.send(_measure(values))
+
+
+def _end_with_parent() -> None:
+    """Save and end when the parent is gone: the same sweep may be started again at any time."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _train(train: Callable[..., Path], settings: Settings) -> Outcome:

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -153,7 +155,7 @@ def test_a_worker_that_is_killed_loses_one_run(tmp_path):
 
 @pytest.mark.slow
 def test_values_that_are_not_finite_end_a_run_for_good(tmp_path):
-    wild = {"optim.matrix_learning_rate": 1e30, "optim.grad_clip_norm": 0.0}
+    wild = {"optim.embedding_learning_rate": 1e38, "optim.head_learning_rate": 1e38}
     experiment, lines = opened(tmp_path, settings=wild, seeds=[0]), []
     assert experiment.train(TWO, lines.append) == {}
     assert all(map(has_diverged, experiment.runs)) and not experiment.missing()
@@ -187,3 +189,21 @@ def test_places_are_cores_or_gpus(monkeypatch):
     shared = workers.places(3)
     assert [place.gpu for place in shared] == ["0", "3", "0"]
     assert shared[0].share == 0.5
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_sweep_that_is_killed(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    long = TINY["settings"] | {"train.steps": 100_000, "train.save_every": 0}
+    grid.write_text(json.dumps(TINY | {"settings": long}))
+    flags = [str(grid), "--out", str(tmp_path / "runs"), "--workers", "1"]
+    killed = subprocess.Popen([sys.executable, "-m", "looped_jax.sweep", *flags])
+    log = tmp_path / "runs" / "FLT_K_2_seed0" / "metrics.jsonl"
+    while not log.is_file():
+        time.sleep(0.1)
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    console = log.parent / workers.CONSOLE
+    while "stopped by a signal" not in console.read_text():  # or this test hangs, and fails
+        time.sleep(0.1)
