@@ -122,7 +122,7 @@ class DataConfig:
     )
     train_shards: int | None = at_least(1, None, "how many of the others; by default all")
     shuffle_seed: int | None = at_least(
-        0, None, "documents in an order of its own; by default as they stand", high=2**32 - 1
+        0, None, "documents and rows in another order; by default as they stand", high=2**32 - 1
     )
     tokenizer: str | None = setting(
         None, "a tokenizer.json; else one is trained on the corpus, once", none="train"

@@ -2,7 +2,8 @@
 
 Neighbouring rows share one token: row r is tokens r·T to r·T + T of the endless stream, so every
 token is predicted exactly once. A position is three small things: the index of the row group being
-read, the place in it, and the up to T tokens that earlier groups left over.
+read, the place in it, and the up to T tokens that earlier groups left over. With a seed the rows of
+each group come in an order of their own, which follows from the seed and the group's index.
 """
 
 from __future__ import annotations
@@ -52,13 +53,21 @@ class PackedRows(grain.IterDataset):
     """Endless rows int32 [T + 1] of `groups`, whose element i is row group i as one token array.
 
     Groups are read and tokenized ahead in `workers` processes (0: a thread). They come back in
-    order, and packing happens after them: the rows do not depend on the number of workers. Raises
-    DataError after an epoch without a token.
+    order, and packing happens after them: the rows do not depend on the number of workers.
+    `shuffle_seed` shuffles the rows of each group. Raises DataError after an epoch without a token.
     """
 
-    def __init__(self, groups: grain.MapDataset, *, seq_len: int, workers: int):
+    def __init__(
+        self,
+        groups: grain.MapDataset,
+        *,
+        seq_len: int,
+        workers: int,
+        shuffle_seed: int | None = None,
+    ):
         super().__init__()
         self.groups, self.seq_len, self.workers = groups, seq_len, workers
+        self.shuffle_seed = shuffle_seed
 
     def __iter__(self) -> PackedRowsIterator:
         return PackedRowsIterator(self)
@@ -74,6 +83,12 @@ class PackedRows(grain.IterDataset):
             groups = groups.mp_prefetch(options)
         return iter(groups)
 
+    def order(self, count: int, group: int) -> np.ndarray:
+        """Which of the `count` rows that end in `group`, counted through all epochs, come first."""
+        if self.shuffle_seed is None:
+            return np.arange(count)
+        return np.random.default_rng([self.shuffle_seed, group]).permutation(count)
+
 
 class PackedRowsIterator(grain.DatasetIterator):
     """Its state is JSON; setting it reads one row group again and continues with the next row."""
@@ -83,20 +98,21 @@ class PackedRowsIterator(grain.DatasetIterator):
         self._rows = rows
         self._source: grain.DatasetIterator | None = None
         self._buffer: np.ndarray | None = None  # left-over tokens, then the current group's
+        self._order = np.arange(0)  # of the buffer's rows
         self._head = np.zeros(0, np.int32)
         self._group = self._cursor = 0
         self._empty = 0  # groups without a token, one after another
 
     def __next__(self) -> np.ndarray:
-        length = self._rows.seq_len + 1
+        seq_len = self._rows.seq_len
         buffer = self._load(self._head) if self._buffer is None else self._buffer
-        while len(buffer) - self._cursor < length:
+        while self._cursor == len(self._order) * seq_len:
             left_over = buffer[self._cursor :]
             self._group, self._cursor = self._group + 1, 0
             buffer = self._load(left_over)
-        row = buffer[self._cursor : self._cursor + length]
-        self._cursor += length - 1
-        return row
+        first = self._order[self._cursor // seq_len] * seq_len
+        self._cursor += seq_len
+        return buffer[first : first + seq_len + 1]
 
     def _load(self, head: np.ndarray) -> np.ndarray:
         """Put the next group's tokens behind what is left over."""
@@ -111,6 +127,8 @@ class PackedRowsIterator(grain.DatasetIterator):
             )
         self._head = head
         self._buffer = np.concatenate([head, tokens])
+        rows = max(len(self._buffer) - 1, 0) // self._rows.seq_len
+        self._order = self._rows.order(rows, self._group)
         return self._buffer
 
     def get_state(self) -> dict[str, Any]:

@@ -70,6 +70,9 @@ def train_rows(
 
     Each shard takes every shard_count-th row group. `get_state()` of the iterator is the
     position of the next batch, as JSON. Raises DataError when there are too few row groups.
+
+    With a seed, the rows of an element of document_groups are shuffled as well: a batch of rows in
+    a line holds a handful of documents, and its gradient is theirs, not the corpus's.
     """
     groups = document_groups(corpus, shuffle_seed=shuffle_seed)
     if len(groups) < shard_count:
@@ -78,7 +81,7 @@ def train_rows(
             "processes; add text, write smaller row groups, or start fewer"
         )
     tokens = groups.map(_Tokens(tokenizer)).slice(slice(shard_index, None, shard_count))
-    rows = PackedRows(tokens, seq_len=seq_len, workers=workers)
+    rows = PackedRows(tokens, seq_len=seq_len, workers=workers, shuffle_seed=shuffle_seed)
     batches = rows.batch(batch_size)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
 

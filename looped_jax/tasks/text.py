@@ -43,7 +43,7 @@ class Text(Task):
     def fingerprint(self) -> dict[str, dict]:
         data = self.corpus.fingerprint()
         if self.shuffle_seed is not None:
-            data["shuffle_seed"] = self.shuffle_seed
+            data |= {"shuffle_seed": self.shuffle_seed, "shuffled": "documents and rows"}
         return {"data": data, "tokenizer": self.tokenizer.fingerprint()}
 
     def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:

@@ -1,5 +1,6 @@
 """Packing: every token predicted once, whatever the sizes of the groups; exact after a restart."""
 
+import itertools
 import json
 
 import grain
@@ -12,11 +13,12 @@ from looped_jax.errors import DataError
 SIZES = [[1, 2, 50, 1, 0, 3], [17], [16, 16], [5] * 9, [0, 0, 1], [1, 0, 0, 0]]
 
 
-def packed(sizes, seq_len=4):
+def packed(sizes, seq_len=4, shuffle_seed=None):
     """Iterator over rows of groups that count 0, 1, 2, … through the epoch."""
     ends = np.cumsum(sizes)
     groups = [np.arange(e - s, e, dtype=np.int32) for s, e in zip(sizes, ends, strict=True)]
-    return iter(PackedRows(grain.MapDataset.source(groups), seq_len=seq_len, workers=0))
+    source = grain.MapDataset.source(groups)
+    return iter(PackedRows(source, seq_len=seq_len, workers=0, shuffle_seed=shuffle_seed))
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -27,16 +29,31 @@ def test_rows_are_the_endless_stream_cut_with_one_token_shared(sizes):
     np.testing.assert_array_equal([next(rows) for _ in range(40)], expected)
 
 
+def test_rows_of_a_group_are_shuffled_and_those_of_the_next_follow():
+    plain, found, other = (
+        np.array([*itertools.islice(packed([80, 80], shuffle_seed=seed), 79)])
+        for seed in (None, 1, 2)
+    )
+    # 80 tokens end 19 rows at first, then 20: the token that two rows share is left over
+    groups = [slice(0, 19), slice(19, 39), slice(39, 59), slice(59, 79)]
+    for group in groups:
+        assert sorted(found[group].tolist()) == sorted(plain[group].tolist())
+        assert not np.array_equal(found[group], plain[group])
+    assert not np.array_equal(found[groups[1]], found[groups[3]])  # each epoch in another order
+    assert not np.array_equal(found, other)
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_every_position_continues_exactly_and_stays_small(sizes):
-    rows = packed(sizes)
+def test_every_position_continues_exactly_and_stays_small(sizes, shuffle_seed):
+    rows = packed(sizes, shuffle_seed=shuffle_seed)
     states, found = [], []
     for _ in range(40):
         states.append(json.dumps(rows.get_state()))
         found.append(next(rows))
     for at, state in enumerate(states[:30]):
         assert len(json.loads(state)["head"]) <= 4
-        fresh = packed(sizes)
+        fresh = packed(sizes, shuffle_seed=shuffle_seed)
         fresh.set_state(json.loads(state))
         np.testing.assert_array_equal([next(fresh) for _ in range(10)], found[at : at + 10])
         rows.set_state(json.loads(state))  # the same iterator can go back, too

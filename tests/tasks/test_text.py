@@ -34,7 +34,8 @@ def test_shuffling_is_part_of_what_two_runs_share_and_off_adds_nothing(folder):
     assert set(plain["data"]["train"][0]) == {
         "name", "bytes", "rows", "row_groups", "footer_sha256",
     }  # fmt: skip
-    assert shuffled == {**plain, "data": {**plain["data"], "shuffle_seed": 0}}
+    how = {"shuffle_seed": 0, "shuffled": "documents and rows"}  # runs that did without: others
+    assert shuffled == {**plain, "data": plain["data"] | how}
     assert other != shuffled
     assert json.loads(json.dumps(shuffled)) == shuffled
 
