@@ -11,6 +11,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -340,9 +341,23 @@ def stop(message: str) -> NoReturn:
 def command() -> list[str]:
     """How this process was started, for messages that say how to go on."""
     start = Path(sys.argv[0])
-    module = ".".join(("looped_jax", start.stem))
-    python = [Path(sys.executable).name, "-m", module]
-    return [*(python if start.suffix == ".py" else [start.name]), *sys.argv[1:]]
+    module = [_as_typed(sys.executable), "-m", ".".join(("looped_jax", start.stem))]
+    return [*(module if start.suffix == ".py" else [_as_typed(sys.argv[0])]), *sys.argv[1:]]
+
+
+def command_of(program: str, *flags: str) -> list[str]:
+    """What runs `program` with `flags`, started as this process was."""
+    if Path(sys.argv[0]).suffix == ".py":
+        return [_as_typed(sys.executable), "-m", PROGRAMS[program].module, *flags]
+    return [_as_typed(sys.argv[0]), program, *flags]
+
+
+def _as_typed(program: str) -> str:
+    """The shortest that a shell in this folder finds `program` by: name, relative or full path."""
+    path = Path(os.path.abspath(program))  # a venv's python is a link, and the link is what counts
+    if (found := shutil.which(path.name)) and Path(os.path.abspath(found)) == path:
+        return path.name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _docstring(name: str) -> str:

@@ -1,6 +1,7 @@
 """The command line: what help shows, where settings come from, and one line for what is wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -329,12 +330,31 @@ def test_a_program_is_run_with_its_flags_by_either_name(monkeypatch):
     assert one.loops == (1, 4) and one.out == Path("x") and one.settings.model.loops == 4
 
 
-def test_the_command_that_goes_on_is_the_one_that_was_given(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
-    monkeypatch.setattr(sys, "argv", ["/bin/looped-jax", "train", "--config=flt"])
-    assert cli.command() == ["looped-jax", "train", "--config=flt"]
+@pytest.mark.parametrize(
+    ("folder", "python", "script"),
+    [
+        ("bin", "python3", "looped-jax"),  # on PATH
+        (".venv/bin", ".venv/bin/python3", ".venv/bin/looped-jax"),
+        ("../elsewhere", "{}/elsewhere/python3", "{}/elsewhere/looped-jax"),
+    ],
+)
+def test_commands_to_copy_start_as_this_process_did(tmp_path, monkeypatch, folder, python, script):
+    here = tmp_path / "here"
+    started = Path(os.path.abspath(here / folder))
+    for one in (here, started):
+        one.mkdir(parents=True, exist_ok=True)
+    for program in ("python3", "looped-jax"):
+        (started / program).touch(mode=0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", str(here / "bin"))
+    monkeypatch.setattr(sys, "executable", str(started / "python3"))
+    monkeypatch.setattr(sys, "argv", [str(started / "looped-jax"), "train", "--config=flt"])
+    script, python = script.format(tmp_path), python.format(tmp_path)
+    assert cli.command() == [script, "train", "--config=flt"]
+    assert cli.command_of("lr-find", "--steps=20") == [script, "lr-find", "--steps=20"]
     monkeypatch.setattr(sys, "argv", ["/lib/looped_jax/train.py", "--config=flt"])
-    assert cli.command() == ["python3", "-m", "looped_jax.train", "--config=flt"]
+    assert cli.command() == [python, "-m", "looped_jax.train", "--config=flt"]
+    assert cli.command_of("lr-find") == [python, "-m", "looped_jax.lr_find"]
 
 
 def test_what_follows_two_dashes_is_a_command():
