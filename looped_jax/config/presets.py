@@ -53,7 +53,11 @@ def paper(config: ConfigDict) -> None:
 
 
 def tiny(config: ConfigDict) -> None:
-    """Some minutes on two cores, offline, on real text that every machine has."""
+    """Five minutes on two cores, offline, on real text that every machine has.
+
+    Rows are shuffled because a step is small: 4,096 tokens in a line are seven documents, and what
+    the model learns from a step of, say, character tables it loses again on other text.
+    """
     config.model.layers = 2
     config.model.loops = 4
     config.model.width = 128
@@ -61,14 +65,18 @@ def tiny(config: ConfigDict) -> None:
     config.model.seq_len = 128
     config.model.dtype = "float32"
     config.optim.newton_schulz_dtype = "float32"
+    config.optim.warmdown_ratio = 0.6
     config.data.path = "builtin"
-    config.train.steps = 500
+    config.data.shuffle_seed = 0
+    config.train.steps = 400
     config.train.tokens_per_step = 4_096
     config.train.batch_size = 32
     config.train.eval_every = 100
-    config.train.eval_tokens = 65_536
+    config.train.eval_tokens = 32_768
     config.train.eval_loops = (1, 2, 4, 8)
     config.train.save_every = 100
+    config.train.sample_tokens = 48
+    config.train.sample_temperature = 0.7
     config.train.sample_prompts = ("import os\n\ndef ", "class ", "Return the ", "for i in range(")
 
 
