@@ -20,7 +20,7 @@ from absl import logging
 
 from looped_jax import cli, errors
 from looped_jax.config.registry import TASKS
-from looped_jax.config.resolved import micro_batches
+from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import Settings
 from looped_jax.errors import CheckpointError, TrainingError
 from looped_jax.model import attention_kernels, flops
@@ -29,7 +29,14 @@ from looped_jax.runtime import distributed, hardware, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.runtime.profiler import Profile
 from looped_jax.tasks.task import Task
-from looped_jax.training import fingerprint, optimizers, resumption, summary, train_step
+from looped_jax.training import (
+    fingerprint,
+    optimizers,
+    resumption,
+    summary,
+    train_step,
+    validation_curve,
+)
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.metric_log import EMA
 from looped_jax.training.progress import Console, memory_of
@@ -37,6 +44,7 @@ from looped_jax.training.run_folder import write_config
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.save_schedule import SaveSchedule
 from looped_jax.training.step_logger import NonFiniteLossError, StepLogger
+from looped_jax.training.validation_curve import ValidationCurve
 
 
 def train(
@@ -118,6 +126,7 @@ def _train(
             shown = list(meta.scores.items())[: summary.SHOWN]
             told = (f"{metric} {of[model.loops]:.4f}" for metric, of in shown)
             log(", ".join([f"{run_dir} is complete: {start} steps", *told]))
+            log(what_next(task, config))
             return run_dir
     else:
         state = train_step.create(config, optimizer, mesh)
@@ -236,9 +245,11 @@ def _train(
     checkpoints.wait()
     if step == train.steps:
         found = summary.of(config, meta, step_logger, mesh, attention)
-        log(f"{found}\n  curves: tensorboard --logdir {run_dir}")
         if first_process:
             found.write(run_dir)
+            log(validation_of(run_dir, metric=found.metric, trained=model.loops))
+        log(f"{found}\n  curves: tensorboard --logdir {run_dir}")
+        log(what_next(task, config))
     return run_dir
 
 
@@ -248,6 +259,23 @@ def _train(
 def positions_of_all(shard: int, position: dict[str, Any]) -> list[dict[str, Any]]:
     """Positions by shard; processes that feed the same shard stand at the same place."""
     return [where for _, where in sorted(dict(distributed.gather_json([shard, position])).items())]
+
+
+def validation_of(run_dir: Path, *, metric: str, trained: int) -> str:
+    """The validations of a run in words; they are drawn, too, where matplotlib is installed."""
+    curve = ValidationCurve.read(run_dir, metric=metric, trained=trained)
+    try:
+        curve.draw(run_dir)
+    except ImportError as error:
+        return f"{curve}\n  not drawn: {error}"
+    return f"{curve}\n  drawn: {run_dir / validation_curve.NAME}"
+
+
+def what_next(task: Task, config: Config) -> str:
+    """Commands for the complete run of `config` that can be copied, each below what it is for."""
+    commands = task.what_next(config).items()
+    lines = (f"  {what}:\n    {shlex.join(cli.command_of(*of))}" for what, of in commands)
+    return "\n".join(["next", *lines] if commands else [])
 
 
 def json_round_trip(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The training program as users meet it: killed, stopped, misled, and started again."""
 
+import ast
 import json
 import math
 import os
@@ -160,6 +161,11 @@ def test_a_complete_run_has_one_summary(uninterrupted):
     assert summary["peak_memory_bytes"] >= last["memory/bytes"] > 1e8
     assert (summary["kernel"], summary["devices"]) == ("xla", "1 cpu")
     assert out.count("\nsummary\n") == 1 and out.index("sample: ") < out.index("\nsummary\n")
+    table = out[out.index("\nvalidation, bpb\n") : out.index("\nsummary\n")].splitlines()
+    assert table[2].split() == ["step", "1", "loop", "2", "loops"]
+    assert [line.split()[0] for line in table[3:6]] == ["0", "60", str(STEPS)]
+    assert table[5].split()[2] == f"{bpb[STEPS]:.4f}"
+    assert (run_dir / "validation.png").read_bytes().startswith(b"\x89PNG")
     assert f"{summary['best']:.4f} after step {best}" in out
 
 
@@ -170,8 +176,9 @@ def test_samples_at_intervals_are_printed_kept_and_the_same_after_a_resume(home,
     assert code == 0 and out.count("step 2 sample: ") == 4, err
     text = (run / "metrics" / "samples.txt").read_text()
     assert [line for line in text.splitlines() if line[0] != " "] == ["step 2", "step 4", "step 6"]
-    prompts = [line.split(" → ")[0] for line in text.splitlines() if line[0] == " "]
+    prompts = [line for line in text.splitlines() if line.startswith("  '")]
     assert len(set(prompts)) == 4 and len(prompts) == 12
+    assert all(f"\n      {ast.literal_eval(p.strip())[:3]}" in text for p in prompts)  # and text
     shutil.rmtree(run / "checkpoints" / "6")
     code, _, err = finish(start(home, run, *more, steps=6))
     assert code == 0 and (run / "metrics" / "samples.txt").read_text() == text, err
@@ -264,6 +271,18 @@ def test_a_complete_run_is_left_alone(home, uninterrupted):
     assert code == 0 and f"is complete: {STEPS} steps" in out, err
 
 
+def test_what_it_says_comes_next_works_when_it_is_copied(home, uninterrupted):
+    _, out = uninterrupted
+    commands = [line.strip() for line in out.split("\nnext\n")[1].splitlines()[1::2]]
+    assert len(commands) == 3
+    environment = {**os.environ, "LOOPED_JAX_CACHE": str(home / "cache"), "XLA_FLAGS": QUICK}
+    for command in commands[:1]:
+        done = subprocess.run(
+            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "1 of 1" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("override", "difference"),
     [
@@ -284,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
     assert code == 1
     assert err.startswith("error: stopped at step "), err
     assert "last good checkpoint is step" in err
-    assert "to go on from it: python" in err and "looped_jax.train --config=configs/flt.py" in err
+    assert "to go on from it: " in err and "-m looped_jax.train --config=configs/flt.py" in err
 
 
 @pytest.mark.parametrize("blocked", ["run_dir"])

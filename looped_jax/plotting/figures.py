@@ -145,6 +145,21 @@ def accuracy(
     return figure
 
 
+def validation_by_loops(
+    lines: Mapping[int, Mapping[int, float]], *, metric: str, trained: int
+) -> Figure:
+    """A line per loop count, step -> value; that of the trained count is red."""
+    figure, axes = panels(1, width=6, height=3.4)
+    for color, (k, line) in zip(shades(len(lines)), lines.items(), strict=True):
+        told = {"label": f"{k} loop{'s' if k > 1 else ''}", "marker": "o", "markersize": 3}
+        if k == trained:
+            told |= {"label": f"{told['label']}, as trained", "zorder": 3}
+        axes[0, 0].plot([*line], [*line.values()], color=RED if k == trained else color, **told)
+    tidy(axes[0, 0], xlabel="step", ylabel=f"validation {metric}")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
 class Ramp(Protocol):
     """The data of learning_rate_ramps; see training/lr_range_test.py."""
 

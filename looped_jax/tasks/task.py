@@ -170,6 +170,10 @@ class Task(abc.ABC):
         """Lines that show what a model does; all processes call it together."""
         return []
 
+    def what_next(self, config: Config) -> dict[str, list[str]]:
+        """What to run on the complete run of `config`: programs with their flags, by what for."""
+        return {}
+
 
 class Samples:
     """The lines of Task.samples, every train.sample_every steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,19 @@ class Text(Task):
             seed=train.seed,
         )
         pairs = zip(train.sample_prompts, texts, strict=True)
-        return [f"{prompt!r} → {text!r}" for prompt, text in pairs]
+        return [f"{prompt!r}\n{textwrap.indent(prompt + text, '    ')}" for prompt, text in pairs]
+
+    def what_next(self, config: Config) -> dict[str, list[str]]:
+        train, more = config.train, 2 * config.model.loops
+        run = ["--checkpoint", train.run_dir]
+        counts = ",".join(map(str, sorted({*train.eval_loops, config.model.loops, more})))
+        prompt = next((["--prompt", p] for p in train.sample_prompts if p.isprintable()), [])
+        judged = ["--modes", "bpb,sample", "--eval_tokens", str(train.eval_tokens)]
+        return {
+            f"text from {more} loops": ["generate", *run, *prompt, "--loops", str(more)],
+            "what every loop does": ["diagnose", *run],
+            "scores and samples by loops": ["evaluate", *run, "--loops", counts, *judged],
+        }
 
 
 class BitsPerByte:

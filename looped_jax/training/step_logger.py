@@ -13,7 +13,6 @@ import numpy as np
 
 from looped_jax.config.resolved import Config
 from looped_jax.model import flops
-from looped_jax.plotting import figures
 from looped_jax.training.metric_log import EMA, EvaluationResult, MetricLog
 from looped_jax.training.progress import Console, Throughput, duration, memory_in_use
 from looped_jax.training.run_meta import Scores
@@ -165,6 +164,8 @@ class StepLogger:
 
     def _draw(self, step: int, signals: dict[str, Any]) -> None:
         if self._log is not None:
+            from looped_jax.plotting import figures  # matplotlib, where something is drawn
+
             for name, values in signals.items():
                 if isinstance(values, list):
                     self._log.draw(

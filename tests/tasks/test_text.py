@@ -1,13 +1,17 @@
 """The task of text: what two runs share, and where another number of hosts goes on."""
 
+import dataclasses
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from looped_jax import cli
+from looped_jax.config import presets
 from looped_jax.config.settings import DataConfig, Settings
 from looped_jax.data import pipeline
+from looped_jax.resolve import resolve
 from looped_jax.runtime.sharding import Shard
 from looped_jax.tasks.text import Text
 
@@ -50,3 +54,20 @@ def test_other_hosts_go_on_where_shuffled_ones_stood(folder, monkeypatch, togeth
     began = [text.remap_positions(position, Shard(index=i, count=2))["group"] for i in range(2)]
     evens, odds = -(-elements // 2), elements // 2
     assert began == [evens + 1, odds]
+
+
+def test_commands_that_come_next_are_understood_and_mean_the_run(folder):
+    settings = Settings.from_dict(presets.make("FLT", "tiny"))
+    config = resolve(settings, vocab_size=4096)
+    commands = task(folder).what_next(config)
+    parsed = {program: cli.parse(program, flags) for program, *flags in commands.values()}
+    assert list(parsed) == ["generate", "diagnose", "evaluate"]
+    assert {args.checkpoint for args in parsed.values()} == {config.train.run_dir}
+    assert parsed["generate"].loops == 8 and parsed["evaluate"].loops == (1, 2, 4, 8)
+    (prompt,) = parsed["generate"].prompt
+    assert prompt in config.train.sample_prompts and prompt.isprintable()
+    assert parsed["evaluate"].modes == ("bpb", "sample")
+    assert parsed["evaluate"].eval_tokens == config.train.eval_tokens
+    bare = dataclasses.replace(config.train, sample_prompts=("two\nlines",))
+    _, *flags = next(iter(task(folder).what_next(dataclasses.replace(config, train=bare)).values()))
+    assert cli.parse("generate", flags).prompt is None
