@@ -317,6 +317,16 @@ def test_a_wrong_flag_is_answered_before_anything_large_is_imported():
     assert done.stdout == "[]\n" and done.stderr.count("\n") == 4, done.stderr
 
 
+def test_what_draws_and_logs_is_imported_when_something_is_drawn_or_logged():
+    program = (
+        "import sys\nimport looped_jax, looped_jax.train\n"
+        "assert looped_jax.TrainedModel and 'jax' in sys.modules\n"
+        "print(sorted({'matplotlib', 'tensorboardX', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 # ---- from arguments to a program -----------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from looped_jax import files
 from looped_jax.config.registry import TASKS
@@ -23,7 +22,6 @@ from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
 from looped_jax.files import check_writable
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
-from looped_jax.plotting import figure_files
 from looped_jax.runtime import distributed, sharding
 
 Scores = dict[str, list[float]]  # metric -> a value per loop count
@@ -220,6 +218,10 @@ class Evaluator:
         """
         if not self.first:
             return
+        from tensorboardX import SummaryWriter  # both are slow to import
+
+        from looped_jax.plotting import figure_files
+
         path = self.out / "scores.json"
         checkpoint = self.folder / "checkpoints" / str(self.model.step)
         of = {

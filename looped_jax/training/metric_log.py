@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
-
 from looped_jax import files
 from looped_jax.errors import DataError
 
@@ -58,6 +55,8 @@ class MetricLog:
         _keep_until(self.path, start)
         for path in self._texts.glob("*.txt"):
             _keep_texts_until(path, start)
+        from tensorboardX import SummaryWriter  # which takes all of PyTorch along if it is here
+
         self._file = self.path.open("a", encoding="utf-8")
         taken_again = start + 1 if start else 0
         self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=taken_again)
@@ -68,6 +67,8 @@ class MetricLog:
         Lists of lists and dicts go on likewise: name/loop/layer, name/key. What is not finite is
         null in the file, which JSON has no other word for.
         """
+        from tensorboardX.proto.summary_pb2 import Summary
+
         self._file.write(to_json({"step": step, **scalars}) + "\n")
         self._file.flush()
         values = [
