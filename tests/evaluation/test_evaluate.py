@@ -89,14 +89,25 @@ def some_rows():
     return rows
 
 
-def test_spans_equal_a_plain_forward_pass_of_each_row(model):
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def forward(config, params, tokens, loops):
+    """[T, V] of one row."""
+    hidden = transformer.forward(config, params, tokens[None], loops=loops).hidden[0]
+    return loss.logits(config, params, hidden[0])
+
+
+def plain_logits(model, tokens, loops):
+    """[T, V] of one row, filled up to the length of all: what stands later changes nothing."""
     config, params = model
+    row = np.pad(tokens, (0, config.model.seq_len - len(tokens)))
+    return np.asarray(forward(config.model, params, row, loops))[: len(tokens)]
+
+
+def test_spans_equal_a_plain_forward_pass_of_each_row(model):
     nats, hits = scorer(model)(some_rows())
     for index, row in enumerate(some_rows()):
         for column, k in enumerate(LOOPS):
-            tokens = row.tokens[None]
-            hidden = transformer.forward(config.model, params, tokens, loops=k).hidden
-            logits = loss.logits(config.model, params, hidden[0, 0])
+            logits = plain_logits(model, row.tokens, k)
             places = np.arange(row.start, row.end)
             expected = -jax.nn.log_softmax(logits)[places - 1, row.tokens[places]]
             if len(places):
@@ -106,11 +117,9 @@ def test_spans_equal_a_plain_forward_pass_of_each_row(model):
 
 
 def test_a_row_whose_targets_are_all_likeliest_is_a_hit(model):
-    config, params = model
     tokens = [5, 9]
     for _ in range(4):
-        hidden = transformer.forward(config.model, params, np.array([tokens]), loops=2).hidden
-        tokens.append(int(loss.logits(config.model, params, hidden[0, 0, -1]).argmax()))
+        tokens.append(int(plain_logits(model, tokens, 2)[-1].argmax()))
     right, wrong = np.array(tokens, np.int32), np.array([*tokens[:-1], 0], np.int32)
     _, hits = scorer(model, loops=(2,))([Row(right, 2, 6), Row(wrong, 2, 6), Row(wrong, 2, 5)])
     assert hits[:, 0].tolist() == [True, False, True]

@@ -1,5 +1,6 @@
 """Text: the engine against plain recomputation, whatever stands beside a prompt in its batch."""
 
+import functools
 import io
 import json
 import shutil
@@ -43,14 +44,21 @@ def model():
     return config, noise
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def full_logits(config, params, tokens, loops):
+    """[T, V] of one row, without a cache."""
+    hidden = transformer.forward(config, params, tokens[None], loops=loops).hidden[0]
+    return loss.logits(config, params, hidden[0])
+
+
 def recomputed(model, prompt, tokens, loops=3):
-    """Greedy text with one full forward pass per token."""
+    """Greedy text with one full forward pass per token, of rows filled up to one length."""
     config, params = model
-    row = list(prompt)
-    for _ in range(tokens):
-        hidden = transformer.forward(config, params, jnp.array([row]), loops=loops).hidden[0]
-        row.append(int(loss.logits(config, params, hidden[0, -1]).argmax()))
-    return row[len(prompt) :]
+    row, end = np.zeros(config.seq_len, np.int32), len(prompt)
+    row[:end] = prompt
+    for at in range(end, end + tokens):
+        row[at] = full_logits(config, params, row, loops)[at - 1].argmax()
+    return row[end : end + tokens].tolist()
 
 
 def streamed(model, prompts, tokens, **settings):
