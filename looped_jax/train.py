@@ -180,6 +180,7 @@ def _train(
         scores = judge(optimizers.evaluation_params(config.optim, state))
         step_logger.validated(0, scores, judge.describe(scores))
     stop = distributed.StopSignal()
+    opened.callback(stop.close)
     profile = Profile(profile_steps, run_dir / "tensorboard")
     opened.callback(profile.close)
     saves = SaveSchedule(train.save_every, train.save_minutes, start=start)

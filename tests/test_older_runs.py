@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import looped_jax
-from tests.test_train import finish, start
+from tests.programs import losses, run_here
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,11 +38,10 @@ def test_it_goes_on_to_the_same_losses(old):
         "train.eval_every": 4, "train.eval_tokens": 64, "train.sample_tokens": 0,
     }  # fmt: skip
     overrides = [f"--config.{key}={value}" for key, value in sizes.items()]
-    code, out, err = finish(start(old, old / "run", *overrides, steps=8))
+    code, out, err = run_here(old, old / "run", *overrides, steps=8)
     assert code == 0 and "from step 4" in out, err
-    entries = map(json.loads, (old / "run" / "metrics.jsonl").read_text().splitlines())
-    losses = {str(e["step"]): e["train/loss"] for e in entries if "train/loss" in e}
+    found = losses(old / "run")
     expected = json.loads((old / "expected.json").read_text())
-    assert losses.keys() == expected.keys()
+    assert [*map(str, found)] == [*expected]
     for step, loss in expected.items():
-        np.testing.assert_allclose(losses[step], loss, atol=1e-5)
+        np.testing.assert_allclose(found[int(step)], loss, atol=1e-5)

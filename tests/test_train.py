@@ -3,15 +3,11 @@
 import ast
 import json
 import math
-import os
 import random
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,35 +19,7 @@ from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.run_folder import read_config
-from tests import QUICK
-
-ROOT = Path(__file__).parents[1]
-STEPS = 120
-
-
-def start(home, run_dir, *overrides, steps=STEPS, environment=None, config="configs/flt.py:tiny"):
-    settings = {
-        "data.path": home / "text", "data.tokenizer_vocab_size": 512,
-        "model.layers": 1, "model.loops": 2, "model.width": 32, "model.heads": 1,
-        "model.seq_len": 32, "train.run_dir": run_dir, "train.steps": steps,
-        "train.tokens_per_step": 512, "train.batch_size": 8, "train.log_every": 1,
-        "train.eval_every": 60, "train.eval_tokens": 1024, "train.eval_loops": "1,2",
-        "train.save_every": 4, "train.sample_tokens": 2,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "looped_jax.train", f"--config={config}"]
-    command += [f"--config.{key}={value}" for key, value in settings.items()]
-    mine = {"LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1"}
-    mine["XLA_FLAGS"] = QUICK  # and one device
-    environment = {**os.environ, **mine, **(environment or {})}
-    return subprocess.Popen(
-        [*command, *overrides], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+from tests.programs import ROOT, STEPS, entries, finish, run_here, start
 
 
 def wait_for(process, text):
@@ -86,15 +54,13 @@ def assert_same_run(left, right):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
-def entries(run_dir):
-    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+SELDOM = "--config.train.save_every=60"  # a save takes longer than ten steps
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(home, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("uninterrupted")
-    code, out, err = finish(start(home, run_dir))
+    code, out, err = finish(start(home, run_dir, SELDOM))
     assert code == 0, err
     return run_dir, out
 
@@ -172,7 +138,7 @@ def test_a_complete_run_has_one_summary(uninterrupted):
 def test_samples_at_intervals_are_printed_kept_and_the_same_after_a_resume(home, tmp_path):
     run, more = tmp_path / "run", ("--config.train.sample_every=2", "--config.train.save_every=2",
                                    "--config.train.sample_temperature=1.0")  # fmt: skip
-    code, out, err = finish(start(home, run, *more, steps=6))
+    code, out, err = run_here(home, run, *more, steps=6)
     assert code == 0 and out.count("step 2 sample: ") == 4, err
     text = (run / "metrics" / "samples.txt").read_text()
     assert [line for line in text.splitlines() if line[0] != " "] == ["step 2", "step 4", "step 6"]
@@ -180,11 +146,11 @@ def test_samples_at_intervals_are_printed_kept_and_the_same_after_a_resume(home,
     assert len(set(prompts)) == 4 and len(prompts) == 12
     assert all(f"\n      {ast.literal_eval(p.strip())[:3]}" in text for p in prompts)  # and text
     shutil.rmtree(run / "checkpoints" / "6")
-    code, _, err = finish(start(home, run, *more, steps=6))
+    code, _, err = run_here(home, run, *more, steps=6)
     assert code == 0 and (run / "metrics" / "samples.txt").read_text() == text, err
     greedy = tmp_path / "greedy"
     likeliest = "--config.train.sample_temperature=0.0"
-    code, _, err = finish(start(home, greedy, more[0], likeliest, steps=2))
+    code, _, err = run_here(home, greedy, more[0], likeliest, steps=2)
     assert (greedy / "metrics" / "samples.txt").read_text() != text.split("step 4")[0]
 
 
@@ -226,7 +192,7 @@ def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
     assert "stopped by a signal after step" in out and "looped_jax.train" in out
     stopped_at = int(out.split("stopped by a signal after step ")[1].split(",")[0])
     assert 3 <= stopped_at < STEPS
-    code, out, err = finish(start(home, tmp_path))
+    code, out, err = finish(start(home, tmp_path, SELDOM))
     assert code == 0 and f"from step {stopped_at}" in out, err
     assert_same_run(tmp_path, uninterrupted[0])
     log = [e for e in entries(tmp_path) if "train/loss" in e]
@@ -266,9 +232,16 @@ def test_one_text_file_trains_shuffled_and_goes_on_exactly(home, tmp_path):
         assert code == 1 and "holds another run" in err and difference in err
 
 
+def test_after_a_run_signals_do_what_they_did_before(home, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    code, _, err = run_here(home, tmp_path, "--config.train.eval_every=0", steps=1)
+    assert code == 0, err
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_a_complete_run_is_left_alone(home, uninterrupted):
     run_dir, _ = uninterrupted
-    code, out, err = finish(start(home, run_dir))
+    code, out, err = run_here(home, run_dir)
     assert code == 0 and f"is complete: {STEPS} steps" in out, err
 
 
@@ -293,14 +266,13 @@ def test_what_it_says_comes_next_works_when_it_is_copied(home, uninterrupted):
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(home, uninterrupted, override, difference):
-    code, out, err = finish(start(home, uninterrupted[0], override))
+    code, out, err = run_here(home, uninterrupted[0], override)
     assert code == 1 and "compiled" not in out
     assert err.startswith("error: ") and "holds another run" in err and difference in err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
-    process = start(home, tmp_path, "--config.optim.embedding_learning_rate=1e30")
-    code, out, err = finish(process)
+    code, out, err = run_here(home, tmp_path, "--config.optim.embedding_learning_rate=1e30")
     assert code == 1
     assert err.startswith("error: stopped at step "), err
     assert "last good checkpoint is step" in err
@@ -310,13 +282,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
 @pytest.mark.parametrize("blocked", ["run_dir"])
 def test_an_unwritable_folder_is_named_before_any_compile(home, tmp_path, blocked):
     (tmp_path / blocked).write_text("a file, not a folder")
-    code, out, err = finish(start(home, tmp_path / blocked))
+    code, out, err = run_here(home, tmp_path / blocked)
     assert code == 1 and "compiled" not in out
     assert "train.run_dir" in err and "cannot be written" in err
 
 
 def test_a_missing_validation_shard_is_named(home, tmp_path):
-    code, _, err = finish(start(home, tmp_path, "--config.data.val_shard=none.parquet"))
+    code, _, err = run_here(home, tmp_path, "--config.data.val_shard=none.parquet")
     assert code == 1 and "data.val_shard" in err and "none.parquet" in err
     assert BUILTIN_VAL_SHARD not in err
 
@@ -328,13 +300,13 @@ def test_a_named_kernel_trains_scores_and_samples(home, tmp_path):
         "--config.model.width=128",
         "--config.model.seq_len=128",
     )
-    code, out, err = finish(start(home, tmp_path, *sizes, "--config.train.batch_size=4", steps=2))
+    code, out, err = run_here(home, tmp_path, *sizes, "--config.train.batch_size=4", steps=2)
     assert code == 0, err
     assert "\nattention: splash\n" in out and "sample: " in out
 
 
 def test_a_kernel_that_cannot_be_had_is_refused_before_anything_is_made(home, tmp_path):
-    code, out, err = finish(start(home, tmp_path / "run", "--config.model.kernel=cudnn"))
+    code, out, err = run_here(home, tmp_path / "run", "--config.model.kernel=cudnn")
     assert code == 1 and "step compiled" not in out
     assert err.endswith(
         "error: model.kernel=cudnn: cudnn needs an NVIDIA GPU, this is cpu; or choose "

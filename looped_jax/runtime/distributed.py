@@ -135,16 +135,21 @@ class StopSignal:
         self._together = jax.process_count() > 1
         if self._together:
             # SIGTERM belongs to JAX's preemption service, which tells the others.
-            signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
+            acts = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+        else:
+            acts = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._remember)
+        self._before = {number: signal.signal(number, act) for number, act in acts.items()}
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`; all processes ask after every step, and agree."""
         if self._together:
             self._requested |= multihost_utils.reached_preemption_sync_point(step)
         return self._requested
+
+    def close(self) -> None:
+        """Let signals do what they did before: a notebook goes on after its run."""
+        for number, act in self._before.items():
+            signal.signal(number, act)
 
     def _remember(self, number: int, frame: Any) -> None:
         self._requested = True

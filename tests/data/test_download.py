@@ -21,7 +21,7 @@ from looped_jax.data.download import (
 )
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.errors import DataError
-from tests.test_train import ROOT
+from tests.programs import ROOT
 
 QUICK = {"backoff": 0.01, "timeout": 0.5, "retries": 3}
 

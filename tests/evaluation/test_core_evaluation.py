@@ -15,7 +15,7 @@ from looped_jax.evaluation.core_evaluation import CoreEvaluation
 from looped_jax.resolve import resolve
 from looped_jax.tasks.task import Task
 from tests.evaluation.test_core import write_bundle
-from tests.test_train import entries, finish, start
+from tests.programs import entries, run_here
 
 
 class Letters:
@@ -39,7 +39,7 @@ def test_it_is_what_evaluate_finds_and_changes_nothing(home, tmp_path):
     asked = (f"--config.data.core_bundle={bundle}", "--config.train.core_every=2",
              "--config.train.core_examples=4", "--config.train.save_every=2",
              "--config.train.keep=9")  # fmt: skip
-    code, out, err = finish(start(home, run, *asked, steps=5))
+    code, out, err = run_here(home, run, *asked, steps=5)
     assert code == 0, err
     found = {e["step"]: e for e in entries(run) if "core/mean_loops_1" in e}
     assert list(found) == [2, 4, 5]  # and at the end
@@ -53,14 +53,14 @@ def test_it_is_what_evaluate_finds_and_changes_nothing(home, tmp_path):
         for name, ours in (("mean", "CORE"), ("one", "core one"), ("two", "core two")):
             logged = [found[step][f"core/{name}_loops_{k}"] for k in (1, 2)]
             np.testing.assert_array_equal(logged, scores[ours])
-    code, _, err = finish(start(home, tmp_path / "plain", steps=5))
+    code, _, err = run_here(home, tmp_path / "plain", steps=5)
     losses = [[e["train/loss"] for e in entries(d) if "train/loss" in e]
               for d in (run, tmp_path / "plain")]  # fmt: skip
     assert code == 0 and losses[0] == losses[1], err
 
 
 def test_a_missing_bundle_is_refused_before_any_compile(home, tmp_path):
-    code, out, err = finish(start(home, tmp_path / "run", "--config.train.core_every=2"))
+    code, out, err = run_here(home, tmp_path / "run", "--config.train.core_every=2")
     assert code == 1 and "step compiled" not in out
     assert f"no CORE bundle at {home / 'cache' / 'eval_bundle'}" in err
     assert "`looped-jax download core`" in err and "data.core_bundle" in err

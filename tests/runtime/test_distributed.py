@@ -1,12 +1,10 @@
 """Several processes on one machine as a cluster: they train as one, die as one, and come back."""
 
-import json
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,8 +18,9 @@ from looped_jax.training import fingerprint, optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.run_folder import read_config
 from tests import QUICK
-from tests.test_train import ROOT, until
-from tests.test_train import start as start_one
+from tests.programs import ROOT, losses
+from tests.programs import start as start_one
+from tests.test_train import until
 
 STEPS = 16
 
@@ -82,11 +81,6 @@ def final(run_dir, step=STEPS):
 def assert_same_run(left, right):
     for a, b in zip(jax.tree.leaves(final(left)), jax.tree.leaves(final(right)), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def losses(run_dir):
-    lines = map(json.loads, (Path(run_dir) / "metrics.jsonl").read_text().splitlines())
-    return {entry["step"]: entry["train/loss"] for entry in lines if "train/loss" in entry}
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from tests import QUICK
-from tests.runtime.test_distributed import losses
-from tests.test_train import finish, start
+from tests.programs import finish, losses, start
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / ".." / "shared" / "data" / "core" / "eval_bundle"

@@ -23,7 +23,7 @@ from looped_jax.errors import CheckpointError  # noqa: E402
 from looped_jax.evaluation import bits_per_byte as ours_bpb  # noqa: E402
 from looped_jax.evaluation import scoring  # noqa: E402
 from looped_jax.runtime import sharding  # noqa: E402
-from tests.test_train import finish, start  # noqa: E402
+from tests.programs import finish, start  # noqa: E402
 from torch_ref import tiktoken_reader  # noqa: E402
 from torch_ref.convert import ConvertError, from_reference, main, to_reference  # noqa: E402
 from torch_ref.loss import bits_per_byte, nats_and_bytes, token_losses  # noqa: E402

@@ -22,7 +22,7 @@ from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import lr_range_test, optimizers, train_step
 from tests import QUICK
-from tests.test_train import ROOT
+from tests.programs import ROOT
 
 MODEL = ModelSettings(layers=1, loops=2, width=32, heads=1, seq_len=16, dtype="float32")
 CONFIG = resolve(

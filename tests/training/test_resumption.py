@@ -12,16 +12,11 @@ from looped_jax.config.settings import OptimConfig, Settings
 from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve, run_name
 from looped_jax.training import fingerprint, optimizers
-from tests.test_train import finish, start
+from tests.programs import losses, run_here
 
 
 def steps_of(run):
     return sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-
-
-def losses(run):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {entry["step"]: entry["train/loss"] for entry in lines if "train/loss" in entry}
 
 
 FLAT = "--config.optim.warmdown_ratio=0.0"
@@ -29,11 +24,11 @@ FLAT = "--config.optim.warmdown_ratio=0.0"
 
 def test_a_finished_run_is_extended_where_its_schedule_allows_it(home, tmp_path):
     long, short = tmp_path / "long", tmp_path / "short"
-    code, _, err = finish(start(home, long, FLAT, steps=8))
+    code, _, err = run_here(home, long, FLAT, steps=8)
     assert code == 0, err
-    code, _, err = finish(start(home, short, FLAT, steps=4))
+    code, _, err = run_here(home, short, FLAT, steps=4)
     assert code == 0, err
-    code, out, err = finish(start(home, short, FLAT, steps=8))
+    code, out, err = run_here(home, short, FLAT, steps=8)
     assert code == 0 and "goes on to step 8, not 4" in out, err
     assert losses(short) == losses(long)
     for ours, theirs in zip(
@@ -44,9 +39,9 @@ def test_a_finished_run_is_extended_where_its_schedule_allows_it(home, tmp_path)
 
 def test_a_run_whose_rate_has_fallen_is_not_extended_but_started_anew(home, tmp_path):
     run = tmp_path / "run"
-    code, _, err = finish(start(home, run, "--config.train.eval_every=0", steps=8))
+    code, _, err = run_here(home, run, "--config.train.eval_every=0", steps=8)
     assert code == 0, err
-    code, _, err = finish(start(home, run, "--config.train.eval_every=0", steps=12))
+    code, _, err = run_here(home, run, "--config.train.eval_every=0", steps=12)
     assert code == 1 and "would have been others" in err
     assert f"--config.train.init_from={run}" in err
     before = looped_jax.load(run).params
@@ -54,14 +49,14 @@ def test_a_run_whose_rate_has_fallen_is_not_extended_but_started_anew(home, tmp_
         new = tmp_path / name
         none = "--config.optim.matrix_learning_rate=0", "--config.optim.embedding_learning_rate=0"
         none += ("--config.optim.head_learning_rate=0",)
-        code, out, err = finish(
-            start(home, new, f"--config.train.init_from={run}@8", *none, *more, steps=2)
+        code, out, err = run_here(
+            home, new, f"--config.train.init_from={run}@8", *none, *more, steps=2
         )
         assert code == 0 and f"starting with the weights of {run}@8" in out, err
         for weight, same in zip(looped_jax.load(new).params.values(), before.values(), strict=True):
             np.testing.assert_array_equal(weight, same)
         assert losses(new)[1] < losses(run)[1] - 0.1
-    code, _, err = finish(start(home, tmp_path / "x", f"--config.train.init_from={run}@z", steps=2))
+    code, _, err = run_here(home, tmp_path / "x", f"--config.train.init_from={run}@z", steps=2)
     assert code == 1 and "'z' is no step; give RUN or RUN@STEP" in err
 
 
@@ -70,14 +65,14 @@ def test_milestones_and_the_best_are_kept(home, tmp_path):
     kept = ("--config.train.save_every=1", "--config.train.keep=1", "--config.train.keep_every=3")
     kept += ("--config.train.keep_best=1", "--config.train.eval_every=2")
     high = "--config.optim.matrix_learning_rate=0.9"  # so that later is not better
-    code, _, err = finish(start(home, run, *kept, high, steps=10))
+    code, _, err = run_here(home, run, *kept, high, steps=10)
     assert code == 0, err
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     scores = {e["step"]: e["val/bpb_loops_2"] for e in lines if "val/bpb_loops_2" in e}
     best = min(scores, key=scores.get)
     assert steps_of(run) == sorted({3, 6, 9, 10, best})
     shutil.rmtree(run / "checkpoints" / "10")
-    code, out, err = finish(start(home, run, *kept, high, steps=10))
+    code, out, err = run_here(home, run, *kept, high, steps=10)
     assert code == 0 and "from step 9" in out, err
 
 
