@@ -1,7 +1,5 @@
 """A task of one's own, whose rows are no text: it trains, is judged, resumes, and is named."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 
 import jax
@@ -11,12 +9,13 @@ import pytest
 import looped_jax
 from looped_jax import train
 from looped_jax.config.registry import TASKS
-from looped_jax.config.settings import MeshConfig, Settings, all_settings
+from looped_jax.config.settings import Settings, all_settings
 from looped_jax.errors import CheckpointError, ConfigError
 from looped_jax.evaluation import scoring
 from looped_jax.resolve import run_name
 from looped_jax.runtime import sharding
 from looped_jax.tasks.task import Task
+from tests.programs import entries, use_few_devices
 
 VOCABULARY = 17
 
@@ -78,7 +77,7 @@ class CountJudge:
         return f"loss {scores['loss']}"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def count():
     @TASKS.register("count")
     class Count(Task):
@@ -113,7 +112,7 @@ def settings(run_dir, *, steps=8, mesh=(1, 1, 1), **data):
     return Settings.from_dict(
         {
             "model": model | {"loss": "STEP"},
-            "optim": {"newton_schulz_dtype": "float32"},
+            "optim": {"newton_schulz_dtype": "float32", "warmdown_ratio": 0.0},
             "data": {"task": "count"} | data,
             "mesh": dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)),
             "train": {
@@ -124,25 +123,29 @@ def settings(run_dir, *, steps=8, mesh=(1, 1, 1), **data):
     )  # fmt: skip
 
 
-def entries(folder, key):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line[key] for line in lines if key in line}
+def scalars(folder, key):
+    """By step."""
+    return {line["step"]: line[key] for line in entries(folder) if key in line}
 
 
-@pytest.fixture
-def devices(monkeypatch):
-    """As many devices as the mesh has."""
-    make = sharding.make_mesh
-
-    def smaller(config: MeshConfig, devices=None):
-        return make(config, devices or jax.devices()[: int(np.prod([*vars(config).values()]))])
-
-    monkeypatch.setattr(sharding, "make_mesh", smaller)
+@pytest.fixture(scope="module", autouse=True)
+def devices():
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_devices(patch)
+        yield
 
 
-def test_it_learns_is_judged_and_opens(tmp_path, devices):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of eight steps on one device."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    train.train(settings(run_dir))
+    return run_dir
+
+
+def test_it_learns_is_judged_and_opens(tmp_path):
     train.train(settings(tmp_path, steps=60))
-    losses = entries(tmp_path, "val/loss_loops_2")
+    losses = scalars(tmp_path, "val/loss_loops_2")
     assert list(losses) == [*range(0, 61, 4)]
     assert losses[60] < 0.3 < 1 < losses[4]
     model = looped_jax.load(tmp_path)
@@ -153,27 +156,16 @@ def test_it_learns_is_judged_and_opens(tmp_path, devices):
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)])
-def test_resume_and_meshes_change_nothing(tmp_path, devices, mesh):
-    train.train(settings(tmp_path / "whole"))
-    train.train(settings(tmp_path / "parts", steps=8, mesh=mesh))
-    whole, parts = (entries(tmp_path / name, "train/loop_loss") for name in ("whole", "parts"))
-    np.testing.assert_allclose(list(whole.values()), list(parts.values()), rtol=1e-4)
-    (tmp_path / "resumed").mkdir()
-    stopped = settings(tmp_path / "resumed", steps=8)
-    early = dataclasses.replace(
-        stopped,
-        train=dataclasses.replace(stopped.train, steps=5),
-        optim=dataclasses.replace(stopped.optim, warmdown_ratio=0.0),
-    )
-    train.train(early)
-    longer = dataclasses.replace(early, train=stopped.train)
-    train.train(longer)  # goes on from step 5
-    straight = dataclasses.replace(
-        longer, train=dataclasses.replace(longer.train, run_dir=str(tmp_path / "straight"))
-    )
-    train.train(straight)
-    resumed, straight = (entries(tmp_path / n, "train/loss") for n in ("resumed", "straight"))
-    assert resumed == straight
+def test_meshes_change_nothing(whole, tmp_path, mesh):
+    train.train(settings(tmp_path, mesh=mesh))
+    one, many = (scalars(folder, "train/loop_loss") for folder in (whole, tmp_path))
+    np.testing.assert_allclose(list(one.values()), list(many.values()), rtol=1e-4)
+
+
+def test_it_goes_on_as_if_it_had_not_stopped(whole, tmp_path):
+    train.train(settings(tmp_path, steps=5))
+    train.train(settings(tmp_path))
+    assert scalars(tmp_path, "train/loss") == scalars(whole, "train/loss")
 
 
 def test_what_a_task_has_to_have_is_asked_for_when_it_is_made(count):
@@ -184,13 +176,12 @@ def test_what_a_task_has_to_have_is_asked_for_when_it_is_made(count):
         Unjudged(Settings.from_dict({"data": {"task": "count"}}))
 
 
-def test_its_settings_are_settings_and_part_of_the_run(tmp_path, devices):
+def test_its_settings_are_settings_and_part_of_the_run(whole):
     assert "data.tasks.count.stride" in all_settings()
-    train.train(settings(tmp_path, steps=4))
-    other = settings(tmp_path, steps=4, tasks={"count": {"stride": 5}})
+    other = settings(whole, tasks={"count": {"stride": 5}})
     with pytest.raises(CheckpointError, match="data.stride: 3 there, 5 here"):
         train.train(other)
-    names = {run_name(settings(tmp_path)), run_name(other)}
+    names = {run_name(settings(whole)), run_name(other)}
     assert len(names) == 2 and all("count" in name for name in names)
     with pytest.raises(ConfigError, match="data.task='cuont' is unknown; choose .*text.* or count"):
-        settings(tmp_path, task="cuont")
+        settings(whole, task="cuont")
