@@ -58,26 +58,33 @@ def test_rows_hold_every_document_in_order_epoch_after_epoch(made):
     np.testing.assert_array_equal(stream, np.resize(epoch, len(stream)))
 
 
-@pytest.mark.parametrize(("workers", "places"), [(0, range(0, 45, 4)), (2, (0, 17))])
-def test_every_position_continues_exactly(made, workers, places):
-    batches, states = rows(made, 50, workers=workers)
-    for at in places:
-        again, _ = rows(made, 5, state=states[at], workers=workers)
+@pytest.fixture(scope="module")
+def of_workers(made):
+    """Fifty batches and their positions; starting two processes takes longer than all of them."""
+    return rows(made, 50, workers=2)
+
+
+def test_every_position_continues_exactly(made):
+    batches, states = rows(made, 50)
+    for at in range(0, 45, 4):
+        again, _ = rows(made, 5, state=states[at])
         np.testing.assert_array_equal(again, batches[at : at + 5])
 
 
-def test_rows_do_not_depend_on_workers_prefetch_or_batch_size(made):
-    plain, _ = rows(made, 30)
-    np.testing.assert_array_equal(plain, rows(made, 30, workers=2)[0])
-    np.testing.assert_array_equal(plain, rows(made, 30, prefetch=7)[0])
+def test_rows_do_not_depend_on_workers_prefetch_or_batch_size(made, of_workers):
+    plain, _ = rows(made, 50)
+    np.testing.assert_array_equal(plain, of_workers[0])
+    np.testing.assert_array_equal(plain, rows(made, 50, prefetch=7)[0])
     np.testing.assert_array_equal(
-        np.concatenate(plain), np.concatenate(rows(made, 15, batch_size=8)[0])
+        np.concatenate(plain), np.concatenate(rows(made, 25, batch_size=8)[0])
     )
 
 
-def test_a_position_taken_with_workers_continues_without(made):
-    batches, states = rows(made, 20, workers=2)
-    np.testing.assert_array_equal(rows(made, 5, state=states[12])[0], batches[12:17])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_position_taken_with_workers_continues_with_and_without(made, of_workers, workers):
+    batches, states = of_workers
+    again, _ = rows(made, 5, state=states[17], workers=workers)
+    np.testing.assert_array_equal(again, batches[17:22])
 
 
 def test_positions_stay_small_and_readable(made):
@@ -132,7 +139,7 @@ def test_plain_text_and_json_lines_flow_as_parquet_does(plain, kind):
         words.encode_documents(groups[i]) for i in range(len(groups))
     )
     np.testing.assert_array_equal(stream, np.resize(np.concatenate([*epoch]), len(stream)))
-    again, _ = rows((texts, words), 5, state=states[23], workers=2)
+    again, _ = rows((texts, words), 5, state=states[23], workers=1)
     np.testing.assert_array_equal(again, batches[23:28])
 
 
@@ -178,13 +185,13 @@ def test_documents_of_several_row_groups_mix(shuffled):
     assert len(set(neighbours)) == 3 and len(list(itertools.groupby(neighbours))) > 9
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_shuffled_rows_continue_exactly_from_every_small_position(shuffled, workers):
+@pytest.mark.parametrize(("workers", "places"), [(0, range(0, 75, 3)), (2, (35,))])
+def test_shuffled_rows_continue_exactly_from_every_small_position(shuffled, workers, places):
     batches, states = rows(shuffled, 80, workers=workers, shuffle_seed=5)
     np.testing.assert_array_equal(batches, rows(shuffled, 80, shuffle_seed=5)[0])
     assert not np.array_equal(batches, rows(shuffled, 80)[0])
     assert states[-1]["group"] >= 5  # past the first epoch
-    for at in range(0, 75, 3 if workers == 0 else 35):
+    for at in places:
         assert set(states[at]) == {"group", "cursor", "head"} and len(states[at]["head"]) <= 16
         again, _ = rows(shuffled, 5, state=states[at], workers=workers, shuffle_seed=5)
         np.testing.assert_array_equal(again, batches[at : at + 5])
@@ -237,7 +244,7 @@ def test_validation_of_less_than_a_row_is_refused(made):
         pipeline.val_rows(*made, seq_len=16, batch_size=1, max_tokens=10)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_damage_met_while_training_is_named(made, tmp_path, workers):
     for name in "ab":
         path = tmp_path / f"{name}.parquet"

@@ -69,14 +69,21 @@ def test_weights_are_cast_before_the_loops_and_not_in_them():
         assert name not in casts and not calls & set(casts)
 
 
+@pytest.fixture(scope="module")
+def rounded_and_exact():
+    """Gradients of the same weights, computed in bfloat16 and in float32."""
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        model = dataclasses.replace(CONFIG.model, dtype=dtype)
+        program, params = gradients(dataclasses.replace(CONFIG, model=model))
+        found.append(program(params, TOKENS)[0])
+    return found
+
+
 @pytest.mark.parametrize("name", ["blocks.0.mlp.up", "blocks.0.attention.query", "embed", "head"])
-def test_loops_are_summed_in_float32(name):
+def test_loops_are_summed_in_float32(rounded_and_exact, name):
     """Rounding each of K gradients once costs no more than computing in bfloat16 does anyway."""
-    (rounded, params), (exact, _) = (
-        gradients(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype=dtype)))
-        for dtype in ("bfloat16", "float32")
-    )
-    grads, reference = rounded(params, TOKENS)[0][name], exact(params, TOKENS)[0][name]
+    grads, reference = (grads[name] for grads in rounded_and_exact)
     assert grads.dtype == jnp.float32
     error = jnp.linalg.norm(grads - reference) / jnp.linalg.norm(reference)
     assert error < 0.05

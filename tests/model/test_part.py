@@ -99,25 +99,31 @@ def test_a_fresh_model_starts_as_without_it(names):
 
 @grid(strength=1, variant=LOOP_RULES, names=(ALL, *EACH))
 def test_decoding_equals_the_full_pass(names, variant):
-    config = with_parts(names, variant=variant, window_pattern="SL").model
-    params = loud(config)
-    extend = functools.partial(transformer.extend, config)
-    for loops in (1, 3, 5):
-        full = full_logits(config, params, TOKENS, (loops,))[0]
+    check_decoding(with_parts(names, variant=variant, window_pattern="SL").model, beyond=5)
+
+
+def check_decoding(config, beyond=4):
+    """At one loop, as many as trained, and more: a prompt, two tokens, then one by one."""
+    params, counts = loud(config), (1, config.loops, beyond)
+    everything = full_logits(config, params, TOKENS, counts)
+    extend = jax.jit(
+        functools.partial(transformer.extend, config), static_argnames=("loops", "first")
+    )
+    for loops, full in zip(counts, everything, strict=True):
         memory = transformer.empty_cache(config, batch=2, length=15, loops=loops)
-        places = np.broadcast_to(np.arange(12), TOKENS.shape)
-        first, *rest = [(0, PREFILL), (PREFILL, 7), *((t, t + 1) for t in range(7, 12))]
-        found = []
-        for start, end in (first, *rest):
+        places, found = np.broadcast_to(np.arange(12), TOKENS.shape), []
+        for start, end in ((0, PREFILL), (PREFILL, 7), *((t, t + 1) for t in range(7, 12))):
             cut = slice(start, end)
-            hidden, memory = jax.jit(extend, static_argnames=("loops", "first"))(
+            hidden, memory = extend(
                 params, TOKENS[:, cut], places[:, cut], memory, loops=loops, first=start == 0
             )
             found.append(loss.logits(config, params, hidden))
         np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=1e-4)
 
 
-@pytest.mark.parametrize("names", [*EACH, ALL])
+@pytest.mark.parametrize(
+    "names", [*(pytest.param(each, marks=pytest.mark.slow) for each in EACH), ALL]
+)
 def test_gradients_reach_it_and_meshes_change_nothing(names):
     config = with_parts(names)
     found, losses = [], []
@@ -211,22 +217,6 @@ def registered():
         flops.count,
     ):
         cached.cache_clear()
-
-
-def check_decoding(config):
-    params = loud(config)
-    for loops in (1, 3, 4):
-        full = full_logits(config, params, TOKENS, (loops,))[0]
-        memory = transformer.empty_cache(config, batch=2, length=14, loops=loops)
-        places, found = np.broadcast_to(np.arange(12), TOKENS.shape), []
-        for start, end in ((0, 5), (5, 7), *((t, t + 1) for t in range(7, 12))):
-            cut = slice(start, end)
-            hidden, memory = transformer.extend(
-                config, params, TOKENS[:, cut], places[:, cut], memory, loops=loops,
-                first=start == 0,
-            )  # fmt: skip
-            found.append(loss.logits(config, params, hidden))
-        np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["FLT", "LT"])

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -30,11 +31,15 @@ def mesh_of(*sizes):
     return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
 
 
+@functools.cache
+def step_on(mesh):
+    return train_step.make_train_step(CONFIG, OPTIMIZER, mesh)
+
+
 def stepped(mesh, steps):
     current = train_step.create(CONFIG, OPTIMIZER, mesh)
-    step = train_step.make_train_step(CONFIG, OPTIMIZER, mesh)
     for _ in range(steps):
-        current, _ = step(current, TOKENS)
+        current, _ = step_on(mesh)(current, TOKENS)
     return current
 
 
@@ -64,9 +69,8 @@ def test_saving_copies_before_the_next_step_reuses_the_memory(tmp_path):
     expected = jax.tree.map(np.array, current)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, current, RunMeta(step=1))
-    step = train_step.make_train_step(CONFIG, OPTIMIZER, mesh)
     for _ in range(5):  # the state is donated while the save is still writing
-        current, _ = step(current, TOKENS)
+        current, _ = step_on(mesh)(current, TOKENS)
     checkpoints.wait()
     assert_same(expected, checkpoints.restore(1, train_step.abstract(CONFIG, OPTIMIZER, mesh)))
 

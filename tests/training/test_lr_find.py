@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+from looped_jax import lr_find
 from looped_jax.config.settings import (
     MeshConfig,
     ModelSettings,
@@ -21,8 +19,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import lr_range_test, optimizers, train_step
-from tests import QUICK
-from tests.programs import ROOT
+from tests.programs import ROOT, use_few_devices
 
 MODEL = ModelSettings(layers=1, loops=2, width=32, heads=1, seq_len=16, dtype="float32")
 CONFIG = resolve(
@@ -84,25 +81,27 @@ def test_overrides_scale_all_rates_of_the_optimizer_in_use():
     assert text.endswith("--config.optim.optimizers.adamw.matrix_learning_rate=0.006")
 
 
-def test_the_program_draws_prints_overrides_and_names_a_missing_run(home, tmp_path):
-    def run(*more):
-        sizes = {"data.path": home / "text", "data.tokenizer_vocab_size": 512, "model.width": 32,
-                 "model.layers": 1, "model.heads": 1, "model.seq_len": 32,
-                 "train.tokens_per_step": 256, "train.batch_size": 8}  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-m", "looped_jax.lr_find", "--config=configs/flt.py:tiny",
-             *(f"--config.{k}={v}" for k, v in sizes.items()), f"--out={tmp_path}", *more],
-            cwd=ROOT, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": QUICK},
-        )  # fmt: skip
-
-    done = run("--loops=1,3", "--steps=60")
-    assert done.returncode == 0, done.stderr
-    assert "3 loops: steepest at ×" in done.stdout
-    assert "--config.model.loops=3 --config.optim.matrix_learning_rate=" in done.stdout
+def test_the_program_draws_prints_overrides_and_names_a_missing_run(
+    home, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(home / "cache"))
+    use_few_devices(monkeypatch)
+    sizes = {"data.path": home / "text", "data.tokenizer_vocab_size": 512, "model.width": 32,
+             "model.layers": 1, "model.heads": 1, "model.seq_len": 32,
+             "train.tokens_per_step": 256, "train.batch_size": 8}  # fmt: skip
+    flags = ["--config=configs/flt.py:tiny", *(f"--config.{k}={v}" for k, v in sizes.items())]
+    flags.append(f"--out={tmp_path}")
+    lr_find.main([*flags, "--loops=1,3", "--steps=60"])
+    said = capsys.readouterr().out
+    assert "3 loops: steepest at ×" in said
+    assert "--config.model.loops=3 --config.optim.matrix_learning_rate=" in said
     assert (tmp_path / "lr_find.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "lr_find.json").read_text()).keys() == {"1", "3"}
-    done = run("--from_run", f"--config.train.run_dir={tmp_path / 'none'}")
-    assert done.returncode == 1 and "no ch" in done.stderr and len(done.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit) as stopped:
+        lr_find.main([*flags, "--from_run", f"--config.train.run_dir={tmp_path / 'none'}"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1 and "no ch" in said and len(said.splitlines()) == 1
 
 
 def test_loop_counts_start_from_the_same_weights():
