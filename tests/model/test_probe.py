@@ -111,20 +111,22 @@ def test_taps_equal_finite_differences():
     np.testing.assert_allclose(metrics["diagnostics"]["gradient_mlp"][0, 0], slope, rtol=1e-3)
 
 
+@functools.cache
+def signals(sizes, micro_batches):
+    """Of one step on a mesh."""
+    config, tokens = make_config(), TOKENS.reshape(micro_batches, -1, 9)
+    mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+    optimizer = optimizers.make_optimizer(config, mesh, steps=5)
+    step = train_step.make_train_step(config, optimizer, mesh, diagnostics=True)
+    fresh = train_step.create(config, optimizer, mesh)
+    params = jax.device_put(loud_params(config), transformer.shardings(config.model, mesh))
+    fresh = dataclasses.replace(fresh, params=params)
+    return jax.device_get(step(fresh, tokens)[1]["diagnostics"])
+
+
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)])
 def test_signals_do_not_depend_on_mesh_or_micro_batches(sizes):
-    config = make_config()
-
-    def look(sizes, tokens):
-        mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-        optimizer = optimizers.make_optimizer(config, mesh, steps=5)
-        step = train_step.make_train_step(config, optimizer, mesh, diagnostics=True)
-        fresh = train_step.create(config, optimizer, mesh)
-        params = jax.device_put(loud_params(config), transformer.shardings(config.model, mesh))
-        fresh = dataclasses.replace(fresh, params=params)
-        return jax.device_get(step(fresh, tokens)[1]["diagnostics"])
-
-    one, many = look((1, 1, 1), TOKENS.reshape(1, 16, 9)), look(sizes, TOKENS)
+    one, many = signals((1, 1, 1), micro_batches=1), signals(sizes, micro_batches=2)
     assert one.keys() == many.keys() and len(one) == 7
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(many), strict=True
