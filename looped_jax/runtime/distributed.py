@@ -149,7 +149,8 @@ class StopSignal:
     def close(self) -> None:
         """Let signals do what they did before: a notebook goes on after its run."""
         for number, act in self._before.items():
-            signal.signal(number, act)
+            if act is not None:  # what was not set by Python cannot be set again
+                signal.signal(number, act)
 
     def _remember(self, number: int, frame: Any) -> None:
         self._requested = True
