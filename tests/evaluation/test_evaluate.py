@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,9 +169,9 @@ def test_all_22_tasks_decide_alike_on_any_batch_size_and_devices(model, capsys):
 
 
 @needs_bundle
-def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
-    command = [
-        sys.executable, "-m", "looped_jax.evaluate", "--checkpoint", str(run_dir),
+def test_the_command_prints_and_draws_everything(run_dir, tmp_path, monkeypatch, capsys):
+    flags = [
+        "--checkpoint", str(run_dir), "--batch_size", "2",
         "--loops", "1,2,3", "--bundle", str(BUNDLE), "--max_per_task", "12",
         "--wikitext", str(tmp_path / "text.txt"), "--eval_tokens", "2048",
         "--out", str(tmp_path / "out"),
@@ -181,8 +180,9 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
     (tmp_path / "text.txt").write_text(
         "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
     )
-    environment = {**os.environ, "LOOPED_JAX_CACHE": str(tmp_path)}
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
+    command = [sys.executable, "-m", "looped_jax.evaluate", *flags]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     for text in (
         "bpb validation",
@@ -198,10 +198,8 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path):
     assert scores["loops"] == [1, 2, 3] and len(scores["scores"]["CORE"]) == 3
     assert (out / "core_loops_2.csv").read_text().splitlines()[-1].startswith("CORE")
     assert (out / "scores.png").stat().st_size > 10_000 and (out / "scores.svg").exists()
-    again = subprocess.run(
-        [*command, "--modes", "core"], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
-    assert again.returncode == 0 and "core: hellaswag" not in again.stdout  # all remembered
+    evaluate.main([*flags, "--modes", "core"])
+    assert "core: hellaswag" not in capsys.readouterr().out  # all remembered
     assert json.loads((out / "scores.json").read_text()) == scores  # and nothing is lost
 
 
