@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.data.tokenizer import Tokenizer, read_tokenizer
 from looped_jax.errors import CheckpointError, DataError
@@ -69,6 +70,14 @@ class TrainedModel:
                 "it was trained with there"
             )
         return self._tokenizer
+
+    @functools.cached_property
+    def task(self) -> Any:
+        """The tasks.task.Task it was trained on: its rows, and how their tokens read.
+
+        Made when first asked for; for text its corpus must be here. Raises ConfigError, DataError.
+        """
+        return TASKS[self.config.data.task](self.config)
 
     @classmethod
     def load(

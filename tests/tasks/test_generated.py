@@ -9,6 +9,8 @@ import pytest
 from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError
+from looped_jax.inference.trained_model import TrainedModel
+from looped_jax.model import transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime.sharding import EVERYTHING, Shard
 
@@ -107,6 +109,15 @@ def test_a_position_is_json_and_the_same_for_any_number_of_hosts():
     assert state == {"batch": 2}
     assert found.remap_positions([state, state], Shard(0, 1)) == state
     assert found.epochs(state, Shard(0, 1)) is None
+
+
+def test_a_trained_model_has_the_task_it_was_trained_on():
+    found, config = task("chain_end", nodes=8, seq_len=16)
+    params = transformer.init_shapes(config.model)
+    model = TrainedModel(config, {n: np.zeros(p.shape) for n, p in params.items()}, None, step=1)
+    assert model.task.fingerprint() == found.fingerprint() and model.task is model.task
+    rows = [t.validation_rows(test=True, loops=(4,), most=64) for t in (model.task, found)]
+    assert all(np.array_equal(one.inputs, two.inputs) for one, two in zip(*rows, strict=True))
 
 
 @pytest.mark.slow
