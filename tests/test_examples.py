@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from looped_jax import train
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
@@ -28,7 +30,24 @@ def test_a_notebook_runs_where_no_run_is_yet(notebook, tmp_path):
         [sys.executable, "-c", code_of(notebook)],
         cwd=tmp_path, env={**environment, "MPLBACKEND": "agg"}, check=True,
     )  # fmt: skip
-    assert (tmp_path / "runs" / "notebook" / "checkpoints").is_dir()
+    assert list(tmp_path.glob("runs/*/checkpoints"))
+
+
+def test_chains_are_walked_in_runs_that_are_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    (tmp_path / "configs").mkdir()
+    small = {"steps": 1, "batch_size": 8, "eval_loops": "4", "eval_tokens": 16, "eval_first": False}
+    for rule in ("FLT", "LT"):
+        run = tmp_path / "runs" / "hops" / "chain_ends" / f"{rule}_K_4_seed0"
+        given = {f"train.{name}": value for name, value in small.items()}
+        given |= {"model.variant": rule, "train.run_dir": run}
+        flags = [f"--config.{name}={value}" for name, value in given.items()]
+        train.main(["--config", "flt:chain_ends_16", *flags])
+    capsys.readouterr()
+    exec(code_of(ROOT / "examples" / "chain_ends.ipynb"), {})
+    assert capsys.readouterr().out.startswith("edges")  # it trained nothing
+    assert len(list(tmp_path.glob("runs/*"))) == 1
 
 
 def test_notebooks_are_committed_with_what_they_print():
