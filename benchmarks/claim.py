@@ -10,7 +10,7 @@ stream; FLT trains on.
 
 The runs are a grid (claim_grid.py), in runs/claim_<preset>: what was stopped goes on. All of them
 are lines of <out>/runs.jsonl. benchmarks/claim.md has the results. A run is judged by the two signs
-of looped_jax/comparison/verdict.py, never by the norm of the residual stream.
+of looped_jax/experiments/comparison/verdict.py, never by the norm of the residual stream.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import numpy as np
 from benchmarks import claim_figures
 from benchmarks.claim_grid import PRESETS, Setting
 from looped_jax import errors, files
-from looped_jax.comparison import run_record, verdict
-from looped_jax.comparison.verdict import TAIL, Verdict
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.settings import OptimConfig
 from looped_jax.errors import TrainingError
 from looped_jax.experiments import workers
+from looped_jax.experiments.comparison import run_record, verdict
+from looped_jax.experiments.comparison.verdict import TAIL, Verdict
 from looped_jax.experiments.experiment import Experiment
 from looped_jax.experiments.grid import Grid, Run
 from looped_jax.training.metric_log import to_json

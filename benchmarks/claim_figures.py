@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.claim_grid import Setting
-from looped_jax.comparison.verdict import Verdict
+from looped_jax.experiments.comparison.verdict import Verdict
 from looped_jax.plotting import figure_files, figures
 
 # Results of the PyTorch reference at the laptop preset on another corpus, a row per seed: loss at

@@ -19,10 +19,10 @@ import jax
 from benchmarks import hops_figures
 from benchmarks.hops_grids import GRIDS, RATES, candidates, rated
 from looped_jax import errors, files
-from looped_jax.comparison.page import write_page
-from looped_jax.comparison.run_record import read
 from looped_jax.errors import TrainingError
 from looped_jax.experiments import workers
+from looped_jax.experiments.comparison.page import write_page
+from looped_jax.experiments.comparison.run_record import read
 from looped_jax.experiments.experiment import Experiment
 from looped_jax.experiments.grid import Grid
 from looped_jax.plotting import figure_files

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 import looped_jax
 from benchmarks.claim_figures import COLORS
-from looped_jax.comparison.curves import last_validation
-from looped_jax.comparison.run_record import RunRecord, read
-from looped_jax.comparison.spread import Spread
 from looped_jax.config.registry import TASKS
+from looped_jax.experiments.comparison.curves import last_validation
+from looped_jax.experiments.comparison.run_record import RunRecord, read
+from looped_jax.experiments.comparison.spread import Spread
 from looped_jax.experiments.experiment import Experiment
 from looped_jax.experiments.grid import Run
 from looped_jax.plotting import figures

@@ -7,7 +7,7 @@ from typing import Any
 RULES = ("FLT", "LT_ia", "LT_i", "FLT_res", "LT")
 SEEDS = [0, 1, 2]
 MATRIX, EMBEDDING = "optim.matrix_learning_rate", "optim.embedding_learning_rate"
-# Rates by the sweep of `--rates`, whose table is in hops.md: of each row the best of four at what it
+# Rates by the sweep of `--rates`, see hops.md: of each row the best of four at what the row
 # is judged by on the page, on two seeds that the page does not use.
 RATES: dict[str, dict[str, dict[str, float]]] = {
     "chain_ends": {

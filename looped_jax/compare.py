@@ -14,8 +14,8 @@ import argparse
 from collections.abc import Sequence
 
 from looped_jax import cli, errors
-from looped_jax.comparison.page import write_page
-from looped_jax.comparison.run_record import read
+from looped_jax.experiments.comparison.page import write_page
+from looped_jax.experiments.comparison.run_record import read
 from looped_jax.files import check_writable
 
 

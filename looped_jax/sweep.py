@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 
 from looped_jax import cli, errors
-from looped_jax.comparison.page import write_page
-from looped_jax.comparison.run_record import read
 from looped_jax.errors import TrainingError
 from looped_jax.experiments import workers
+from looped_jax.experiments.comparison.page import write_page
+from looped_jax.experiments.comparison.run_record import read
 from looped_jax.experiments.experiment import LOG, Experiment, is_complete
 from looped_jax.experiments.grid import Grid
 from looped_jax.files import check_writable

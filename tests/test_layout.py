@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1] / "looped_jax"
 # Each may import what stands before it. Programs are at the end and import no other program.
 ORDER = (
     "errors", "files", "config", "cli", "runtime", "model", "resolve", "data", "plotting",
-    "training", "planning", "inference", "evaluation", "tasks", "diagnostics", "comparison",
+    "training", "planning", "inference", "evaluation", "tasks", "diagnostics",
     "experiments", "looped_jax", "programs",
 )  # fmt: skip
 PROGRAMS = ("train", "evaluate", "generate", "diagnose", "compare", "lr_find", "plan",

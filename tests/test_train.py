@@ -3,10 +3,13 @@
 import ast
 import json
 import math
+import os
 import random
+import shlex
 import shutil
 import signal
 import statistics
+import subprocess
 import time
 
 import jax
@@ -19,6 +22,7 @@ from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.run_folder import read_config
+from tests import QUICK
 from tests.programs import ROOT, STEPS, entries, finish, run_here, start
 
 
@@ -250,11 +254,10 @@ def test_what_it_says_comes_next_works_when_it_is_copied(home, uninterrupted):
     commands = [line.strip() for line in out.split("\nnext\n")[1].splitlines()[1::2]]
     assert len(commands) == 3
     environment = {**os.environ, "LOOPED_JAX_CACHE": str(home / "cache"), "XLA_FLAGS": QUICK}
-    for command in commands[:1]:
-        done = subprocess.run(
-            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0 and "1 of 1" in done.stdout, done.stderr
+    done = subprocess.run(
+        shlex.split(commands[0]), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "1 of 1" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Many runs as one experiment: a grid of settings and seeds, and the workers that train it."""
+"""Many runs as one experiment: a grid, the workers that train it, and what compares its runs."""

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import claim, claim_figures
 from benchmarks.claim_figures import REFERENCE
-from looped_jax.comparison import verdict
+from looped_jax.experiments.comparison import verdict
 
 TINY = dataclasses.replace(
     claim.PRESETS["laptop"], layers=1, width=16, heads=1, seq_len=16, batch_size=2, steps=20,

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import hops, hops_figures
 from benchmarks.hops_grids import GRIDS, RATES, candidates, rated
-from looped_jax.comparison.run_record import read
 from looped_jax.experiments import workers
+from looped_jax.experiments.comparison.run_record import read
 from looped_jax.experiments.experiment import Experiment
 from looped_jax.experiments.grid import Grid
 from looped_jax.experiments.workers import Place

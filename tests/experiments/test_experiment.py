@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from looped_jax import sweep, train
-from looped_jax.comparison.run_record import read
 from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError
 from looped_jax.experiments import workers
+from looped_jax.experiments.comparison.run_record import read
 from looped_jax.experiments.experiment import THROUGHPUT, Experiment, has_diverged, is_complete
 from looped_jax.experiments.grid import Grid
 from looped_jax.experiments.workers import Place

@@ -9,11 +9,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from looped_jax.comparison import budget, outcomes, spread
-from looped_jax.comparison.groups import Group
-from looped_jax.comparison.metrics import Kind, Metric, measure, stability
-from looped_jax.comparison.spread import Spread
 from looped_jax.errors import ArgumentError
+from looped_jax.experiments.comparison import budget, outcomes, spread
+from looped_jax.experiments.comparison.groups import Group
+from looped_jax.experiments.comparison.metrics import Kind, Metric, measure, stability
+from looped_jax.experiments.comparison.spread import Spread
 
 SPREAD = "Values are means over seeds ± their sample standard deviation; one seed shows none."
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",

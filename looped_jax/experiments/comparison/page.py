@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from looped_jax import files
-from looped_jax.comparison import curves, groups, outcomes, spread, verdict
-from looped_jax.comparison.groups import Group
-from looped_jax.comparison.metrics import SPIKE, WINDOW, Metric, measure, stability
-from looped_jax.comparison.run_record import RunRecord
-from looped_jax.comparison.table import SPREAD, Table, tabulate
 from looped_jax.errors import DataError
+from looped_jax.experiments.comparison import curves, groups, outcomes, spread, verdict
+from looped_jax.experiments.comparison.groups import Group
+from looped_jax.experiments.comparison.metrics import SPIKE, WINDOW, Metric, measure, stability
+from looped_jax.experiments.comparison.run_record import RunRecord
+from looped_jax.experiments.comparison.table import SPREAD, Table, tabulate
 from looped_jax.plotting import figures, html_report
 from looped_jax.plotting.html_report import Section
 from looped_jax.training.metric_log import to_json

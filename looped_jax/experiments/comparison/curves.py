@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from looped_jax.comparison.groups import Group
-from looped_jax.comparison.run_record import RunRecord
+from looped_jax.experiments.comparison.groups import Group
+from looped_jax.experiments.comparison.run_record import RunRecord
 from looped_jax.plotting import figures
 
 Of = Callable[[RunRecord], tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from looped_jax.comparison.spread import Spread, against
+from looped_jax.experiments.comparison.spread import Spread, against
 
 CHANCE = np.random.default_rng(0)
 

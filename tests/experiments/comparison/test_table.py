@@ -6,11 +6,11 @@ import io
 import numpy as np
 import pytest
 
-from looped_jax.comparison.groups import group
-from looped_jax.comparison.run_record import read
-from looped_jax.comparison.table import tabulate
 from looped_jax.errors import ArgumentError, DataError
-from tests.comparison.recorded import evaluate, record
+from looped_jax.experiments.comparison.groups import group
+from looped_jax.experiments.comparison.run_record import read
+from looped_jax.experiments.comparison.table import tabulate
+from tests.experiments.comparison.recorded import evaluate, record
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from looped_jax.comparison.run_record import RunRecord, Scores
-from looped_jax.comparison.verdict import TAIL, burn_in, variation
+from looped_jax.experiments.comparison.run_record import RunRecord, Scores
+from looped_jax.experiments.comparison.verdict import TAIL, burn_in, variation
 
 SPIKE = 4.0  # robust deviations over the running median
 WINDOW = 20  # steps of that median

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from looped_jax.comparison import metrics, outcomes
-from looped_jax.comparison.run_record import read
 from looped_jax.errors import ArgumentError, DataError
+from looped_jax.experiments.comparison import metrics, outcomes
+from looped_jax.experiments.comparison.run_record import read
 from looped_jax.model import flops
-from tests.comparison.recorded import STEPS, evaluate, record
+from tests.experiments.comparison.recorded import STEPS, evaluate, record
 
 
 def named(found):

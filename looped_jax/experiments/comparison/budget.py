@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from looped_jax.comparison.run_record import RunRecord
 from looped_jax.errors import DataError
+from looped_jax.experiments.comparison.run_record import RunRecord
 
 
 def steps(runs: Sequence[RunRecord], equal: str | None = None) -> dict[str, int]:

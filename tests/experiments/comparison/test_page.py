@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from looped_jax import compare
-from tests.comparison.recorded import record
+from tests.experiments.comparison.recorded import record
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_page_of_runs_says_how_they_differ_and_what_was_not_recorded(tmp_path, capsys):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from looped_jax.comparison import outcomes, verdict
-from looped_jax.comparison.run_record import read
-from tests.comparison.recorded import record
+from looped_jax.experiments.comparison import outcomes, verdict
+from looped_jax.experiments.comparison.run_record import read
+from tests.experiments.comparison.recorded import record
 
 FALLING = np.linspace(5, 3, 100)
 CALM = np.ones(100)

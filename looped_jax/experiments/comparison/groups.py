@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from looped_jax.comparison.run_record import RunRecord
 from looped_jax.errors import ArgumentError
+from looped_jax.experiments.comparison.run_record import RunRecord
 from looped_jax.training import fingerprint
 
 RULE = ("model.variant", "model.loops")  # every label tells them

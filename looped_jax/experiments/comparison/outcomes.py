@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from looped_jax.comparison.groups import one_loop
-from looped_jax.comparison.run_record import RunRecord
-from looped_jax.comparison.verdict import Verdict, judge
+from looped_jax.experiments.comparison.groups import one_loop
+from looped_jax.experiments.comparison.run_record import RunRecord
+from looped_jax.experiments.comparison.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
