@@ -78,7 +78,7 @@ def steps(steps: int = 500) -> dict[str, Any]:
     }
 
 
-def hops(steps: int = 700) -> dict[str, Any]:
+def hops(steps: int = 600) -> dict[str, Any]:
     """One answer after up to four hops: four loops, one loop, one loop of as many FLOPs."""
     return {
         "config": "flt:hops",
