@@ -22,7 +22,7 @@ def test_what_a_page_names_exists(page):
         if not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), target
     known = all_settings()
-    groups = {key.rpartition(".")[0] for key in known}
+    groups = {key[:at] for key in known for at, letter in enumerate(key) if letter == "."}
     own = set(re.findall(r'\.register\("(\w+)"\)', text))  # what the page itself adds
     for name in re.findall(r"--config\.([a-z][\w.]*\w)", text):
         if own & set(name.split(".")):
