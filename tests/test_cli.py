@@ -11,6 +11,7 @@ import pytest
 
 from looped_jax import cli, lr_find
 from looped_jax.config import sources
+from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import RENAMED, Settings, all_settings, nearest
 from looped_jax.evaluation.evaluator import Evaluator
 from looped_jax.model.kv_cache import CACHE_TYPES
@@ -102,8 +103,8 @@ def test_examples_in_help_stand_on_lines_of_their_own(capsys):
 def test_flags_name_what_there_is():
     for cache in CACHE_TYPES:
         assert cli.parse("generate", ["--checkpoint=x", f"--cache={cache}"]).cache == cache
-    for mode in cli.parse("evaluate", ["--checkpoint=x"]).modes:
-        assert callable(getattr(Evaluator, mode))
+    for task in TASKS.values():
+        assert all(callable(getattr(Evaluator, mode)) for mode in task.modes)
 
 
 # ---- where settings come from --------------------------------------------------------------------

@@ -36,6 +36,7 @@ def test_it_goes_on_to_the_same_losses(old):
         "data.path": old / "text", "data.tokenizer_vocab_size": 265, "model.width": 16,
         "model.seq_len": 16, "train.tokens_per_step": 128, "train.batch_size": 4,
         "train.eval_every": 4, "train.eval_tokens": 64, "train.sample_tokens": 0,
+        "data.shuffle_seed": None, "optim.warmdown_ratio": 0.2,  # as the preset had them then
     }  # fmt: skip
     overrides = [f"--config.{key}={value}" for key, value in sizes.items()]
     code, out, err = run_here(old, old / "run", *overrides, steps=8)

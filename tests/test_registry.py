@@ -121,7 +121,7 @@ def test_what_is_of_ones_own_trains_and_opens_again(home, tmp_path):
         "--config.model.parts.mlp_scale.on=True", "--config.model.parts.mlp_scale.start=0.5",
         "--config.model.rules.halves.share=0.25", "--config.model.loss=fading",
         "--config.model.objectives.fading.factor=0.75", "--config.optim.optimizer=sign",
-        "--config.optim.optimizers.sign.learning_rate=0.01",
+        "--config.optim.optimizers.sign.learning_rate=0.01", "--config.optim.warmdown_ratio=0.2",
     )  # fmt: skip
     other = [o.replace("0.25", "0.3") for o in overrides]
     runs = [

@@ -1,14 +1,18 @@
 """The claim's experiment: its verdicts on the reference's own numbers, and a sweep that goes on."""
 
 import dataclasses
-import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import claim, claim_figures
 from benchmarks.claim_figures import REFERENCE
+from looped_jax.config.registry import TASKS
+from looped_jax.errors import ConfigError
 from looped_jax.experiments.comparison import verdict
+from looped_jax.experiments.grid import Grid
 
 TINY = dataclasses.replace(
     claim.PRESETS["laptop"], layers=1, width=16, heads=1, seq_len=16, batch_size=2, steps=20,
@@ -55,66 +59,74 @@ def test_numbers_behind_a_verdict():
     assert claim.judge(broken, like((3.0, 2.0, 1.0, 0.1))).outcome == "collapsed"
 
 
-def test_one_loop_is_run_once_and_equal_flops_are_equal():
-    setting = dataclasses.replace(TINY, loops=(1, 2, 12), seeds=(1, 2), equal_flops=True)
-    runs = claim.list_runs(setting, 256)
-    assert len(runs) == len(set(runs)) == 2 + 2 * 2 * 2 + 2
-    assert sum(run.loops == 1 and run.steps == 20 for run in runs) == 2
-    longer = claim.flops.count(setting.config(runs[-1], 256).model).flops * runs[-1].steps
-    twelve = next(run for run in runs if run.loops == 12)
-    assert longer == pytest.approx(
-        20 * claim.flops.count(setting.config(twelve, 256).model).flops, rel=0.05
+def test_one_loop_is_run_once_and_equal_flops_are_equal(home):
+    setting = dataclasses.replace(
+        TINY, loops=(1, 2, 12), seeds=(1, 2), equal_flops=True, data=str(home / "text")
     )
-    assert setting.config(runs[0], 256).optim.warmdown_ratio == 0
+    grid = Grid.from_dict(setting.grid())
+    runs = grid.runs(Path("nowhere"), grid.equal_flops(Path("nowhere")))
+    assert len(runs) == 2 + 2 * 2 * 2 + 2
+    one = [run for run in runs if run.config.model.loops == 1]
+    assert [run.config.train.steps for run in one[:2]] == [20, 20] and len(one) == 4
+    twelve = next(run for run in runs if run.row.label == "FLT K=12")
+    assert one[-1].flops == pytest.approx(twelve.flops, rel=0.05)
+    assert runs[0].config.optim.warmdown_ratio == 0
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, home):
+    """A setting, the folder of its runs, and their lines."""
     out = tmp_path_factory.mktemp("claim")
     setting = dataclasses.replace(TINY, data=str(home / "text"))
-    return setting, out, claim.sweep(setting, out)
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    with pytest.MonkeyPatch.context() as patch:  # a worker, unlike these tests, sees one device
+        patch.setenv("XLA_FLAGS", " ".join(f for f in flags if "device_count" not in f))
+        return setting, out, claim.sweep(setting, out, count=1)
 
 
-def test_a_sweep_trains_and_goes_on_after_a_kill(swept, monkeypatch):
+def test_a_sweep_trains_every_rule_on_the_same_tokens(swept):
     setting, out, lines = swept
     assert [(line["rule"], line["loops"]) for line in lines] == [("FLT", 1), ("FLT", 2), ("LT", 2)]
     for line in lines:
         assert len(line["loss"]) == len(line["grad_norm"]) == 20
         assert np.shape(line["norms"]) == (4, line["loops"])
         assert line["loss"][-1] < line["loss"][0]
+        assert line["rate"] == 1 and 0 < line["held_out"] < 6
     first = {line["loss"][0] for line in lines}
     assert len(first) == 1  # same weights, same tokens, and fresh loops change nothing
+    assert claim.sweep(setting, out) == lines  # all of them are there
 
-    path = out / "runs.jsonl"
-    whole = path.read_text()
-    path.write_text(whole[:-50])  # killed while the last line was written
-    trained = []
-    real = claim.train
-    monkeypatch.setattr(claim, "train", lambda *args: trained.append(args[1]) or real(*args))
-    again = claim.sweep(setting, out)
-    assert [(run.rule, run.loops) for run in trained] == [("LT", 2)]
-    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
-    assert claim.sweep(setting, out) == again and len(trained) == 1
+
+def test_crops_go_on_where_they_were(home):
+    setting = dataclasses.replace(TINY, data=str(home / "text"))
+    run = Grid.from_dict(setting.grid()).runs(Path("nowhere"))[0]
+    rows = TASKS["claim"](run.settings).train_rows(run.config, batch_size=2)
+    before = [next(rows) for _ in range(3)]
+    rows.set_state({"batch": 1})
+    np.testing.assert_array_equal(next(rows), before[1])
+    assert rows.get_state() == {"batch": 2}
+    assert before[0].shape == (2, setting.seq_len + 1)
 
 
 def test_a_folder_of_another_setting_is_refused(swept):
     setting, out, _ = swept
-    with pytest.raises(ValueError, match="another setting"):
+    with pytest.raises(ConfigError, match="holds a run with"):
         claim.sweep(dataclasses.replace(setting, width=32), out)
 
 
 def test_the_program_draws_and_tabulates_what_was_run(swept, monkeypatch, capsys):
-    setting, out, _ = swept
+    setting, runs, lines = swept
+    out = runs / "out"
     monkeypatch.setitem(claim.PRESETS, "laptop", setting)
-    claim.main(["--out", str(out)])
+    claim.main(["--out", str(out), "--runs", str(runs)])
     printed = capsys.readouterr().out
-    assert "3 runs, 3 of them are in" in printed
+    assert "3 runs, 3 of them done" in printed
+    assert claim.read(out / "runs.jsonl") == lines
     table = (out / "table.md").read_text()
     assert table.count("\n") == 5 and "| LT K=2, 20 steps |" in table
     for name in ("curves", "summary"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (out / f"{name}.svg").read_bytes()
-    assert json.loads((out / "setting.json").read_text())["steps"] == 20
 
 
 def test_crosses_are_pytorch_on_the_same_tokens(swept):

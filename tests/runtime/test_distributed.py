@@ -37,7 +37,7 @@ def start(home, run_dir, *overrides, processes=2, mesh="data=-1", steps=STEPS):
     sizes = [f"--config.mesh.{part}" for part in mesh.split()]
     settings = (
         "--config.train.save_every=5", "--config.train.batch_size=1", "--config.train.eval_every=8",
-        "--config.model.heads=2",
+        "--config.model.heads=2", "--config.data.shuffle_seed=None",
     )  # fmt: skip
     return [
         start_one(

@@ -10,7 +10,7 @@ from looped_jax import diagnose, evaluate, generate, train
 from looped_jax.config.settings import Settings
 from looped_jax.errors import CheckpointError
 from looped_jax.resolve import run_name
-from tests.tasks.test_task import entries
+from tests.tasks.test_task import scalars
 
 LOOPS = (1, 2, 3)
 
@@ -39,7 +39,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_it_learns_and_logs_exact_answers_by_loops(run_dir):
-    right = {k: entries(run_dir, f"val/accuracy_loops_{k}") for k in LOOPS}
+    right = {k: scalars(run_dir, f"val/accuracy_loops_{k}") for k in LOOPS}
     assert list(right[1]) == [0, 10, 20, 30]
     assert right[1][0] == 0 and right[1][30] > 0.5  # the first hop is there before the second
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -60,7 +60,7 @@ def test_evaluate_judges_it_as_training_did_and_merges(run_dir, tmp_path, capsys
     given = ["--checkpoint", str(run_dir), "--out", str(tmp_path), "--mesh", "data=1"]
     found = evaluate.main([*given, "--loops", "1,2,3,9"])
     for column, k in enumerate(LOOPS):
-        logged = entries(run_dir, f"val/accuracy_loops_{k}")[30]
+        logged = scalars(run_dir, f"val/accuracy_loops_{k}")[30]
         assert found["scores"]["accuracy"][column] == pytest.approx(logged)
     assert "accuracy_trained" in capsys.readouterr().out
     evaluate.main([*given, "--loops", "5", "--eval_tokens", "64"])
@@ -93,7 +93,7 @@ def test_the_page_measures_each_loop_by_its_own_target(run_dir, tmp_path):
         ["--checkpoint", str(run_dir), "--loops", "3", "--tokens", "256", "--out", str(tmp_path)]
     )
     numbers = json.loads((tmp_path / "measurements.json").read_text())
-    logged = [entries(run_dir, f"val/accuracy_loops_{k}")[30] for k in LOOPS]
+    logged = [scalars(run_dir, f"val/accuracy_loops_{k}")[30] for k in LOOPS]
     assert numbers["accuracy"] == pytest.approx(logged) and numbers["tokens"] == 256
     by_position = numbers["loss_by_position"][0]
     assert by_position[:4] == [None] * 4 and None not in by_position[4:]
