@@ -280,6 +280,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
     assert err.startswith("error: stopped at step "), err
     assert "last good checkpoint is step" in err
     assert "to go on from it: " in err and "-m looped_jax.train --config=configs/flt.py" in err
+    last = entries(tmp_path)[-1]
+    assert f"stopped at step {last['step']}: " in err  # the folder tells it, too
+    assert last["train/loss"] is None or last["train/grad_norm"] is None
 
 
 @pytest.mark.parametrize("blocked", ["run_dir"])

@@ -126,7 +126,8 @@ class Table:
         """Rows with a collapsed seed are of the class "collapsed"."""
         head, *lines = self.cells(*(kinds or ("score", "cost")))
         parts = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
-        parts += ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
+        whole = ([cell.replace(" ± ", "\u00a0±\u00a0") for cell in line] for line in lines)
+        parts += ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in whole]
         marks = ["", *(" class='collapsed'" * row.collapsed for row in self.rows)]
         rows = (f"<tr{mark}>{part}</tr>" for mark, part in zip(marks, parts, strict=True))
         return f"<table>{''.join(rows)}</table>"

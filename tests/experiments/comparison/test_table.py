@@ -158,5 +158,6 @@ def test_markups(runs):
     assert latex.count(r"\\") == 4 and r"\bottomrule" in latex and "–" not in latex
     assert "<td>50% &amp; &lt;b&gt;|_{x}</td>" in table.html()
     assert table.html().count("class='collapsed'") == 1
+    assert "1.5000\u00a0±\u00a00.1000" in table.html()  # on one line
     assert table.markdown().splitlines()[2].startswith(r"| 50% & <b>\|_{x} | 3 |")
     assert len({line.index("trains") for line in table.text().splitlines()[1:3]}) == 1
