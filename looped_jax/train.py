@@ -126,7 +126,7 @@ def _train(
             shown = list(meta.scores.items())[: summary.SHOWN]
             told = (f"{metric} {of[model.loops]:.4f}" for metric, of in shown)
             log(", ".join([f"{run_dir} is complete: {start} steps", *told]))
-            log(what_next(task, config))
+            tell_what_next(task, config, log)
             return run_dir
     else:
         state = train_step.create(config, optimizer, mesh)
@@ -250,7 +250,7 @@ def _train(
             found.write(run_dir)
             log(validation_of(run_dir, metric=found.metric, trained=model.loops))
         log(f"{found}\n  curves: tensorboard --logdir {run_dir}")
-        log(what_next(task, config))
+        tell_what_next(task, config, log)
     return run_dir
 
 
@@ -272,11 +272,13 @@ def validation_of(run_dir: Path, *, metric: str, trained: int) -> str:
     return f"{curve}\n  drawn: {run_dir / validation_curve.NAME}"
 
 
-def what_next(task: Task, config: Config) -> str:
+def tell_what_next(task: Task, config: Config, log: Console) -> None:
     """Commands for the complete run of `config` that can be copied, each below what it is for."""
-    commands = task.what_next(config).items()
-    lines = (f"  {what}:\n    {shlex.join(cli.command_of(*of))}" for what, of in commands)
-    return "\n".join(["next", *lines] if commands else [])
+    if commands := task.what_next(config):
+        lines = (
+            f"  {what}:\n    {shlex.join(cli.command_of(*of))}" for what, of in commands.items()
+        )
+        log("\n".join(["next", *lines]))
 
 
 def json_round_trip(value: Any) -> Any:

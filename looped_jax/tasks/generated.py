@@ -209,6 +209,15 @@ class GeneratedTask(Task):
             )
         return found
 
+    def what_next(self, config: Config) -> dict[str, list[str]]:
+        run = ["--checkpoint", config.train.run_dir]
+        tokens = ["--tokens", str(config.train.eval_tokens)]
+        by = f" and {self.difficulty}" if self.difficulty else ""
+        return {
+            f"accuracy by loops{by}, drawn": ["evaluate", *run],
+            "what every loop does": ["diagnose", *run, *tokens],
+        }
+
     def _rows(self, seed: int, *, test: bool, loops: tuple[int, ...]) -> grain.MapDataset[Row]:
         """Endless rows, by number."""
         make = functools.partial(self._row, test=test, loops=loops)

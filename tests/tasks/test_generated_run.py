@@ -49,7 +49,10 @@ def test_it_learns_and_logs_exact_answers_by_loops(run_dir):
 
 def test_a_complete_run_is_complete_and_another_size_is_another_run(run_dir, capsys):
     train.train(settings(run_dir))
-    assert "is complete: 30 steps, error_trained 0." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "is complete: 30 steps, error_trained 0." in told
+    for program in ("evaluate", "diagnose"):
+        assert f"{program} --checkpoint {run_dir}" in told
     with pytest.raises(CheckpointError, match="data.nodes: 4 there, 5 here; data.queries"):
         train.train(settings(run_dir, nodes=5, queries=7))
     names = {run_name(settings(None)), run_name(settings(None, nodes=5, queries=7))}
