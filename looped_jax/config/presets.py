@@ -76,8 +76,14 @@ def tiny(config: ConfigDict) -> None:
     config.train.eval_loops = (1, 2, 4, 8)
     config.train.save_every = 100
     config.train.sample_tokens = 48
-    config.train.sample_temperature = 0.7
-    config.train.sample_prompts = ("import os\n\ndef ", "class ", "Return the ", "for i in range(")
+    config.train.sample_temperature = 0.6
+    # none ends with a space: a word's own space is part of its token, and only digits go without
+    config.train.sample_prompts = (
+        "import os\n\n\ndef",
+        "class",
+        "    def __init__(self",
+        "Return the",
+    )
 
 
 def chain_end(config: ConfigDict) -> None:
