@@ -1,3 +1,7 @@
-# In tests compiling takes longer than running: the least optimization, and the older of XLA's two
-# ways to write fusions, which compiles a train step in a third of the time. Users get neither.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# In tests compiling takes longer than running: the least optimization; the older of XLA's two ways
+# to write fusions, which compiles a train step in a third of the time; and one module of code, not
+# many small ones. Users get none of it.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)

@@ -1,5 +1,6 @@
 """Before jax starts: eight fake devices on the CPU, so that meshes can be tested on any machine."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
+gc.set_threshold(200_000, 20, 100)  # what tracing makes lives on: looking often finds nothing
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 if "LOOPED_JAX_TARGETS" not in os.environ:  # TPU kernels refuse it for bfloat16
     jax.config.update("jax_default_matmul_precision", "highest")  # goldens are true float32
