@@ -1,6 +1,6 @@
 """Text from a checkpoint: prefill once, then one token at a time from an exact cache.
 
-looped-jax generate --checkpoint runs/FLT_K4_L2_END_D128 --prompt "def " --samples 2
+looped-jax generate --checkpoint runs/FLT_K4_L2_END_D128 --prompt "def" --samples 2
 looped-jax generate --checkpoint runs/FLT_K4_L2_END_D128 --interactive
 """
 

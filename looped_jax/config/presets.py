@@ -55,7 +55,7 @@ def paper(config: ConfigDict) -> None:
 def tiny(config: ConfigDict) -> None:
     """Five minutes on two cores, offline, on real text that every machine has.
 
-    Rows are shuffled because a step is small: 4,096 tokens in a line are seven documents, and what
+    Rows are shuffled because a step is small: 4,096 tokens in a line are six documents, and what
     the model learns from a step of, say, character tables it loses again on other text.
     """
     config.model.layers = 2
@@ -77,7 +77,7 @@ def tiny(config: ConfigDict) -> None:
     config.train.save_every = 100
     config.train.sample_tokens = 48
     config.train.sample_temperature = 0.6
-    # none ends with a space: a word's own space is part of its token, and only digits go without
+    # none ends with a space: a token that begins a word brings its own
     config.train.sample_prompts = (
         "import os\n\n\ndef",
         "class",
