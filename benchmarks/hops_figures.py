@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 import looped_jax
 from benchmarks.claim_figures import COLORS
-from looped_jax.config.registry import TASKS
 from looped_jax.experiments.comparison.curves import last_validation
 from looped_jax.experiments.comparison.run_record import RunRecord, read
 from looped_jax.experiments.comparison.spread import Spread
@@ -142,8 +141,7 @@ def settling(runs: Sequence[Run], loops: int = 32) -> dict[int, Spread]:
     found: dict[int, list[float]] = {}
     for run in runs:
         model = looped_jax.load(run.folder)
-        task = TASKS[run.settings.data.task](run.settings)
-        rows = task.validation_rows(test=True, loops=(loops,), most=SETTLING)
+        rows = model.task.validation_rows(test=True, loops=(loops,), most=SETTLING)
         tokens = np.stack([row.inputs for row in rows])
         far = np.stack([row.difficulty for row in rows])
         each = model.logits(tokens, loops=tuple(range(1, loops + 1)))

@@ -12,7 +12,6 @@ MATRIX, EMBEDDING = "optim.matrix_learning_rate", "optim.embedding_learning_rate
 RATES: dict[str, dict[str, dict[str, float]]] = {
     "chain_ends": {
         "FLT K=4": {MATRIX: 0.01, EMBEDDING: 0.05},
-        "LT_ia K=4": {MATRIX: 0.01, EMBEDDING: 0.05},  # with one layer it is FLT
         "LT_i K=4": {MATRIX: 0.01, EMBEDDING: 0.05},
         "FLT_res K=4": {MATRIX: 0.02, EMBEDDING: 0.2},
         "LT K=4": {MATRIX: 0.04, EMBEDDING: 0.05},
@@ -21,7 +20,6 @@ RATES: dict[str, dict[str, dict[str, float]]] = {
     },
     "steps": {
         "FLT K=4": {MATRIX: 0.01, EMBEDDING: 0.05},
-        "LT_ia K=4": {MATRIX: 0.01, EMBEDDING: 0.05},
         "LT_i K=4": {MATRIX: 0.01, EMBEDDING: 0.05},
         "FLT_res K=4": {MATRIX: 0.04, EMBEDDING: 0.05},
         "LT K=4": {MATRIX: 0.04, EMBEDDING: 0.05},
@@ -97,11 +95,15 @@ GRIDS = {"chain_ends": chain_ends, "steps": steps, "hops": hops}
 
 
 def rated(grid: dict[str, Any], rates: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The grid with each row at its own rates, by label; `FLT K=4` where it has no label."""
+    """The grid with each row at its own rates, by label; `FLT K=4` where it has no label.
+
+    With one layer LT_ia is FLT, and one loop of as many FLOPs takes the rates of one loop.
+    """
     rows = []
     for row in grid["rows"]:
         label = row.get("label") or f"{row['settings']['model.variant']} K=4"
-        settings = row["settings"] | rates.get(label.removesuffix(", equal FLOPs"), {})
+        like = label.removesuffix(", equal FLOPs").replace("LT_ia", "FLT")  # which are the same
+        settings = row["settings"] | rates.get(like, {})
         rows.append(row | {"label": label, "settings": settings})
     return grid | {"rows": rows}
 
@@ -112,7 +114,6 @@ def candidates(name: str) -> dict[str, Any]:
     rates = [(0.01, 0.05), (0.02, 0.05), (0.04, 0.05), (0.02, 0.2)]
     rows = []
     for row in rated(grid, {})["rows"]:
-        # one loop of as many FLOPs takes the rates of one loop; with one layer LT_ia is FLT
         if not row.get("equal") and row["label"] != "LT_ia K=4":
             for matrix, embedding in rates:
                 settings = row["settings"] | {MATRIX: matrix, EMBEDDING: embedding}

@@ -107,7 +107,6 @@ def _sweep(flags: argparse.ArgumentParser) -> None:
     )
     flags.add_argument("--dry_run", action="store_true", help="list the runs and what they take")
     _add_table(flags)
-    _add_import(flags)
 
 
 def _add_table(flags: argparse.ArgumentParser) -> None:
@@ -321,6 +320,11 @@ def parse_settings(
         import_own(first.imports)
         values = sources.read(source) if source else {}
         if text is not None:
+            if getattr(first, "config.data.path", None):
+                raise ConfigError(
+                    f"{text} and --config.data.path={getattr(first, 'config.data.path')} are both "
+                    "to be trained on; give one"
+                )
             sources.put(values, "data.path", text)
         shown = Settings.from_dict(values).leaves()
         args = parser(all_settings(), shown).parse_args(argv)
@@ -368,16 +372,21 @@ def _docstring(name: str) -> str:
 
 
 def import_own(modules: Iterable[str], given_as: str = "--import") -> None:
-    """Import modules that register techniques, from where the program was started, too."""
+    """Import modules, or .py files, that register techniques; also from the current folder."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     for module in modules:
         try:
-            importlib.import_module(module)
+            if module.endswith(".py"):
+                sources.imported(Path(module))
+            else:
+                importlib.import_module(module)
         except ConfigError:
             raise
         except Exception as error:  # a module of the user's own may raise anything
-            raise ConfigError(f"{given_as}={module}: {error}; give a module's name") from error
+            raise ConfigError(
+                f"{given_as}={module}: {error}; give a module's name or a .py file"
+            ) from error
 
 
 # ---- parsing -------------------------------------------------------------------------------------

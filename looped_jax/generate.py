@@ -16,6 +16,7 @@ import jax
 
 import looped_jax
 from looped_jax import cli, errors
+from looped_jax.errors import ArgumentError
 from looped_jax.inference.decoding import Sampling
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.model import attention_kernels
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
         if line and jax.process_index() == 0:
             print(line, file=sys.stderr)
         if args.interactive:
+            check_interactive(args)
             talk(model, args, sampling)
         else:
             write(model, args, sampling)
@@ -94,6 +96,17 @@ def talk(model: TrainedModel, args: argparse.Namespace, sampling: Sampling) -> N
         ):
             print(piece or "", end="", flush=True)
         print(flush=True)
+
+
+def check_interactive(args: argparse.Namespace) -> None:
+    """Raise ArgumentError for what --interactive would have to ignore."""
+    given = {"--prompt": args.prompt, "--samples": args.samples > 1}
+    if wrong := [flag for flag, value in given.items() if value]:
+        raise ArgumentError(f"--interactive reads prompts line by line; leave {wrong[0]} out")
+    if jax.process_count() > 1:
+        raise ArgumentError(
+            f"--interactive is for one process, and these are {jax.process_count()}; give --prompt"
+        )
 
 
 def warn_of_length(model: TrainedModel, prompts: Sequence[str], tokens: int) -> None:

@@ -64,9 +64,16 @@ def listed(experiment: Experiment) -> str:
         lines.append(
             f"{row.label}: {config.train.steps} steps, "
             f"{config.train.steps * config.train.tokens_per_step:,} tokens, "
-            f"{runs[0].flops:.3g} FLOPs a run; {done} of {len(runs)} runs done"
+            f"{runs[0].flops:.3g} FLOPs a run{_timed(experiment, row.label)}; "
+            f"{done} of {len(runs)} runs done"
         )
     return "\n".join(lines)
+
+
+def _timed(experiment: Experiment, label: str) -> str:
+    """Where rows shall take equal seconds, what a step of this one takes."""
+    seconds = experiment.seconds.get(label)
+    return "" if seconds is None else f", {1e3 * seconds:.1f} ms a step"
 
 
 if __name__ == "__main__":

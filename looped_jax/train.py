@@ -269,7 +269,7 @@ def validation_of(run_dir: Path, *, metric: str, trained: int) -> str:
         curve.draw(run_dir)
     except ImportError as error:
         return f"{curve}\n  not drawn: {error}"
-    return f"{curve}\n  drawn: {run_dir / validation_curve.NAME}"
+    return f"{curve}\n  drawn: {run_dir / validation_curve.NAME}.png"
 
 
 def tell_what_next(task: Task, config: Config, log: Console) -> None:

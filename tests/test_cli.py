@@ -394,3 +394,8 @@ def test_train_takes_a_text_by_itself(tmp_path):
     assert (found.data.path, found.model.layers, found.data.task) == ("notes.txt", 2, "text")
     other = cli.parse("train", ["notes.txt", "--config", "lt", "--config.model.loops=3"]).settings
     assert (other.data.path, other.model.variant, other.model.loops) == ("notes.txt", "LT", 3)
+
+
+def test_train_takes_one_text_only(capsys):
+    code, said = refusal(capsys, "train", "notes.txt", "--config.data.path=other.txt")
+    assert code == 2 and "notes.txt and --config.data.path=other.txt" in said

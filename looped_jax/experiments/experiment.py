@@ -90,17 +90,22 @@ def has_diverged(run: Run) -> bool:
 
 
 def _throughput(grid: Grid, out: Path, places: Sequence[Place]) -> dict[str, float]:
-    known = _read(out / THROUGHPUT)
+    """Seconds of a step of each row, by label; those in the folder if they are of these rows."""
     first = _first(grid, out)
-    if not set(first) <= set(known):
+    of_rows = {
+        label: {k: repr(v) for k, v in run.settings.leaves().items() if k != "train.run_dir"}
+        for label, run in first.items()
+    }
+    known = _read(out / THROUGHPUT)
+    if known.get("of") != of_rows:
         worker = Worker(places[0], grid.imports)
         try:
             taken = worker.seconds_per_step([run.settings for run in first.values()])
         finally:
             worker.close()
-        known = dict(zip(first, taken, strict=True))
+        known = {"seconds": dict(zip(first, taken, strict=True)), "of": of_rows}
         files.write_text(out / THROUGHPUT, json.dumps(known, indent=1))
-    return known
+    return known["seconds"]
 
 
 def _first(grid: Grid, out: Path) -> dict[str, Run]:

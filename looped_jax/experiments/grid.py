@@ -11,7 +11,7 @@ A grid file is YAML, or Python with get_grid() that returns the same:
         equal: flops                      # steps so that it costs what the reference row costs
     seeds: [0, 1, 2]
     reference: LT K=12                    # the first row by default
-    imports: [my_rules]                   # modules that register what the settings name
+    imports: [my_rules]                   # modules or .py files that register what they name
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """The rows of an experiment and its seeds; `base` is what all runs start from."""
+    """The rows of an experiment and its seeds; `base` is what all runs start from.
+
+    imports: modules and .py files that have to be imported before settings are read
+    """
 
     base: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -131,7 +134,9 @@ class Grid:
         if reference not in labels:
             near = nearest(str(reference), dict.fromkeys(labels, "")) or labels
             raise ConfigError(f"{name}: reference={reference!r} is no row; nearest: {near[0]!r}")
-        return Grid(base, rows, tuple(seeds), reference, tuple(imports))
+        source = str(values["config"]).partition(":")[0]
+        files = [source] if source.endswith(".py") else []  # it may register, too
+        return Grid(base, rows, tuple(seeds), reference, (*imports, *files))
 
     @staticmethod
     def read(path: Path) -> Grid:
@@ -150,7 +155,8 @@ class Grid:
         except Exception as error:  # a file of the user's own may raise anything
             told = " ".join(str(error).split())
             raise ConfigError(f"{path}: {type(error).__name__}: {told}") from error
-        return Grid.from_dict(values, name=str(path))
+        grid = Grid.from_dict(values, name=str(path))
+        return dataclasses.replace(grid, imports=(*grid.imports, *([str(path)] * python)))
 
     def runs(self, out: Path, steps: Mapping[str, int] | None = None) -> list[Run]:
         """Every run, seeds of a row one after another, each in a folder of its own under `out`.

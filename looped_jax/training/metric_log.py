@@ -10,7 +10,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.9
 TEXT_INDENT = "  "
+SCORE = re.compile(r"(?:val/|(?=core/mean))(.+)_loops_(\d+)")  # entries that are scores
 # Names of entries in logs of earlier versions, and what they are called now.
 RENAMED = {
     "inside/stream_norm": "diagnostics/residual_norm",
@@ -113,6 +114,20 @@ def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
         ]
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); move it away") from error
+
+
+def validations(entries: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, dict[int, float]]]:
+    """What validations found, and CORE while training, in entries of a log.
+
+    Step -> metric -> loop count -> value, in the order of steps.
+    """
+    found: dict[int, dict[str, dict[int, float]]] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            if match := SCORE.fullmatch(name):
+                of_step = found.setdefault(entry["step"], {})
+                of_step.setdefault(match[1], {})[int(match[2])] = value
+    return dict(sorted(found.items()))
 
 
 def _current(name: str) -> str:

@@ -163,8 +163,6 @@ class StepLogger:
             self._log.write(step, scalars)
 
     def _draw(self, step: int, signals: dict[str, Any]) -> None:
-        from looped_jax.plotting import figures  # few runs draw, and matplotlib is slow to import
-
         if self._log is not None:
             from looped_jax.plotting import figures  # matplotlib, where something is drawn
 

@@ -1,16 +1,13 @@
-"""How validation went, step by step and loop by loop: for the console, and validation.png."""
+"""How validation went, step by step and loop by loop: for the console, and as a figure."""
 
 from __future__ import annotations
 
-import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from looped_jax import files
-from looped_jax.training.metric_log import read_log
+from looped_jax.training.metric_log import read_log, validations
 
-NAME = "validation.png"
+NAME = "validation"  # of the figure's files
 LINES = 10  # of steps on the console
 
 
@@ -29,13 +26,10 @@ class ValidationCurve:
     @classmethod
     def read(cls, run_dir: Path, *, metric: str, trained: int) -> ValidationCurve:
         """From the log of the run in `run_dir`."""
-        name = re.compile(rf"val/{re.escape(metric)}_loops_(\d+)")
-        scores: dict[int, dict[int, float]] = {}
-        for entry in read_log(run_dir):
-            found = ((name.fullmatch(key), value) for key, value in entry.items())
-            if by_loops := {int(key[1]): value for key, value in found if key}:
-                scores[entry["step"]] = by_loops
-        return cls(metric, trained, scores)
+        scores = validations(read_log(run_dir))
+        return cls(
+            metric, trained, {step: of[metric] for step, of in scores.items() if metric in of}
+        )
 
     @property
     def loop_counts(self) -> list[int]:
@@ -59,13 +53,11 @@ class ValidationCurve:
 
     def draw(self, run_dir: Path) -> None:
         """Into the run's folder. Raises ImportError without matplotlib; nothing else needs it."""
-        from looped_jax.plotting import figures
+        from looped_jax.plotting import figure_files, figures
 
         lines = {
             k: {step: by_loops[k] for step, by_loops in self.scores.items() if k in by_loops}
             for k in self.loop_counts
         }
-        image = io.BytesIO()
         figure = figures.validation_by_loops(lines, metric=self.metric, trained=self.trained)
-        figure.savefig(image, format="png", dpi=130)
-        files.write_bytes(run_dir / NAME, image.getvalue())
+        figure_files.save(figure, run_dir / NAME)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from looped_jax import sweep, train
+from looped_jax.config.registry import LOOP_RULES, OBJECTIVES
 from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError
 from looped_jax.experiments import workers
@@ -173,7 +174,7 @@ def test_equal_seconds_are_measured_in_turns_and_kept(tmp_path):
     assert steps["two loops"] == 6
     expected = 6 * first.seconds["two loops"] / first.seconds["one"]
     assert steps["one"] == max(1, round(expected))
-    kept = json.loads((tmp_path / THROUGHPUT).read_text())
+    kept = json.loads((tmp_path / THROUGHPUT).read_text())["seconds"]
     assert opened(tmp_path, rows=rows).seconds == kept == first.seconds
 
 
@@ -198,12 +199,53 @@ def test_workers_end_with_the_sweep_that_is_killed(tmp_path):
     grid.write_text(json.dumps(TINY | {"settings": long}))
     flags = [str(grid), "--out", str(tmp_path / "runs"), "--workers", "1"]
     killed = subprocess.Popen([sys.executable, "-m", "looped_jax.sweep", *flags])
-    log = tmp_path / "runs" / "FLT_K_2_seed0" / "metrics.jsonl"
-    while not log.is_file():
-        time.sleep(0.1)
-        assert killed.poll() is None
+    run = tmp_path / "runs" / "FLT_K_2_seed0"
+    wait_for(lambda: "step 50/" in text_of(run / workers.CONSOLE) or killed.poll() is not None)
     killed.kill()
     killed.wait()
-    console = log.parent / workers.CONSOLE
-    while "stopped by a signal" not in console.read_text():  # or this test hangs, and fails
+    wait_for(lambda: "stopped by a signal" in text_of(run / workers.CONSOLE))
+
+
+def wait_for(happened):
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def text_of(path):
+    return path.read_text() if path.is_file() else ""
+
+
+@pytest.mark.slow
+def test_what_files_register_is_known_to_workers(tmp_path):
+    """A rule in the file that `config` names, a part of the settings in one that `imports` does."""
+    (tmp_path / "own_rule.py").write_text(
+        "from looped_jax.config import presets\n"
+        "from looped_jax.config.registry import LOOP_RULES\n"
+        "from looped_jax.model.loop_rules import LoopRule\n\n"
+        "@LOOP_RULES.register('plain_sweep')\n"
+        "class Plain(LoopRule):\n"
+        "    def start(self, here):\n"
+        "        return here.e\n\n"
+        "def get_config(preset=None):\n"
+        "    return presets.make('plain_sweep', preset)\n"
+    )
+    (tmp_path / "own_objective.py").write_text(
+        "from looped_jax.config.registry import OBJECTIVES\n"
+        "from looped_jax.model.objectives import Step\n\n"
+        "@OBJECTIVES.register('step_sweep')\n"
+        "class StepSweep(Step):\n"
+        "    pass\n"
+    )
+    experiment = opened(
+        tmp_path / "runs", config=f"{tmp_path / 'own_rule.py'}:chain_end",
+        imports=[str(tmp_path / "own_objective.py")],
+        rows=[{"settings": {"model.loss": "step_sweep"}}], seeds=[0],
+    )  # fmt: skip
+    try:
+        assert experiment.train([Place()], print) == {}
+        model = json.loads((experiment.runs[0].folder / "config.json").read_text())["model"]
+        assert (model["variant"], model["loss"]) == ("plain_sweep", "step_sweep")
+    finally:
+        del LOOP_RULES._found["plain_sweep"], OBJECTIVES._found["step_sweep"]

@@ -1,5 +1,7 @@
 """Grids: what a file becomes, and what is wrong with it."""
 
+import dataclasses
+
 import pytest
 
 from looped_jax.errors import ConfigError
@@ -62,7 +64,9 @@ def test_a_file_is_yaml_or_python(tmp_path):
         "def get_grid():\n    return {'config': 'lt:tiny', 'seeds': [0],\n"
         "            'rows': [{'settings': {'model.loops': [1, 2]}}]}\n"
     )
-    assert Grid.read(tmp_path / "a.yaml") == Grid.read(tmp_path / "b.py")
+    yaml, python = (Grid.read(tmp_path / name) for name in ("a.yaml", "b.py"))
+    assert python.imports == (str(tmp_path / "b.py"),)  # workers import it, too
+    assert yaml == dataclasses.replace(python, imports=())
     assert [row.label for row in Grid.read(tmp_path / "a.yaml").rows] == ["LT K=1", "LT K=2"]
 
 

@@ -278,3 +278,10 @@ def test_a_text_for_every_line_at_the_loops_that_were_last_named(run_dir, monkey
 def test_a_text_longer_than_the_rows_of_training_is_told(run_dir, capsys):
     generate.main(["--checkpoint", str(run_dir), "--prompt", "hello", "--tokens", "40"])
     assert "trained on rows of 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--prompt", "hello"], ["--samples", "2"]])
+def test_lines_of_input_leave_no_room_for_other_prompts(run_dir, capsys, flags):
+    with pytest.raises(SystemExit):
+        generate.main(["--checkpoint", str(run_dir), "--interactive", *flags])
+    assert f"leave {flags[0]} out" in capsys.readouterr().err

@@ -43,7 +43,8 @@ def test_of_many_validations_a_few_are_told_the_first_and_last_among_them(count,
 
 def test_the_figure_has_a_line_per_loop_count_and_marks_the_trained_one(run):
     ValidationCurve.read(run, metric="bpb", trained=4).draw(run)
-    assert (run / NAME).read_bytes().startswith(b"\x89PNG")
+    assert (run / f"{NAME}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.suffix for path in run.glob(f"{NAME}.*")} == {".png", ".svg", ".pdf", ".csv"}
     lines = {1: {0: 3.5, 5: 2.2}, 4: {0: 3.5, 5: 1.7, 15: 1.25}}
     figure = figures.validation_by_loops(lines, metric="bpb", trained=4)
     one, four = figure.axes[0].lines
@@ -59,4 +60,4 @@ def test_without_matplotlib_nothing_is_drawn_and_nothing_left_half(run, monkeypa
     monkeypatch.delattr("looped_jax.plotting.figures")
     with pytest.raises(ImportError, match="matplotlib"):
         ValidationCurve.read(run, metric="bpb", trained=4).draw(run)
-    assert not (run / NAME).exists()
+    assert not list(run.glob(f"{NAME}.*"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from looped_jax.errors import ArgumentError, DataError
 from looped_jax.evaluation.evaluator import read_scores
 from looped_jax.model import flops
 from looped_jax.training import summary
-from looped_jax.training.metric_log import read_log
+from looped_jax.training.metric_log import read_log, validations
 from looped_jax.training.run_folder import read_config
 
-SCORE = re.compile(r"(?:val/|(?=core/mean))(.+)_loops_(\d+)")  # entries of the log that are scores
 Scores = Mapping[str, Mapping[int, float]]  # metric -> loop count -> value
 
 
@@ -102,20 +100,10 @@ def read(run_dir: Path) -> RunRecord:
         tokens_per_second=series("speed/tokens_per_second"),
         seconds=series("total/seconds"),
         loop_grad_norms=np.array([np.linalg.norm(block, axis=-1) for block in blocks]),
-        validations=_validations(entries),
+        validations=validations(entries),
         evaluations=_evaluations(run_dir),
         summary=_summary(run_dir / summary.NAME),
     )
-
-
-def _validations(entries: Sequence[Mapping[str, Any]]) -> dict[int, Scores]:
-    found: dict[int, dict[str, dict[int, float]]] = {}
-    for entry in entries:
-        for name, value in entry.items():
-            if match := SCORE.fullmatch(name):
-                of_step = found.setdefault(entry["step"], {})
-                of_step.setdefault(match[1], {})[int(match[2])] = value
-    return dict(sorted(found.items()))
 
 
 def _evaluations(run_dir: Path) -> dict[int, Scores]:
