@@ -122,7 +122,7 @@ def matters(key: str) -> bool:
     """Whether the setting of a dotted name changes what is trained."""
     told = {*(f"data.{name}" for name in DATA), *(f"train.{name}" for name in TRAIN)}
     fast = {f"model.{name}" for name in PERFORMANCE}
-    groups = ("model.", "optim.", "data.tasks.")
+    groups = ("model.", "optim.", "data.tasks.", "train.loop_sampling.")
     return (key in told or key.startswith(groups)) and key not in fast
 
 

@@ -38,6 +38,7 @@ from looped_jax.training import (
     validation_curve,
 )
 from looped_jax.training.checkpoint import Checkpoints
+from looped_jax.training.loop_sampler import LoopSampler
 from looped_jax.training.metric_log import EMA
 from looped_jax.training.progress import Console, memory_of
 from looped_jax.training.run_folder import write_config
@@ -71,6 +72,7 @@ def _train(
     config = resolve(settings, vocab_size=task.vocab_size)
     model, train, run_dir = config.model, config.train, Path(config.train.run_dir)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
+    loops = LoopSampler(config, shard)
     attention = attention_kernels.check(model, hardware.attention_support(mesh))
     optimizer = optimizers.make_optimizer(config, mesh)
     abstract_state = train_step.abstract(config, optimizer, mesh)
@@ -84,6 +86,8 @@ def _train(
     log = Console(quiet=not first_process)
     log(config.describe())
     log(str(attention))
+    for line in loops.describe():
+        log(line)
     if jax.process_count() > 1:
         log(
             f"{jax.process_count()} processes, {shard.count} of which read different rows; if one "
@@ -145,7 +149,7 @@ def _train(
             row.dtype,
             sharding=batch_sharding,
         ),
-        task.row_shapes(config),
+        loops.row_shapes(task.row_shapes(config)),
     )
     began = time.perf_counter()
     step_programs = {
@@ -172,6 +176,7 @@ def _train(
         start=start,
         loss_ema=EMA(meta.smoothed_loss),
         seconds=meta.seconds,
+        flops_spent=meta.flops,
         peak_flops=peak * mesh.size,
         log=log,
     )
@@ -189,7 +194,8 @@ def _train(
         for step in range(start + 1, train.steps + 1):
             began = time.perf_counter()
             batch = jax.tree.map(
-                lambda rows: rows.reshape(num_micro_batches, -1, *rows.shape[1:]), next(rows)
+                lambda rows: rows.reshape(num_micro_batches, -1, *rows.shape[1:]),
+                loops.join(next(rows), step),
             )
             waited = time.perf_counter() - began
             batch = jax.tree.map(
@@ -199,7 +205,8 @@ def _train(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 step_program = step_programs[due(step, train.diagnostics_every)]
                 state, metrics = step_program(state, batch)
-            step_logger.submit(step, metrics, waited, task.epochs(rows.get_state(), shard))
+            epochs, expected = task.epochs(rows.get_state(), shard), loops.expected(step)
+            step_logger.submit(step, metrics, waited, epochs, expected_loops=expected)
             if trace := profile.after(step, metrics):
                 log(f"profile: {trace}")
 
@@ -223,6 +230,7 @@ def _train(
                     best=best,
                     best_step=best_step,
                     seconds=step_logger.seconds,
+                    flops=step_logger.flops,
                     config=config.to_dict(),
                     fingerprint=this_run,
                 )

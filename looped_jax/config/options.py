@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import Any, ClassVar
 
 from looped_jax.config.registry import (
+    LOOP_DISTRIBUTIONS,
     LOOP_RULES,
     OBJECTIVES,
     OPTIMIZERS,
@@ -93,6 +94,12 @@ class Tasks(Options):
     """Settings of tasks that have some of their own."""
 
     registry = TASKS
+
+
+class LoopDistributions(Options):
+    """Settings of distributions of loop counts that have some."""
+
+    registry = LOOP_DISTRIBUTIONS
 
 
 def setting(default: Any, meaning: str, **rule: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Named things that users can add to: loop rules, parts, objectives, optimizers and tasks.
+"""Named things that users can add to: loop rules, parts, objectives, optimizers, tasks and so on.
 
 A file of the user's own registers one when it is imported, as a configuration file is:
 
@@ -64,3 +64,6 @@ PARTS = Registry("part", "looped_jax.model.parts")
 OBJECTIVES = Registry("objective", "looped_jax.model.objectives")
 OPTIMIZERS = Registry("optimizer", "looped_jax.training.optimizers")
 TASKS = Registry("task", "looped_jax.tasks")
+LOOP_DISTRIBUTIONS = Registry(
+    "distribution of loop counts", "looped_jax.training.loop_distributions"
+)

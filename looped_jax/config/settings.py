@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from looped_jax.config.options import (
+    LoopDistributions,
     Objectives,
     Optimizers,
     Options,
@@ -35,7 +36,14 @@ from looped_jax.config.options import (
     setting,
     share,
 )
-from looped_jax.config.registry import LOOP_RULES, OBJECTIVES, OPTIMIZERS, TASKS, Registry
+from looped_jax.config.registry import (
+    LOOP_DISTRIBUTIONS,
+    LOOP_RULES,
+    OBJECTIVES,
+    OPTIMIZERS,
+    TASKS,
+    Registry,
+)
 from looped_jax.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
@@ -46,6 +54,7 @@ RENAMED = {
     "data.follow_hosts": "data.allow_host_change",
 }
 REMATS = ("loop", "offload", "dots", "none")
+CURRICULA = ("none", "linear", "sqrt", "switch")
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,35 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class LoopSamplingConfig:
+    """Loops of a training step: drawn, growing, or with gradients through the last ones alone."""
+
+    distribution: str = one_of(
+        LOOP_DISTRIBUTIONS, "fixed", "of the loops: see training/loop_distributions.py"
+    )
+    per: str = one_of(("step", "sequence"), "step", "what has a count of its own")
+    backward_loops: int | None = at_least(
+        1, None, "k, last loops that gradients pass, at most; by default model.loops"
+    )
+    curriculum: str = one_of(CURRICULA, "none", "how drawn counts grow: see docs/sampled_loops.md")
+    backward_curriculum: str = one_of(CURRICULA, "none", "how k grows")
+    curriculum_share: float = share(1.0, "of all steps, after which they have grown")
+    distributions: LoopDistributions = field(default_factory=LoopDistributions)  # own settings
+
+    @property
+    def on(self) -> bool:
+        """Whether steps differ from model.loops loops with gradients through all of them."""
+        curricula = (self.curriculum, self.backward_curriculum)
+        return (self.distribution, self.backward_loops, *curricula) != (
+            "fixed", None, "none", "none",
+        )  # fmt: skip
+
+    def longest(self, loops: int) -> int:
+        """k, the most loops that gradients pass, where model.loops is `loops`."""
+        return self.backward_loops or loops
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """The run: length, batch, and what happens how often (in steps; 0 = only at the end)."""
 
@@ -179,6 +217,7 @@ class TrainSettings:
     keep: int = at_least(1, 2, "newest checkpoints kept")
     keep_every: int = at_least(0, 0, "steps between checkpoints kept for good; 0 = none")
     keep_best: int = at_least(0, 0, "checkpoints kept for the lowest validation bits per byte")
+    loop_sampling: LoopSamplingConfig = field(default_factory=LoopSamplingConfig)
     init_from: str | None = setting(None, "RUN or RUN@STEP: a new run that starts with its weights")
     init_optimizer: bool = setting(
         False, "init_from with its optimizer's state; schedules start anew"
@@ -284,7 +323,10 @@ def about(group: str) -> str:
     """One line on a group of settings, or on what is registered and has them, by dotted name."""
     owner, _, name = group.rpartition(".")
     if (options := registered_groups().get(owner)) is None:
-        return fields(Settings)[group][0].__doc__.splitlines()[0]
+        kind: Any = Settings
+        for one in group.split("."):
+            kind = fields(kind)[one][0]
+        return kind.__doc__.splitlines()[0]
     thing = options.registry[name]
     told = thing.__doc__
     if options is Parts:  # one in each file, whose docstring says what it is: model/parts/base.py

@@ -6,6 +6,7 @@ it is kept beside ours so that runs can be compared with its logs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -53,6 +54,13 @@ def count(config: ModelConfig) -> Cost:
         flops=3 * (head + _forward(config) / config.seq_len),
         reference_flops=6 * table + 6 * looped + attention,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def loop(config: ModelConfig) -> float:
+    """FLOPs per token of one more loop, forward alone."""
+    more = dataclasses.replace(config, loops=config.loops + 1)
+    return (_forward(more) - _forward(config)) / config.seq_len
 
 
 def _forward(config: ModelConfig) -> float:

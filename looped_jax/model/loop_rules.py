@@ -31,9 +31,11 @@ class LoopRule(nnx.Module):
     """Each loop starts anew from the embedding and learns nothing of the loop before.
 
     same_start: the first layer's stream, and so its keys and values, are the same in every loop
+    rereads_embedding: whether loops after the first read it, not the state alone
     """
 
     same_start: ClassVar[bool] = False
+    rereads_embedding: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         """A rule may make weights of its own; see model/weights.py."""
@@ -90,6 +92,8 @@ class Injected(LoopRule):
 @LOOP_RULES.register("LT")
 class Plain(LoopRule):
     """A loop goes on with the state."""
+
+    rereads_embedding = False
 
     def start(self, here: Here) -> Array:
         return jnp.where(here.first, rms_norm(here.e), here.h)

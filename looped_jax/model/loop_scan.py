@@ -1,4 +1,7 @@
-"""The loops: one scan over the same body. Nothing else runs the model's layers K times."""
+"""The loops: a scan over the same body, or a traced number of them with a scan at their end.
+
+Nothing else runs the model's layers more than once.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,39 @@ def scan_loops(
     same on the device. "none": everything, and nothing is recomputed.
     """
     return jax.lax.scan(_rematerialised(body, remat), carry, (jnp.arange(start, stop), inputs))
+
+
+def counted_loops(
+    body: Callable[[Any, tuple[jax.Array, Any]], tuple[Any, Any]],
+    frozen: Callable[[Any, jax.Array], Any],
+    carry: Any,
+    total: jax.Array,
+    backward: jax.Array,
+    *,
+    longest: int,
+    inputs: Any = None,
+    remat: str = "none",
+) -> tuple[Any, Any]:
+    """`total` loops, the last `backward` of them with gradients: traced, so one program for all.
+
+    Loops are named by how many are `left`, the last by 1: body(carry, (left, inputs of the loop))
+    as in scan_loops, frozen(carry, left) -> carry. The scan has room for `longest` loops; what
+    `backward` leaves of them is skipped, and kept as zeros. A loop of a traced length has no
+    reverse mode, so `frozen` must close over nothing that gradients are asked for.
+    """
+    carry = jax.lax.fori_loop(
+        0, total - backward, lambda n, carry: frozen(carry, total - n), jax.lax.stop_gradient(carry)
+    )
+    left = jnp.arange(longest, 0, -1)
+    kept = jax.eval_shape(body, carry, jax.tree.map(lambda leaf: leaf[0], (left, inputs)))[1]
+
+    def unless_skipped(carry: Any, of_loop: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kept)
+        return jax.lax.cond(
+            of_loop[0] <= backward, body, lambda carry, _: (carry, nothing), carry, of_loop
+        )
+
+    return jax.lax.scan(_rematerialised(unless_skipped, remat), carry, (left, inputs))
 
 
 def _rematerialised(body: Callable, remat: str) -> Callable:

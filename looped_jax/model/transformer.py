@@ -194,13 +194,13 @@ def forward(
     return_loops = (loops - 1,) if return_loops is None else return_loops
     if not return_loops or not all(done <= k < loops for k in return_loops):
         raise ValueError(f"return_loops={return_loops} must name loops {done} to {loops - 1}")
-    model = _bind(config, params)
+    model = bind(config, params)
     return model(tokens, loops, return_loops, probe=probe, attend=attend, start=start, done=done)[0]
 
 
 def read_out(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Float32 logits [..., Vp] of states [..., D], of all entries of the padded vocabulary."""
-    return _bind(config, params).read_out(hidden)
+    return bind(config, params).read_out(hidden)
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -291,7 +291,7 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
         return Finder(found, scope_of(loop, layer))
 
     def look(params: Params) -> dict[str, Array]:
-        model, tokens = _bind(config, params), jnp.zeros((1, 1), jnp.int32)
+        model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
         here = model.enter(tokens, history)
         rope = rope_tables(jnp.zeros((1,)), config.head_dim, here.e.dtype)
         loop = jnp.zeros([], jnp.int32)
@@ -335,7 +335,7 @@ def extend(
     """
     loops = config.loops if loops is None else loops
     slots = Slots.of(config, loops, kind)
-    model = _bind(config, params)
+    model = bind(config, params)
     past = Past(cache, slots, positions, first)
     states, extended = model(tokens, loops, (loops - 1,), past, attend=attend)
     assert extended is not None
@@ -347,7 +347,7 @@ def cast(params: Params, dtype: str) -> Params:
     return {name: weight.astype(dtype) for name, weight in params.items()}
 
 
-def _bind(config: ModelConfig, params: Params) -> LoopedTransformer:
+def bind(config: ModelConfig, params: Params) -> LoopedTransformer:
     """The module with these weights in place; costs nothing once traced."""
     skeleton, state = _skeleton(config)
     leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in state]

@@ -114,6 +114,11 @@ def make(
             f"model.remat={config.model.remat} depends on the bandwidth to the host's memory, "
             f"which is not known here; plan with one of {', '.join(PLANNED_REMATS)}"
         )
+    if config.train.loop_sampling.on:
+        raise ConfigError(
+            "train.loop_sampling: the loops of a step are not known before it; plan a fixed number "
+            "that costs as much, and leave train.loop_sampling out"
+        )
     log(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)
     choices = {

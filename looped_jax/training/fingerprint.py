@@ -9,7 +9,7 @@ from looped_jax.config.settings import PERFORMANCE, Settings
 from looped_jax.errors import CheckpointError
 
 Fingerprint = dict[str, Any]  # nested, ready for JSON
-TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
+TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer", "loop_sampling")
 SHOWN = 5  # differences that are spelt out
 
 
@@ -59,7 +59,7 @@ def check(saved: Fingerprint, current: Fingerprint, *, run_dir: str) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-    groups = ("model.", "optim.", "train.init")
+    groups = ("model.", "optim.", "train.init", "train.loop_sampling.")
     leaves = {k: v for k, v in Settings().leaves().items() if k.startswith(groups)}
     return {k: v for k, v in leaves.items() if k.removeprefix("model.") not in PERFORMANCE}
 

@@ -23,6 +23,13 @@ def check_extends(config: Config, before: int, done: int) -> None:
             f"train.steps={steps}: {run} has taken {done} steps already; give at least as many, or "
             "another train.run_dir"
         )
+    sampling = config.train.loop_sampling
+    if steps != before and {sampling.curriculum, sampling.backward_curriculum} != {"none"}:
+        raise CheckpointError(
+            f"train.steps={steps}: {run} was to end at step {before}, and loops that grow by "
+            f"train.loop_sampling would have grown otherwise; give train.steps={before}, or start "
+            f"a new run with its weights: --config.train.init_from={run}"
+        )
     if not optimizers.same_until(config.optim, before, steps, done):
         raise CheckpointError(
             f"train.steps={steps}: {run} was to end at step {before}, and its learning rates up to "

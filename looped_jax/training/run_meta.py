@@ -22,6 +22,7 @@ class RunMeta:
     score: that metric at the trained loop count if this very step was validated; lower is better
     best: the lowest such score so far; best_step: of which step, None where an older run forgot
     seconds: spent on these steps, over all resumes; not on compiling, scoring and saving
+    flops: of these steps, over all resumes; None of an older run
     config: the resolved config; fingerprint: see training/fingerprint.py
     reference: of a converted checkpoint, what the reference knew of it
     """
@@ -34,6 +35,7 @@ class RunMeta:
     best: float | None = None
     best_step: int | None = None
     seconds: float = 0.0
+    flops: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
     fingerprint: Fingerprint = field(default_factory=dict)
     reference: dict[str, Any] | None = None

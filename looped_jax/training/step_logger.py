@@ -13,6 +13,7 @@ import numpy as np
 
 from looped_jax.config.resolved import Config
 from looped_jax.model import flops
+from looped_jax.training.loop_sampler import step_flops
 from looped_jax.training.metric_log import EMA, EvaluationResult, MetricLog
 from looped_jax.training.progress import Console, Throughput, duration, memory_in_use
 from looped_jax.training.run_meta import Scores
@@ -34,6 +35,7 @@ class Submitted:
     metrics: dict[str, Any]
     waited: float
     epochs: float | None
+    expected_loops: float
 
 
 class StepLogger:
@@ -47,18 +49,22 @@ class StepLogger:
         start: int,
         loss_ema: EMA,
         seconds: float,
+        flops_spent: float | None,
         peak_flops: float,
         log: Console,
     ):
         """`peak_flops` is of all devices together; `start` is the step that the run goes on from.
 
-        The steps up to it took `seconds`. A quiet console belongs to a process that is not the
+        The steps up to it took `seconds` and `flops_spent`, None where an older run forgot; it had
+        no sampled loops. A quiet console belongs to a process that is not the
         first: it records nothing.
         """
-        self._settings, self._print, self._start = config.train, log, start
+        self._config, self._settings, self._print, self._start = config, config.train, log, start
         self._steps, self._costs = config.train.steps, flops.count(config.model)
         self._peak_flops = peak_flops
         self.loss_ema, self.seconds = loss_ema, seconds
+        tokens = start * config.train.tokens_per_step
+        self.flops = tokens * self._costs.flops if flops_spent is None else flops_spent
         self.epochs: float | None = None
         self.throughput = Throughput(start, self._steps, config.train.tokens_per_step)
         self._log = None if log.quiet else MetricLog(run_dir, start=start)
@@ -67,14 +73,21 @@ class StepLogger:
         self._seconds: dict[bool, list[float]] = {False: [], True: []}  # by diagnostics
 
     def submit(
-        self, step: int, metrics: dict[str, Any], waited: float, epochs: float | None
+        self,
+        step: int,
+        metrics: dict[str, Any],
+        waited: float,
+        epochs: float | None,
+        *,
+        expected_loops: float,
     ) -> None:
         """Read the step before, keep this one.
 
         `waited` seconds went by for its data, which with it had been read `epochs` times.
+        `expected_loops` is the mean of what could be drawn for it.
         """
         self.flush()
-        self._pending = Submitted(step, metrics, waited, epochs)
+        self._pending = Submitted(step, metrics, waited, epochs, expected_loops)
 
     def flush(self) -> None:
         """Wait for the step submitted last and record it.
@@ -93,7 +106,14 @@ class StepLogger:
         tokens = step * self._settings.tokens_per_step
         self._waited += waited
         self._seconds[diagnosed := "diagnostics" in values].append(seconds)
-        utilization = rate * self._costs.flops / self._peak_flops
+        flops_per_token, loops = self._costs.flops, {}
+        if "loops" in values:
+            spent, backward = values["loops"]["spent"], values["loops"]["backward"]
+            flops_per_token = step_flops(self._config, spent, backward)
+            loops = {"loop/expected": submitted.expected_loops}
+            loops |= {f"loop/{name}": value for name, value in values["loops"].items()}
+        self.flops += self._settings.tokens_per_step * flops_per_token
+        utilization = rate * flops_per_token / self._peak_flops
         self.record(
             step,
             {
@@ -112,9 +132,10 @@ class StepLogger:
                 "speed/data_wait_seconds": waited,
                 "memory/bytes": memory_in_use(),
                 "total/tokens": tokens,
-                "total/flops": tokens * self._costs.flops,
+                "total/flops": self.flops,
                 "total/seconds": self.seconds,
             }
+            | loops
             | ({} if self.epochs is None else {"total/epochs": self.epochs}),
         )
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):

@@ -105,7 +105,7 @@ def of(
         best_step=meta.best_step,
         scores=meta.scores,
         tokens=tokens,
-        flops=tokens * costs.flops,
+        flops=step_logger.flops,
         seconds=meta.seconds,
         epochs=step_logger.epochs,
         tokens_per_second=step_logger.tokens_per_second(),

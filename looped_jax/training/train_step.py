@@ -6,7 +6,7 @@ accumulate gradients locally, and reduces them once: communication does not grow
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.resolved import Config
-from looped_jax.model import attention_kernels, objectives, transformer
+from looped_jax.model import attention_kernels, objectives, sampled_loops, transformer
 from looped_jax.model.objectives import Batch
-from looped_jax.model.probe import BLIND, TAPS, Taps, closed_taps
-from looped_jax.model.transformer import Params
+from looped_jax.model.probe import BLIND, TAPS, Probe, Taps, closed_taps
+from looped_jax.model.transformer import LoopStates, Params
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers
 from looped_jax.training.train_state import TrainState
@@ -62,10 +62,13 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Jitted (state, tokens [M, rows, T + 1]) -> (state, metrics); the state is donated.
 
+    Other batches: see `gradients`.
+
     The M micro-batches are averaged token by token, so the result does not depend on how rows are
     spread over micro-batches and devices. Metrics: `loss` of the last loop, `objective`,
     `loop_losses` [scored], `norms` [K], `grad_norm` before clipping,
-    `learning_rate_multiplier`.
+    `learning_rate_multiplier`; with train.loop_sampling `loops` as sampled_loops.run_in gives it,
+    and for K its loops with gradients, a norm that no micro-batch had being NaN.
 
     With `diagnostics` also a dict `diagnostics` of what happens inside: `gradient_attention`,
     `gradient_mlp`, `gradient_block` [K, L] norm over all tokens of the objective's gradient where
@@ -113,25 +116,39 @@ def gradients(
 
     `tokens` [M, rows, T + 1] are M micro-batches of text, each token the target of the one before;
     or a batch of any other task, see model/objectives.py, each of its arrays [M, rows, …], targets
-    of each loop [M, rows, N, T].
+    of each loop [M, rows, N, T]. With train.loop_sampling a batch also holds what LoopSampler.join
+    adds, and metrics are of the loops with gradients.
     """
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
     attend = attention_kernels.for_mesh(model, mesh, training=True)
-    taps = closed_taps(model) if diagnostics else None
+    sampling = config.train.loop_sampling
+    longest = sampling.longest(model.loops)
+    taps = closed_taps(model, longest if sampling.on else None) if diagnostics else None
     scored = objectives.of(model)
+
+    def states_of(params: Params, batch: Batch, probe: Probe) -> LoopStates:
+        if not sampling.on:
+            return transformer.forward(
+                model,
+                params,
+                batch["inputs"],
+                return_loops=scored.loops(model),
+                probe=probe,
+                attend=attend,
+            )
+        counts = sampled_loops.Counts(
+            batch["loops"] if sampling.per == "sequence" else None,
+            batch["total"],
+            batch["backward"],
+        )
+        return sampled_loops.forward(
+            model, params, batch["inputs"], counts, longest=longest, probe=probe, attend=attend
+        )
 
     def objective(params: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:
         batch = objectives.batch_of(rows)
-        probe = BLIND if taps is None else Taps(taps)
-        states = transformer.forward(
-            model,
-            params,
-            batch["inputs"],
-            return_loops=scored.loops(model),
-            probe=probe,
-            attend=attend,
-        )
+        states = states_of(params, batch, BLIND if taps is None else Taps(taps))
         nats = scored.nats(model, params, states.hidden, batch)
         tokens = objectives.count(batch)
         return scored.total(model, nats), {
@@ -145,6 +162,8 @@ def gradients(
 
     def local(shards: Params, tokens: Array | Batch) -> tuple[Params, Metrics]:
         gathered = transformer.prepare(model, shards, specs, gradients=True)
+        if sampling.on:
+            tokens = sampled_loops.in_step(cast(Batch, tokens), axes)
 
         def micro_batch(total, rows):
             (grads, squares), sums = differentiate(gathered, taps, rows)
@@ -157,20 +176,29 @@ def gradients(
         )
         (grads, sums), _ = jax.lax.scan(micro_batch, zeros, tokens)
         sums = jax.lax.psum(sums, axes)
-        passes = len(jax.tree.leaves(tokens)[0]) * sharding.batch_devices(mesh)
+        devices = sharding.batch_devices(mesh)
+
+        def by_pass(norms: Array) -> Array:
+            if sampling.on:  # not every micro-batch runs every loop
+                passes = sampled_loops.passes(cast(Batch, tokens), longest)
+                return (norms.T / (passes * devices)).T
+            return norms / (len(jax.tree.leaves(tokens)[0]) * devices)
+
         grads = {name: _reduce(g, specs[name], axes) / sums["tokens"] for name, g in grads.items()}
         losses = sums["loop_losses"] / sums["tokens"]
         metrics = {
             "loss": losses[-1],
             "objective": scored.total(model, losses),
             "loop_losses": losses,
-            "norms": sums["norms"] / passes,
+            "norms": by_pass(sums["norms"]),
         }
+        if sampling.on:
+            metrics["loops"] = sampled_loops.run_in(cast(Batch, tokens), axes)
         if diagnostics:
             arriving = jnp.sqrt(sums["squares"]) / sums["tokens"]
             metrics["diagnostics"] = {
                 **{f"gradient_{name}": arriving[..., i] for i, name in enumerate(TAPS)},
-                "residual_norm": sums["layer_norms"] / passes,
+                "residual_norm": by_pass(sums["layer_norms"]),
             }
         return grads, metrics
 

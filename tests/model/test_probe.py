@@ -47,7 +47,7 @@ def loud_params(config):
 
 def unrolled(config, params, tokens, added):
     """Mean token loss with `added` [K, L, 3, B, T, D] put onto every output, and the streams."""
-    model = transformer._bind(config.model, params)
+    model = transformer.bind(config.model, params)
     rule, inputs = model.rule, tokens[:, :-1]
     e = params["embed"][inputs]
     rope = rope_tables(jnp.arange(inputs.shape[1]), config.model.head_dim, jnp.float32)

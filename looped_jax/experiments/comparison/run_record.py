@@ -13,7 +13,6 @@ import numpy as np
 from looped_jax.config.resolved import Config
 from looped_jax.errors import ArgumentError, DataError
 from looped_jax.evaluation.evaluator import read_scores
-from looped_jax.model import flops
 from looped_jax.training import summary
 from looped_jax.training.metric_log import read_log, validations
 from looped_jax.training.run_folder import read_config
@@ -26,9 +25,10 @@ class RunRecord:
     """One run by what it wrote. S steps, K loops, N steps with diagnostics.
 
     steps [S], the first is 1; loss [S], nats; grad_norm [S] before clipping; stream_norms [S, K] of
-    the residual stream after each loop; tokens_per_second [S] and seconds [S], of training up to
-    each step: NaN where an older version did not record them; loop_grad_norms [N, K] of the
-    gradient that arrives in each loop
+    the residual stream after each loop; tokens_per_second [S]; seconds and flops [S] of training up
+    to each step: NaN where an older version did not record them; loop_grad_norms [N, K] of the
+    gradient that arrives in each loop. Of sampled loops K are those with gradients, and norms of
+    loops that no row ran are NaN
     validations: step -> metric -> loop count -> value, in the order of steps; "core/mean" is CORE
     while training
     evaluations: likewise what `looped-jax evaluate` wrote of checkpoints
@@ -43,6 +43,7 @@ class RunRecord:
     stream_norms: np.ndarray
     tokens_per_second: np.ndarray
     seconds: np.ndarray
+    flops: np.ndarray
     loop_grad_norms: np.ndarray
     validations: Mapping[int, Scores]
     evaluations: Mapping[int, Scores]
@@ -66,13 +67,14 @@ class RunRecord:
     def spent(self, budget: str) -> np.ndarray:
         """The "tokens", "flops" or "seconds" up to each step, [S]. Raises ArgumentError for others.
 
-        FLOPs count every loop; seconds are the run's own, without compiling, scoring and saving.
+        FLOPs count every loop that was run; seconds are the run's own, without compiling, scoring
+        and saving.
         """
         tokens = self.steps * self.config.train.tokens_per_step
         if budget == "tokens":
             return tokens
         if budget == "flops":
-            return tokens * flops.count(self.config.model).flops
+            return self.flops
         if budget == "seconds":
             return self.seconds
         raise ArgumentError(f"equal {budget!r}: choose tokens, flops or seconds")
@@ -99,6 +101,7 @@ def read(run_dir: Path) -> RunRecord:
         stream_norms=np.array([e["loop/residual_norm"] for e in steps], float),
         tokens_per_second=series("speed/tokens_per_second"),
         seconds=series("total/seconds"),
+        flops=series("total/flops"),
         loop_grad_norms=np.array([np.linalg.norm(block, axis=-1) for block in blocks]),
         validations=validations(entries),
         evaluations=_evaluations(run_dir),

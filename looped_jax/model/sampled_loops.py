@@ -1,0 +1,138 @@
+"""A pass whose number of loops is data: counts drawn by the host, gradients through the last few.
+
+Legend: B batch, T time, D width, L layers, k the most loops that gradients pass.
+
+All rows end together, so that the loops with gradients are the same ones for all. A row that runs
+fewer loops than the longest begins later; until then it runs its first loop and forgets it. The
+loops before the last `backward` are truncated: no gradient passes them, and none of their
+activations is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.model import transformer
+from looped_jax.model.attention_kernels import Attend, plain
+from looped_jax.model.block import rope_tables
+from looped_jax.model.full_pass import FullPass
+from looped_jax.model.loop_scan import counted_loops
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.probe import BLIND, Probe, mean_norm
+from looped_jax.model.transformer import LoopStates, Params
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+
+class Counts(NamedTuple):
+    """How many loops a pass runs; traced int32.
+
+    rows: [B] loops of each row, or None where all run `total`
+    total: [] loops that are run, at least as many as any row has
+    backward: [] of these, the last through which gradients go; at most `total`
+    """
+
+    rows: Array | None
+    total: Array
+    backward: Array
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    counts: Counts,
+    *,
+    longest: int,
+    probe: Probe = BLIND,
+    attend: Attend = plain,
+) -> LoopStates:
+    """The state after every row's last loop, of tokens [B, T]; hidden is [1, B, T, D].
+
+    `longest` is k, the room for loops with gradients; norms and what `probe` sees are of these, in
+    their order, zero where `counts.backward` is less. Every count runs in the same program.
+    """
+    learned = _one_loop(config, params, tokens, counts, attend)
+    stopped = _one_loop(config, jax.lax.stop_gradient(params), tokens, counts, attend)
+
+    def body(h: Array, of_loop: tuple[Array, Any]) -> tuple[Array, Any]:
+        return learned.run(h, of_loop[0], probe, of_loop[1])
+
+    h, (norms, seen) = counted_loops(
+        body,
+        lambda h, left: stopped.run(h, left, BLIND, None)[0],
+        jnp.zeros_like(learned.e),
+        counts.total,
+        counts.backward,
+        longest=longest,
+        inputs=probe.inputs,
+        remat=config.remat,
+    )
+    return LoopStates(learned.leave(h)[None], norms, seen)
+
+
+def in_step(batch: Batch, axes: tuple[str, ...]) -> Batch:
+    """A step's batch with what its M micro-batches run: "total" and "backward" int32 [M].
+
+    Its "loops" and "backward_loops" are int32 [M, rows], on each device those of its own rows. All
+    devices along `axes` run as many loops: they wait for each other at the end of the step anyway,
+    and where weights are cut by heads they have to be in step inside of a loop.
+    """
+    total = jax.lax.pmax(batch["loops"].max(1), axes)
+    backward = jax.lax.pmax(batch["backward_loops"].max(1), axes)
+    return batch | {"total": total, "backward": jnp.minimum(backward, total)}
+
+
+def passes(batch: Batch, longest: int) -> Array:
+    """How many micro-batches of a step run each of the loops with gradients, int32 [k]."""
+    return (jnp.arange(longest, 0, -1)[:, None] <= batch["backward"]).sum(1)
+
+
+def run_in(batch: Batch, axes: tuple[str, ...]) -> dict[str, Array]:
+    """Means of a step that `in_step` has prepared, float32: loops "drawn" for a row, loops "spent"
+    by a micro-batch, and of these "backward", those with gradients."""
+    return {
+        "drawn": jax.lax.pmean(batch["loops"].mean(), axes),
+        "spent": batch["total"].mean(),
+        "backward": batch["backward"].mean(),
+    }
+
+
+class _Loop(NamedTuple):
+    """One loop of a model that has seen its tokens: run(h, left, probe, inputs) -> (h, kept)."""
+
+    e: Array
+    run: Callable[[Array, Array, Probe, Any], tuple[Array, Any]]
+    leave: Callable[[Array], Array]
+
+
+def _one_loop(
+    config: ModelConfig, params: Params, tokens: Array, counts: Counts, attend: Attend
+) -> _Loop:
+    model = transformer.bind(config, params)
+    here = model.enter(tokens, FullPass(attend).open)
+    rope = rope_tables(jnp.arange(tokens.shape[1]), config.head_dim, here.e.dtype)
+
+    def run(h: Array, left: Array, probe: Probe, inputs: Any) -> tuple[Array, Any]:
+        if counts.rows is None:
+            loop = counts.total - left
+            first = loop == 0
+        else:
+            loop = jnp.maximum(counts.rows - left, 0)[:, None]
+            first = (loop == 0)[..., None]
+        view = probe.view(loop, inputs)
+        now = here._replace(h=h, loop=loop, first=first)
+        x = model.loop(now, rope, FullPass(attend, view).open, view)
+        h = view("state", None, rms_norm(x))
+        if counts.rows is not None:
+            begun = (counts.rows >= left)[:, None, None]
+            h = jnp.where(begun, h, jnp.zeros_like(h))
+        return h, (mean_norm(x), view.seen())
+
+    return _Loop(here.e, run, lambda h: model.leave(h, here))

@@ -1,0 +1,165 @@
+"""The loops of every training step: drawn by the host, a part of the batch.
+
+A count follows from train.seed, the step and the row's number in the step alone. So a resumed run,
+another mesh and other micro-batches run the same loops, and every device is told the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from looped_jax.config.registry import LOOP_DISTRIBUTIONS, LOOP_RULES
+from looped_jax.config.resolved import Config
+from looped_jax.errors import ConfigError
+from looped_jax.model import flops
+from looped_jax.runtime.sharding import EVERYTHING, Shard
+
+KEY = "train.loop_sampling"
+
+
+class LoopSampler:
+    """Loop counts for the rows of each step; off, batches pass as they are. Raises ConfigError.
+
+    on: whether train.loop_sampling asks for anything
+    longest: the most loops that gradients pass: what the step is compiled for
+    """
+
+    def __init__(self, config: Config, shard: Shard = EVERYTHING):
+        self._config, self._settings, self._shard = config, config.train.loop_sampling, shard
+        self.on, self.longest = self._settings.on, self._settings.longest(config.model.loops)
+        self._rows = config.train.tokens_per_step // config.model.seq_len
+        check(config)
+
+    def row_shapes(self, shapes: Any) -> Any:
+        """Shapes of one row of a batch, from those that the task gives."""
+        if not self.on:
+            return shapes
+        if not isinstance(shapes, dict):
+            tokens = jax.ShapeDtypeStruct((shapes.shape[0] - 1,), shapes.dtype)
+            shapes = {"inputs": tokens, "targets": tokens}
+        count = jax.ShapeDtypeStruct((), np.int32)
+        return shapes | {"loops": count, "backward_loops": count}
+
+    def join(self, batch: Any, step: int) -> Any:
+        """The batch of `step` with its rows' loop counts: "loops", "backward_loops" int32 [rows].
+
+        Rows are those of this shard: the index-th of every count rows of the step.
+        """
+        if not self.on:
+            return batch
+        if not isinstance(batch, dict):
+            batch = {"inputs": batch[:, :-1], "targets": batch[:, 1:]}
+        loops = self.draw(step)[self._shard.index :: self._shard.count]
+        backward = np.full_like(loops, self.backward(step))
+        return batch | {"loops": loops, "backward_loops": backward}
+
+    def draw(self, step: int) -> np.ndarray:
+        """Loops of all rows of a step, int32 [rows]; steps count from 1."""
+        random = np.random.Generator(np.random.Philox(key=(self._config.train.seed, step)))
+        each = random.random(self._rows if self._settings.per == "sequence" else 1)
+        ends = np.cumsum(self._probabilities)
+        drawn = 1 + np.minimum(np.searchsorted(ends, each, side="right"), len(ends) - 1)
+        return np.broadcast_to(self._grown(drawn, step), self._rows).astype(np.int32)
+
+    def backward(self, step: int) -> int:
+        """k, the last loops of `step` that gradients pass, at most."""
+        share = self._share(self._settings.backward_curriculum, step)
+        return max(1, math.ceil(share * self.longest))
+
+    def expected(self, step: int) -> float:
+        """Mean loops of a row in `step`, over all that could be drawn."""
+        counts = self._grown(np.arange(1, len(self._probabilities) + 1), step)
+        return float(counts @ self._probabilities)
+
+    def describe(self) -> list[str]:
+        """Lines for the console: what is drawn, and a warning where gradients cannot arrive."""
+        if not self.on:
+            return []
+        settings, last = self._settings, self._config.train.steps
+        grow = {"counts": settings.curriculum, "gradients": settings.backward_curriculum}
+        grow = {what: how for what, how in grow.items() if how != "none"}
+        told = "".join(
+            f"; {what} grow ({how}) in the first {settings.curriculum_share:.0%} of steps"
+            for what, how in grow.items()
+        )
+        lines = [
+            f"loops per {settings.per}: {settings.distribution}, {self.expected(last):.2f} in the "
+            f"mean at the end, gradients through the last {self.longest} at most{told}"
+        ]
+        rule, longest = LOOP_RULES[self._config.model.variant], len(self._probabilities)
+        if longest > self.backward(1) and not rule.rereads_embedding:
+            lines.append(
+                f"warning: model.variant={self._config.model.variant} reads the embedding in the "
+                f"first loop alone, and {KEY} runs up to {longest} loops with gradients through "
+                f"the last {self.backward(1)}: in such steps its input gets none. Choose FLT or "
+                f"another rule that reads it again, or {KEY}.backward_loops={longest}"
+            )
+        return lines
+
+    @functools.cached_property
+    def _probabilities(self) -> np.ndarray:
+        return probabilities(self._config)
+
+    def _grown(self, counts: np.ndarray, step: int) -> np.ndarray:
+        share = self._share(self._settings.curriculum, step)
+        return np.maximum(1, np.ceil(share * counts)).astype(int)
+
+    def _share(self, curriculum: str, step: int) -> float:
+        """The share of full depth in `step`: 0 at the first, 1 from curriculum_share of them on."""
+        done, grown = step - 1, self._settings.curriculum_share * self._config.train.steps
+        if curriculum == "none" or done >= grown:
+            return 1.0
+        return {"linear": done / grown, "sqrt": 1 - math.sqrt(1 - done / grown), "switch": 0.0}[
+            curriculum
+        ]
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for loops that cannot be sampled so, and for settings without effect."""
+    settings, model = config.train.loop_sampling, config.model
+    curricula = (settings.curriculum, settings.backward_curriculum)
+    if settings.curriculum_share != 1 and curricula == ("none", "none"):
+        raise ConfigError(
+            f"{KEY}.curriculum_share={settings.curriculum_share} has no curriculum to end; give "
+            f"{KEY}.curriculum=linear, sqrt or switch, or leave it out"
+        )
+    if settings.per == "sequence" and settings.distribution == "fixed":
+        raise ConfigError(
+            f"{KEY}.per=sequence: with {KEY}.distribution=fixed all sequences are alike; choose "
+            "another distribution, or leave it out"
+        )
+    if not settings.on:
+        return
+    if model.scored_loops() != (model.loops - 1,):
+        raise ConfigError(
+            f"model.loss={model.loss} reads loops before the last, which a step with {KEY} may "
+            "not have; give model.loss=END"
+        )
+    most, backward = len(probabilities(config)), settings.longest(model.loops)
+    if most < backward:
+        raise ConfigError(
+            f"{KEY}.backward_loops={backward} is more than the {most} loops that "
+            f"{KEY}.distribution={settings.distribution} gives at most; give {most} or fewer"
+        )
+
+
+def probabilities(config: Config) -> np.ndarray:
+    """Of 1, 2, … loops in a step of full depth, float64 [N]."""
+    sampling = config.train.loop_sampling
+    distribution = LOOP_DISTRIBUTIONS[sampling.distribution]()
+    return distribution.probabilities(sampling, config.model.loops)
+
+
+def step_flops(config: Config, loops: float, backward: float) -> float:
+    """Training FLOPs per token of a step of `loops` loops, `backward` of them with gradients.
+
+    A loop is worth three forward passes with gradients and one without; see model/flops.py.
+    """
+    model = config.model
+    more = (loops - model.loops) + 2 * (backward - model.loops)
+    return flops.count(model).flops + more * flops.loop(model)
