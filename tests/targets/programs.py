@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.settings import (
+    LoopSamplingConfig,
     MeshConfig,
     ModelSettings,
     OptimConfig,
@@ -19,6 +20,7 @@ from looped_jax.model import transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import lr_range_test, optimizers, train_step
+from looped_jax.training.loop_sampler import LoopSampler
 
 ROWS = 2  # of each device and micro-batch
 PROGRAMS = ("train", "diagnostics", "lr_find", "score", "span", "measure", "prefill", "decode")
@@ -28,12 +30,12 @@ def make_mesh(sizes, devices):
     return sharding.make_mesh(MeshConfig(*sizes), devices[: int(np.prod(sizes))])
 
 
-def make_config(*, vocab_size=4096, **model):
+def make_config(*, vocab_size=4096, sampling=LoopSamplingConfig(), **model):  # noqa: B008
     settings = {"layers": 1, "loops": 3, "width": 256, "heads": 2, "seq_len": 256} | model
     config = Settings(
         model=ModelSettings(**settings),
         optim=OptimConfig(newton_schulz_steps=1),  # five are half of what a compiler works on here
-        train=TrainSettings(steps=10),
+        train=TrainSettings(steps=10, loop_sampling=sampling),
     )
     return resolve(config, vocab_size=vocab_size)
 
@@ -50,11 +52,16 @@ def lowered(program, config, mesh, time, rows, micro_batches):
         ramp = lr_range_test.ramp(0.1, 10, 10) if program == "lr_find" else None
         optimizer = optimizers.make_optimizer(config, mesh, multiplier=ramp)
         place = sharding.batch_sharding(mesh)
-        tokens = jax.ShapeDtypeStruct((micro_batches, rows, time + 1), np.int32, sharding=place)
+        batch = jax.tree.map(
+            lambda row: jax.ShapeDtypeStruct(
+                (micro_batches, rows, *row.shape), row.dtype, sharding=place
+            ),
+            LoopSampler(config).row_shapes(jax.ShapeDtypeStruct((time + 1,), np.int32)),
+        )
         step = train_step.make_train_step(
             config, optimizer, mesh, diagnostics=program == "diagnostics"
         )
-        return step.lower(train_step.abstract(config, optimizer, mesh), tokens)
+        return step.lower(train_step.abstract(config, optimizer, mesh), batch)
 
     params = weights(config, mesh, "float32")
     if program == "score":

@@ -11,7 +11,7 @@ import pytest
 
 from configs import base
 from looped_jax.config.resolved import micro_batches
-from looped_jax.config.settings import Settings
+from looped_jax.config.settings import LoopSamplingConfig, Settings
 from looped_jax.planning import collectives, hlo
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -126,6 +126,13 @@ def test_training(target, row):
         variant=row["rule"], remat=row["remat"], loss=row["loss"],
         **ATTENTION[row["attention"]], **WINDOWS[row["window"]],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", ["data-fsdp", "tensor"])
+@pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
+def test_sampled_loops(target, mesh):
+    drawn = LoopSamplingConfig("log_normal_poisson", per="sequence", backward_loops=2)
+    check(target, MESHES[mesh], "train", 4, sampling=drawn)
 
 
 @pytest.mark.parametrize("row", every_pair(OTHERS), ids=name)

@@ -1,0 +1,234 @@
+"""Drawn loop counts: distributions by their definitions, curricula, and what a draw depends on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from looped_jax.config.options import LoopDistributions
+from looped_jax.config.registry import LOOP_DISTRIBUTIONS
+from looped_jax.config.settings import (
+    LoopSamplingConfig,
+    ModelSettings,
+    Settings,
+    TrainSettings,
+    all_settings,
+)
+from looped_jax.errors import CheckpointError, ConfigError
+from looped_jax.model import flops
+from looped_jax.resolve import resolve, run_name
+from looped_jax.runtime.sharding import Shard
+from looped_jax.training import fingerprint, resumption
+from looped_jax.training.loop_distributions import LogNormalPoissonSettings, UniformSettings
+from looped_jax.training.loop_sampler import LoopSampler, step_flops
+
+DRAWS = 200_000
+
+
+def config_of(distribution="fixed", *, loops=8, own=None, rows=8, model=None, **sampling):
+    distributions = LoopDistributions({distribution: own} if own else {})
+    sizes = {"layers": 1, "width": 16, "heads": 1, "seq_len": 8, "loops": loops}
+    return resolve(
+        Settings(
+            model=ModelSettings(**sizes | (model or {})),
+            train=TrainSettings(
+                steps=100,
+                tokens_per_step=8 * rows,
+                loop_sampling=LoopSamplingConfig(
+                    distribution=distribution, distributions=distributions, **sampling
+                ),
+            ),
+        ),
+        vocab_size=97,
+    )
+
+
+def probabilities(distribution, loops, own=None):
+    config = config_of(distribution, loops=loops, own=own)
+    sampling = config.train.loop_sampling
+    return LOOP_DISTRIBUTIONS[distribution]().probabilities(sampling, loops)
+
+
+def moments(probabilities):
+    counts = np.arange(1, len(probabilities) + 1)
+    mean = counts @ probabilities
+    return mean, np.square(counts - mean) @ probabilities
+
+
+@pytest.mark.parametrize("name", LOOP_DISTRIBUTIONS)
+def test_probabilities_sum_to_one(name):
+    found = probabilities(name, 8)
+    assert (found >= 0).all() and found.sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_moments_are_those_of_the_definitions():
+    assert moments(probabilities("fixed", 8)) == (8, 0)
+    found = moments(probabilities("uniform", 8, UniformSettings(counts=(4, 6, 8))))
+    assert found == pytest.approx((6, 8 / 3))
+    assert moments(probabilities("poisson", 8)) == pytest.approx((8, 7))
+    # max(1, Poisson(8)): one where there would be none
+    none = np.exp(-8)
+    mean, square = 8 + none, 64 + 8 + none
+    assert moments(probabilities("truncated_poisson", 8)) == pytest.approx((mean, square - mean**2))
+    # Poisson(rate) + 1: the mean of the rate, and its variance beside it
+    for loops, sigma in ((4, 0.5), (32, 0.5), (32, 1.0)):
+        found = probabilities("log_normal_poisson", loops, LogNormalPoissonSettings(sigma=sigma))
+        spread = loops**2 * (np.exp(sigma**2) - 1)
+        assert moments(found) == pytest.approx((loops + 1, loops + spread), rel=1e-6)
+
+
+@pytest.mark.parametrize(("loops", "sigma"), [(4, 0.5), (32, 0.5), (8, 1.0)])
+def test_log_normal_poisson_is_what_huginn_draws(loops, sigma):
+    """Its two draws, a rate and then a count, against the probabilities; 5 standard errors."""
+    random = np.random.default_rng(0)
+    rates = random.lognormal(np.log(loops) - sigma**2 / 2, sigma, DRAWS)
+    drawn = np.bincount(random.poisson(rates))
+    found = probabilities("log_normal_poisson", loops, LogNormalPoissonSettings(sigma=sigma))
+    wanted = found[: len(drawn)]
+    error = np.sqrt(wanted * (1 - wanted) / DRAWS)
+    assert (np.abs(drawn / DRAWS - wanted) <= 5 * error + 2 / DRAWS).all()
+
+
+def test_the_longest_count_takes_what_is_beyond_it():
+    whole = probabilities("log_normal_poisson", 4)
+    cut = probabilities("log_normal_poisson", 4, LogNormalPoissonSettings(most=16))
+    assert len(cut) == 16 and cut[-1] == pytest.approx(whole[15:].sum())
+    np.testing.assert_array_equal(cut[:-1], whole[:15])
+
+
+@pytest.mark.parametrize("name", [n for n in LOOP_DISTRIBUTIONS if n != "fixed"])
+def test_draws_follow_the_probabilities(name):
+    sampler = LoopSampler(config_of(name, rows=DRAWS, per="sequence"))
+    drawn = np.bincount(sampler.draw(1), minlength=2)[1:] / DRAWS
+    wanted = probabilities(name, 8)[: len(drawn)]
+    assert (np.abs(drawn - wanted) <= 5 * np.sqrt(wanted / DRAWS) + 2 / DRAWS).all()
+    assert sampler.expected(1) == pytest.approx(moments(probabilities(name, 8))[0])
+
+
+def test_a_draw_depends_on_seed_step_and_row_alone():
+    few, many = (
+        LoopSampler(config_of("poisson", rows=n, per="sequence", backward_loops=3)) for n in (8, 32)
+    )
+    np.testing.assert_array_equal(few.draw(5), many.draw(5)[:8])
+    assert list(few.draw(5)) != list(few.draw(6))
+    config = config_of("poisson", per="sequence")
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
+    assert list(LoopSampler(other).draw(5)) != list(few.draw(5))
+    rows = np.zeros((16, 9), np.int32)  # of one of two processes
+    halves = [
+        LoopSampler(config_of("poisson", rows=32, per="sequence", backward_loops=3), Shard(i, 2))
+        for i in (0, 1)
+    ]
+    joined = [half.join(rows, 5) for half in halves]
+    assert joined[0]["inputs"].shape == joined[0]["targets"].shape == (16, 8)
+    together = np.stack([batch["loops"] for batch in joined], axis=1).reshape(-1)
+    np.testing.assert_array_equal(together, many.draw(5))
+    assert (joined[0]["backward_loops"] == 3).all()
+
+
+def test_all_rows_of_a_step_run_one_count():
+    sampler = LoopSampler(config_of("poisson"))
+    steps = [set(sampler.draw(step).tolist()) for step in range(1, 30)]
+    assert all(len(counts) == 1 for counts in steps) and len(set.union(*steps)) > 5
+
+
+def test_off_a_batch_passes_as_it_is():
+    sampler, rows = LoopSampler(config_of()), np.zeros((8, 9), np.int32)
+    assert not sampler.on and sampler.join(rows, 1) is rows and sampler.describe() == []
+    shapes = {"inputs": 1}
+    assert sampler.row_shapes(shapes) is shapes
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "share", "wanted"),  # of 8 loops after 0, 25, 49, 50 and 99 of 100 steps
+    [
+        ("none", 1.0, [8, 8, 8, 8, 8]),
+        ("linear", 1.0, [1, 2, 4, 4, 8]),
+        ("linear", 0.5, [1, 4, 8, 8, 8]),
+        ("sqrt", 1.0, [1, 2, 3, 3, 8]),
+        ("switch", 0.5, [1, 1, 1, 8, 8]),
+    ],
+)
+def test_curricula_raise_counts_and_gradients(curriculum, share, wanted):
+    steps = (1, 26, 50, 51, 100)
+    settings = {} if curriculum == "none" else {"curriculum_share": share}
+    forward = LoopSampler(config_of(curriculum=curriculum, **settings))
+    assert [forward.draw(step)[0] for step in steps] == wanted
+    assert [forward.expected(step) for step in steps] == wanted
+    backward = LoopSampler(config_of(backward_curriculum=curriculum, **settings))
+    assert [backward.backward(step) for step in steps] == wanted
+    assert backward.draw(1)[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"curriculum_share": 0.5}, "curriculum_share=0.5 has no curriculum to end"),
+        ({"per": "sequence", "backward_loops": 2}, "per=sequence: with .*=fixed all sequences"),
+        ({"backward_loops": 9}, "backward_loops=9 is more than the 8 loops that .*=fixed gives"),
+        (
+            {"distribution": "poisson", "model": {"loss": "STEP"}},
+            "model.loss=STEP reads loops before the last, .*; give model.loss=END",
+        ),
+        ({"backward_loops": 2, "model": {"loss": "FEW"}}, "model.loss=FEW reads loops before"),
+        (
+            {"distribution": "uniform", "own": UniformSettings(counts=(4, 0))},
+            r"uniform.counts=\(4, 0\) must be whole numbers from 1",
+        ),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_by_name(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LoopSampler(config_of(**settings))
+
+
+def test_a_rule_that_reads_the_embedding_once_is_warned_of():
+    starved, fed = (
+        LoopSampler(config_of(backward_loops=2, model={"variant": name})).describe()
+        for name in ("LT", "FLT")
+    )
+    assert len(fed) == 1 and len(starved) == 2
+    assert starved[1].startswith("warning: model.variant=LT reads the embedding in the first loop")
+    every = LoopSampler(config_of(curriculum="linear", model={"variant": "LT"}))
+    assert len(every.describe()) == 1  # gradients pass all loops
+
+
+def test_flops_are_those_of_the_loops_that_were_run():
+    config = config_of("poisson", loops=4)
+    three, four = (flops.count(config_of(loops=k).model).flops for k in (3, 4))
+    assert step_flops(config, 4, 4) == four
+    assert step_flops(config, 3, 3) == pytest.approx(three)
+    assert step_flops(config, 7, 3) == pytest.approx(three + 4 * (four - three) / 3)
+
+
+def test_it_belongs_to_what_a_run_is():
+    plain, drawn = config_of(), config_of("poisson", backward_loops=3)
+    assert run_name(drawn) != run_name(plain)
+    before, now = (fingerprint.of(c, rows={"data": {}}, hosts=1) for c in (plain, drawn))
+    with pytest.raises(CheckpointError, match=r"loop_sampling.distribution: 'fixed' there, 'pois"):
+        fingerprint.check(before, now, run_dir="there")
+    del before["train"]["loop_sampling"]  # an older run
+    fingerprint.check(before, fingerprint.of(plain, rows={"data": {}}, hosts=1), run_dir="there")
+    assert Settings.from_dict(drawn.to_dict()).train.loop_sampling == drawn.train.loop_sampling
+    assert "train.loop_sampling.distributions.log_normal_poisson.sigma" in all_settings()
+
+
+def test_a_curriculum_cannot_be_made_longer_on_the_way():
+    resumption.check_extends(config_of("poisson"), before=90, done=10)
+    with pytest.raises(CheckpointError, match="train.loop_sampling would have grown otherwise"):
+        resumption.check_extends(config_of(curriculum="linear"), before=90, done=10)
+
+
+def test_one_of_ones_own_is_a_setting():
+    @LOOP_DISTRIBUTIONS.register("even")
+    class Even(LOOP_DISTRIBUTIONS["fixed"]):
+        """Two or four loops."""
+
+        def probabilities(self, sampling, loops):
+            return np.array([0, 0.5, 0, 0.5])
+
+    try:
+        sampler = LoopSampler(config_of("even", rows=100, loops=4, per="sequence"))
+        assert set(sampler.draw(1).tolist()) == {2, 4}
+    finally:
+        del LOOP_DISTRIBUTIONS._found["even"]
