@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from looped_jax import train
+from looped_jax.config import presets
 from looped_jax.config.options import LoopDistributions
 from looped_jax.config.registry import LOOP_DISTRIBUTIONS
 from looped_jax.config.settings import (
@@ -15,12 +18,15 @@ from looped_jax.config.settings import (
     all_settings,
 )
 from looped_jax.errors import CheckpointError, ConfigError
-from looped_jax.model import flops
+from looped_jax.model import flops, transformer
 from looped_jax.resolve import resolve, run_name
 from looped_jax.runtime.sharding import Shard
 from looped_jax.training import fingerprint, resumption
+from looped_jax.training.checkpoint import load_params
 from looped_jax.training.loop_distributions import LogNormalPoissonSettings, UniformSettings
 from looped_jax.training.loop_sampler import LoopSampler, step_flops
+from looped_jax.training.metric_log import read_log
+from looped_jax.training.run_folder import read_config
 
 DRAWS = 200_000
 
@@ -232,3 +238,35 @@ def test_one_of_ones_own_is_a_setting():
         assert set(sampler.draw(1).tolist()) == {2, 4}
     finally:
         del LOOP_DISTRIBUTIONS._found["even"]
+
+
+def run(folder, steps):
+    values = presets.make("FLT", "hops")
+    values.model.width, values.optim.warmdown_ratio = 32, 0.0
+    values.train.update(
+        run_dir=str(folder), steps=steps, tokens_per_step=16 * 24, batch_size=1, eval_tokens=64,
+        eval_loops=(1, 4), eval_first=False,
+    )  # fmt: skip
+    values.train.loop_sampling.update(
+        distribution="truncated_poisson", per="sequence", backward_loops=2
+    )
+    train.train(Settings.from_dict(values))
+    return read_config(folder), [e for e in read_log(folder) if "train/loss" in e]
+
+
+def test_a_run_goes_on_with_the_loops_that_it_would_have_drawn(tmp_path):
+    run(tmp_path / "parts", steps=3)
+    config, parts = run(tmp_path / "parts", steps=6)
+    _, whole = run(tmp_path / "whole", steps=6)
+    for name in ("train/loss", "loop/drawn", "loop/spent", "loop/backward", "total/flops"):
+        assert [e[name] for e in parts] == [e[name] for e in whole]
+    shapes = transformer.init_shapes(config.model)
+    (_, first), (_, second) = (load_params(str(tmp_path / n), shapes) for n in ("parts", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert len({e["loop/drawn"] for e in whole}) > 3
+    assert [e["loop/expected"] for e in whole] == pytest.approx([4 + np.exp(-4)] * 6)
+    spent = [step_flops(config, e["loop/spent"], e["loop/backward"]) for e in whole]
+    total = config.train.tokens_per_step * np.cumsum(spent)
+    np.testing.assert_allclose([e["total/flops"] for e in whole], total)
+    peak = np.array([e["speed/flop_utilization"] / e["speed/tokens_per_second"] for e in whole])
+    np.testing.assert_allclose(peak / peak[0], np.array(spent) / spent[0])
