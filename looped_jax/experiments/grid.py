@@ -31,7 +31,7 @@ import yaml
 from looped_jax import cli
 from looped_jax.config import sources
 from looped_jax.config.registry import TASKS
-from looped_jax.config.resolved import Config
+from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import (
     RENAMED,
     OptimConfig,
@@ -44,6 +44,8 @@ from looped_jax.config.settings import (
 from looped_jax.errors import ConfigError, UserError
 from looped_jax.model import flops
 from looped_jax.resolve import resolve
+from looped_jax.runtime import sharding
+from looped_jax.training.loop_sampler import LoopSampler
 
 KEYS = ("config", "settings", "rows", "seeds", "reference", "imports")
 ROW_KEYS = ("label", "settings", "equal")
@@ -84,8 +86,11 @@ class Run:
     @property
     def flops(self) -> float:
         """Of all its steps, forward and backward, every loop counted."""
-        train = self.config.train
-        return flops.count(self.config.model).flops * train.tokens_per_step * train.steps
+        config, train = self.config, self.config.train
+        if not train.loop_sampling.on:
+            return flops.count(config.model).flops * train.tokens_per_step * train.steps
+        devices = sharding.batch_devices(sharding.make_mesh(config.mesh))
+        return LoopSampler(config).flops(micro_batches(config, devices=devices))
 
     @property
     def name(self) -> str:

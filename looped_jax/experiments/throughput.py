@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -14,9 +15,11 @@ from looped_jax.config.settings import Settings
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
+from looped_jax.training.loop_sampler import LoopSampler
 
 ROUNDS = 7  # of all runs in turn, so that whatever else the machine does falls on all of them
 SECONDS = 0.5  # a turn, at least
+GOLDEN = 0.618034  # multiples of it, modulo 1, fill the unit interval evenly
 
 
 def seconds_per_step(settings: Sequence[Settings]) -> list[float]:
@@ -42,17 +45,24 @@ def _stepper(settings: Settings) -> Callable[[], None]:
     optimizer = optimizers.make_optimizer(config, mesh)
     program = train_step.make_train_step(config, optimizer, mesh)
     rows = task.train_rows(config, batch_size=config.train.tokens_per_step // config.model.seq_len)
-    batch = jax.tree.map(
-        lambda rows: jax.device_put(
-            rows.reshape(count, -1, *rows.shape[1:]), sharding.batch_sharding(mesh)
-        ),
-        next(rows),
-    )
+    first, sampler = next(rows), LoopSampler(config)
     rows.close()
-    state = train_step.create(config, optimizer, mesh)
+
+    def batch_of(number: int) -> Any:
+        return jax.tree.map(
+            lambda rows: jax.device_put(
+                rows.reshape(count, -1, *rows.shape[1:]), sharding.batch_sharding(mesh)
+            ),
+            sampler.join(first, number),
+        )
+
+    state, batch, taken = train_step.create(config, optimizer, mesh), batch_of(1), 0
 
     def step() -> None:
-        nonlocal state
+        nonlocal state, batch, taken
+        if sampler.on:  # loops as steps all over the run have them, evenly
+            taken += 1
+            batch = batch_of(1 + int(taken * GOLDEN % 1 * config.train.steps))
         state, metrics = program(state, batch)
         jax.block_until_ready(metrics)
 

@@ -76,6 +76,15 @@ class LoopSampler:
         counts = self._grown(np.arange(1, len(self._probabilities) + 1), step)
         return float(counts @ self._probabilities)
 
+    def flops(self, micro_batches: int) -> float:
+        """Training FLOPs of all steps of the run, each of so many micro-batches."""
+        train, total = self._config.train, 0.0
+        for step in range(1, train.steps + 1):
+            spent = self.draw(step).reshape(micro_batches, -1).max(1)
+            backward = np.minimum(spent, self.backward(step))
+            total += step_flops(self._config, float(spent.mean()), float(backward.mean()))
+        return train.tokens_per_step * total
+
     def describe(self) -> list[str]:
         """Lines for the console: what is drawn, and a warning where gradients cannot arrive."""
         if not self.on:

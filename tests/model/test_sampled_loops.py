@@ -29,6 +29,10 @@ from tests.model.test_kv_cache import random_weights
 
 ROWS = np.random.default_rng(0).integers(0, 97, (16, 10)).astype(np.int32)
 LAYERS = 1
+QUICK = ("FLT", "LT")  # one whose loops read the embedding again, and the one that does not
+VARIANTS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LOOP_RULES
+]
 TOKENS, TARGETS = ROWS[:4, :-1], ROWS[:4, 1:]
 
 
@@ -94,7 +98,7 @@ def assert_close(found, wanted, tolerance=2e-6):
         assert error < tolerance, (name, error)
 
 
-@pytest.mark.parametrize("variant", LOOP_RULES)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_those_of_an_unrolled_pass_that_stops_before_the_last_loops(variant):
     config = config_of(variant).model
     params, program = random_weights(config), sampled(config)
@@ -119,7 +123,11 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(remat):
 
 
 @pytest.mark.parametrize(
-    ("variant", "parts"), [*((name, ()) for name in LOOP_RULES), *(("FLT", (n,)) for n in PARTS)]
+    ("variant", "parts"),
+    [
+        *(pytest.param(*v.values, (), marks=v.marks) for v in VARIANTS),
+        *(("FLT", (n,)) for n in PARTS),
+    ],
 )
 def test_every_sequence_is_as_if_it_ran_alone(variant, parts):
     """A row of p loops, k of them with gradients at most: its last min(p, k) have some."""
@@ -178,8 +186,8 @@ def test_meshes_and_micro_batches_change_nothing(sampling):
     config = config_of(**sampling)
     alone = steps_of(config, (1, 1, 1), 1)
     drawn = {round(float(metrics["loops"]["drawn"]), 3) for metrics in alone}
-    assert len(drawn) > 2
-    for sizes, micro_batches in (((1, 1, 1), 4), ((8, 1, 1), 2), ((2, 2, 2), 1)):
+    assert len(drawn) > 1
+    for sizes, micro_batches in (((1, 1, 1), 4), ((2, 2, 2), 2)):
         others = steps_of(config, sizes, micro_batches)
         for one, other in zip(alone, others, strict=True):
             np.testing.assert_allclose(other["loss"], one["loss"], rtol=2e-6)

@@ -256,8 +256,8 @@ def run(folder, steps):
 
 def test_a_run_goes_on_with_the_loops_that_it_would_have_drawn(tmp_path):
     run(tmp_path / "parts", steps=3)
-    config, parts = run(tmp_path / "parts", steps=6)
-    _, whole = run(tmp_path / "whole", steps=6)
+    _, parts = run(tmp_path / "parts", steps=6)
+    config, whole = run(tmp_path / "whole", steps=6)
     for name in ("train/loss", "loop/drawn", "loop/spent", "loop/backward", "total/flops"):
         assert [e[name] for e in parts] == [e[name] for e in whole]
     shapes = transformer.init_shapes(config.model)
@@ -268,5 +268,6 @@ def test_a_run_goes_on_with_the_loops_that_it_would_have_drawn(tmp_path):
     spent = [step_flops(config, e["loop/spent"], e["loop/backward"]) for e in whole]
     total = config.train.tokens_per_step * np.cumsum(spent)
     np.testing.assert_allclose([e["total/flops"] for e in whole], total)
+    assert LoopSampler(config).flops(2) == pytest.approx(total[-1])  # of 16 rows on 8 devices
     peak = np.array([e["speed/flop_utilization"] / e["speed/tokens_per_second"] for e in whole])
     np.testing.assert_allclose(peak / peak[0], np.array(spent) / spent[0])
