@@ -13,6 +13,7 @@ import numpy as np
 from looped_jax.config.resolved import Config
 from looped_jax.errors import ArgumentError, DataError
 from looped_jax.evaluation.evaluator import read_scores
+from looped_jax.model import flops
 from looped_jax.training import summary
 from looped_jax.training.metric_log import read_log, validations
 from looped_jax.training.run_folder import read_config
@@ -74,7 +75,8 @@ class RunRecord:
         if budget == "tokens":
             return tokens
         if budget == "flops":
-            return self.flops
+            as_fixed = tokens * flops.count(self.config.model).flops  # when none were sampled
+            return np.where(np.isnan(self.flops), as_fixed, self.flops)
         if budget == "seconds":
             return self.seconds
         raise ArgumentError(f"equal {budget!r}: choose tokens, flops or seconds")
