@@ -52,6 +52,12 @@ def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> Array:
     return jax.random.uniform(rngs.params(), (fan_in, fan_out), minval=-bound, maxval=bound)
 
 
+def product(name: str, x: Array, w: nnx.Param, here: Here, parts: Parts) -> Array:
+    """x [B, T, in] @ w [in, out], and what parts make of it; `name` is the matrix's."""
+    here = here._replace(matrix=name, source=x)
+    return through(parts, "product", linear(x, w[...]), here, place=f"product_{name}")
+
+
 class Attention(nnx.Module):
     """Causal multi-head attention; queries may come from another stream than keys and values.
 
@@ -75,10 +81,11 @@ class Attention(nnx.Module):
         self, query_source: Array, source: Array, rope: Rope, here: Here, view: View, parts: Parts
     ) -> Array:
         """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
-        query = self._heads(linear(query_source, self.query[...]))
+        query = self._heads(product("query", query_source, self.query, here, parts))
         if self.latent is not None:
-            source = rms_norm(linear(source, self.latent[...]))
-        key, value = (self._heads(linear(source, w[...])) for w in (self.key, self.value))
+            source = rms_norm(product("latent", source, self.latent, here, parts))
+        key = self._heads(product("key", source, self.key, here, parts))
+        value = self._heads(product("value", source, self.value, here, parts))
         query = through(parts, "query", query, here)
         key, value = through(parts, "key", key, here), through(parts, "value", value, here)
         query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
@@ -87,7 +94,7 @@ class Attention(nnx.Module):
         with jax.named_scope("mix"):
             mixed = here.history.attend(query, key, value, self.window)
         mixed = through(parts, "mixed", mixed, here)
-        return linear(mixed.reshape(query_source.shape), self.out[...])
+        return product("out", mixed.reshape(query_source.shape), self.out, here, parts)
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -100,8 +107,9 @@ class MLP(nnx.Module):
         self.up = weight(uniform(rngs, width, 4 * width), "embed", "mlp")
         self.down = weight(jnp.zeros((4 * width, width)), "mlp", "embed")
 
-    def __call__(self, x: Array) -> Array:
-        return linear(jnp.square(jax.nn.relu(linear(x, self.up[...]))), self.down[...])
+    def __call__(self, x: Array, here: Here, parts: Parts) -> Array:
+        hidden = jnp.square(jax.nn.relu(product("up", x, self.up, here, parts)))
+        return product("down", hidden, self.down, here, parts)
 
 
 class Block(nnx.Module):
@@ -122,8 +130,9 @@ class Block(nnx.Module):
             source = through(parts, "attention_input", source, here)
             out = self.attention(query_source, source, rope, here, view, parts)
             x = x + view("attention", layer, through(parts, "attention_output", out, here))
+        x = through(parts, "attention_sum", x, here)
         x = through(parts, "stream", x, here, place="mlp_stream")
         with jax.named_scope("mlp"):
-            out = self.mlp(through(parts, "mlp_input", rms_norm(x), here))
+            out = self.mlp(through(parts, "mlp_input", rms_norm(x), here), here, parts)
             x = x + view("mlp", layer, through(parts, "mlp_output", out, here))
         return view("block", layer, through(parts, "block_output", x, here))

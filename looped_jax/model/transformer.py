@@ -90,7 +90,7 @@ class LoopedTransformer(nnx.Module):
                 # A rule may change the stream, or only where the layer's queries come from.
                 x, query_source = self.rule.inject(x, of_layer.at("rule"))
                 x = block(x, query_source, rope, of_layer, view)
-        return x
+        return through(self.parts, "loop_end", x, here)
 
     def leave(self, h: Array, here: Here) -> Array:
         """The state [B, T, D] that the head reads."""
@@ -201,6 +201,12 @@ def forward(
 def read_out(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Float32 logits [..., Vp] of states [..., D], of all entries of the padded vocabulary."""
     return bind(config, params).read_out(hidden)
+
+
+def stop_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    """Float32 logits [...] of leaving after the loop that left states [..., D], as a part says."""
+    z = jnp.zeros(hidden.shape[:-1], jnp.float32)
+    return through(_bind(config, params).parts, "stop", z, Here(h=hidden))
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:

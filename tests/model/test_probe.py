@@ -61,7 +61,7 @@ def unrolled(config, params, tokens, added):
             sources = rms_norm(query_source), rms_norm(x)
             mixed = block.attention(*sources, rope, here, probe.BLIND, {})
             x = x + mixed + added[k, layer, 0]
-            x = x + block.mlp(rms_norm(x)) + added[k, layer, 1] + added[k, layer, 2]
+            x = x + block.mlp(rms_norm(x), here, {}) + added[k, layer, 1] + added[k, layer, 2]
             streams.append(x)
         h = rms_norm(x)
     logits = 15 * jnp.tanh(h @ params["head"] / 15)[..., : config.model.vocab_size]

@@ -13,12 +13,18 @@ entry             e [B, T, D]      once, after the embedding and before the loop
 loop_start        x [B, T, D]      of the model: at the start of every loop, after the loop rule
 stream            x [B, T, D]      before each branch of a layer
 attention_input   x [B, T, D]      normalised input of keys and values
+product           [B, T, out]      x @ w of any matrix of a layer; `here` names the matrix and
+                                   holds x [B, T, in]
 query, key, value [B, T, heads, Dh] before position and norm
 mixed             [B, T, H, Dh]    what attention has gathered, before it is projected
 attention_output, mlp_output  [B, T, D] what a branch adds to the stream
+attention_sum     x [B, T, D]      the stream after attention
 mlp_input         x [B, T, D]      normalised input of the MLP
 block_output      x [B, T, D]      the stream after a layer
+loop_end          x [B, T, D]      of the model: after the last layer, before the closing norm
 exit              h [B, T, D]      of the model: for each loop count that is read, before the head
+stop              z [...]          of the model: float32 logits, 0 without a part, of leaving after
+                                   a loop; `here` holds the states h [..., D] that it left, alone
 readout           z [..., Vp]      of the model: float32 logits before the soft cap, of some tokens
                                    of any loops; `here` holds their states h [..., D] alone
 """
@@ -30,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.options import setting
@@ -37,10 +44,10 @@ from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 
 Array = jax.Array
-OF_MODEL = ("entry", "loop_start", "exit", "readout")
+OF_MODEL = ("entry", "loop_start", "loop_end", "exit", "stop", "readout")
 OF_LAYER = (
-    "entry", "stream", "attention_input", "query", "key", "value", "mixed", "attention_output",
-    "mlp_input", "mlp_output", "block_output",
+    "entry", "stream", "attention_input", "product", "query", "key", "value", "mixed",
+    "attention_output", "attention_sum", "mlp_input", "mlp_output", "block_output",
 )  # fmt: skip
 
 
@@ -79,6 +86,7 @@ class Here(NamedTuple):
     loop: traced index of the loop, from 0; first: traced, whether it is the first loop
     layer: index from 0, or None outside of layers
     history: see History; entry: what parts left at the entry for later, by name
+    matrix: name of the matrix whose product it is, and source: what it was multiplied with
     """
 
     tokens: Any = None
@@ -89,6 +97,8 @@ class Here(NamedTuple):
     layer: int | None = None
     history: Any = None
     entry: Any = None
+    matrix: str | None = None
+    source: Any = None
 
     def at(self, place: str) -> Here:
         """The same, with the history of one part at one site, or of the loop rule."""
@@ -100,6 +110,7 @@ class Part(nnx.Module):
 
     Settings = PartSettings
     each_layer = True  # one in every layer, else one for the model
+    starts_as_identity = True  # a fresh model computes what it computes without the part
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Raise TypeError for a class that acts at no site, or at one that nobody will call."""
@@ -119,6 +130,11 @@ class Part(nnx.Module):
 
     def __init__(self, settings: Any, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs):
         """`layer` is None for a part of the model. Random numbers come from rngs.parts()."""
+
+
+def of_loop(weights: nnx.Param, here: Here) -> Array:
+    """The loop's own of weights [K, …]; beyond the trained K, those of the last loop."""
+    return weights[...][jnp.minimum(here.loop, len(weights[...]) - 1)]
 
 
 def make_parts(config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs) -> nnx.Dict:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model.parts.base import Here, Part
+from looped_jax.model.parts.base import Here, Part, of_loop
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -32,5 +32,4 @@ class LoopGains(Part):
         self.gains = weight(gains, None, "embed", group="vector")
 
     def loop_start(self, x: Array, here: Here) -> Array:
-        gain = self.gains[...][jnp.minimum(here.loop, len(self.gains[...]) - 1)]
-        return x * (1 + gain.astype(x.dtype))
+        return x * (1 + of_loop(self.gains, here).astype(x.dtype))
