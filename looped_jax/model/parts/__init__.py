@@ -1,5 +1,11 @@
 """The parts that come with this package, one technique in each file; see model/parts/base.py."""
 
-from looped_jax.model.parts import kv_shift, loop_embedding, loop_gains, value_embedding
+from looped_jax.model.parts import (
+    kv_shift,
+    loop_embedding,
+    loop_gains,
+    sandwich_norm,
+    value_embedding,
+)
 
-__all__ = ["kv_shift", "loop_embedding", "loop_gains", "value_embedding"]
+__all__ = ["kv_shift", "loop_embedding", "loop_gains", "sandwich_norm", "value_embedding"]
