@@ -4,8 +4,12 @@ from looped_jax.model.parts import (
     kv_shift,
     loop_embedding,
     loop_gains,
+    residual_scale,
     sandwich_norm,
     value_embedding,
 )
 
-__all__ = ["kv_shift", "loop_embedding", "loop_gains", "sandwich_norm", "value_embedding"]
+__all__ = [
+    "kv_shift", "loop_embedding", "loop_gains", "residual_scale", "sandwich_norm",
+    "value_embedding",
+]  # fmt: skip
