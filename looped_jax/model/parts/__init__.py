@@ -4,12 +4,13 @@ from looped_jax.model.parts import (
     kv_shift,
     loop_embedding,
     loop_gains,
+    loop_lora,
     residual_scale,
     sandwich_norm,
     value_embedding,
 )
 
 __all__ = [
-    "kv_shift", "loop_embedding", "loop_gains", "residual_scale", "sandwich_norm",
+    "kv_shift", "loop_embedding", "loop_gains", "loop_lora", "residual_scale", "sandwich_norm",
     "value_embedding",
 ]  # fmt: skip
