@@ -2,6 +2,7 @@
 
 from looped_jax.model.parts import (
     kv_shift,
+    loop_adapters,
     loop_embedding,
     loop_gains,
     loop_lora,
@@ -11,6 +12,6 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "kv_shift", "loop_embedding", "loop_gains", "loop_lora", "residual_scale", "sandwich_norm",
-    "value_embedding",
+    "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora", "residual_scale",
+    "sandwich_norm", "value_embedding",
 ]  # fmt: skip
