@@ -1,6 +1,7 @@
 """The parts that come with this package, one technique in each file; see model/parts/base.py."""
 
 from looped_jax.model.parts import (
+    damping,
     kv_shift,
     loop_adapters,
     loop_embedding,
@@ -12,6 +13,6 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora", "residual_scale",
-    "sandwich_norm", "value_embedding",
+    "damping", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora",
+    "residual_scale", "sandwich_norm", "value_embedding",
 ]  # fmt: skip
