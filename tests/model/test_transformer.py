@@ -125,7 +125,8 @@ def test_one_loop_makes_all_rules_the_same():
         np.testing.assert_allclose(found[0], other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", LOOP_RULES)
+# Blocks that add nothing leave the embedding as it is; only gate goes on to multiply by it.
+@pytest.mark.parametrize("variant", [rule for rule in LOOP_RULES if rule != "gate"])
 def test_fresh_logits_do_not_depend_on_the_number_of_loops(variant):
     config = small(variant)
     params = transformer.init_params(config, jax.random.key(0))
