@@ -34,7 +34,8 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
 
     None takes model.vocab_size, as a run's own config.json has it. The length is by default 20
     tokens per parameter (Hoffmann et al., "Training compute-optimal large language models", 2022).
-    Raises ConfigError for sizes that do not divide or contradict each other.
+    Raises ConfigError for sizes that do not divide or contradict each other, and for an objective
+    that does not fit them.
     """
     m, train = settings.model, settings.train
     vocab_size = vocab_size or m.vocab_size
@@ -69,6 +70,7 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
         | {"width": width, "heads": heads, "kv_heads": kv_heads}
         | {"vocab_size": m.vocab_size or vocab_size}
     )
+    model.scored_loops()  # an objective that does not fit the model says so
     steps = train.steps or max(1, 20 * parameters(model) // train.tokens_per_step)
     run_dir = train.run_dir or f"runs/{run_name(settings)}"
     resolved = TrainConfig(**_fields(train) | {"steps": steps, "run_dir": run_dir})

@@ -72,7 +72,9 @@ class ModelSettings:
     window_pattern: str = setting("L", "tiled over layers: L full context, S a quarter of seq_len")
     seq_len: int = at_least(2, 1024, "T in training; also sets the window of S layers")
     vocab_size: int | None = at_least(2, None, "V; by default the tokenizer's")
-    loss: str = one_of(OBJECTIVES, "END", "loops scored: last, last third, all")
+    loss: str = one_of(
+        OBJECTIVES, "END", "what is minimised; END, FEW and STEP score last, last third, all loops"
+    )
     dtype: str = one_of(DTYPES, "bfloat16", "of products; weights, logits and loss stay float32")
     remat: str = one_of(REMATS, "loop", "what backward recomputes: see model/loop_scan.py")
     kernel: str = one_of(

@@ -32,7 +32,7 @@ class Rows(Protocol):
     """Endless rows for training, batch by batch, from a position that can be kept as JSON.
 
     A batch is int32 [rows, T + 1] of text, where each token is the target of the one before, or a
-    dict of arrays [rows, …] as model/objectives.py describes it.
+    dict of arrays [rows, …] as model/objectives/base.py describes it.
     """
 
     def __iter__(self) -> Iterator[Any]: ...

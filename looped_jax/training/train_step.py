@@ -115,9 +115,9 @@ def gradients(
     """Gradient of the objective, sharded like params, and metrics.
 
     `tokens` [M, rows, T + 1] are M micro-batches of text, each token the target of the one before;
-    or a batch of any other task, see model/objectives.py, each of its arrays [M, rows, …], targets
-    of each loop [M, rows, N, T]. With train.loop_sampling a batch also holds what LoopSampler.join
-    adds, and metrics are of the loops with gradients.
+    or a batch of any other task, see model/objectives/base.py, each of its arrays [M, rows, …],
+    targets of each loop [M, rows, N, T]. With train.loop_sampling a batch also holds what
+    LoopSampler.join adds, and metrics are of the loops with gradients.
     """
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
@@ -149,9 +149,10 @@ def gradients(
     def objective(params: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:
         batch = objectives.batch_of(rows)
         states = states_of(params, batch, BLIND if taps is None else Taps(taps))
-        nats = scored.nats(model, params, states.hidden, batch)
+        total, nats = scored.loss(model, params, states.hidden, batch)
         tokens = objectives.count(batch)
-        return scored.total(model, nats), {
+        return total, {
+            "objective": total,
             "loop_losses": nats,
             "tokens": tokens.astype(jnp.float32),
             "norms": states.norms,
@@ -188,7 +189,7 @@ def gradients(
         losses = sums["loop_losses"] / sums["tokens"]
         metrics = {
             "loss": losses[-1],
-            "objective": scored.total(model, losses),
+            "objective": sums["objective"] / sums["tokens"],
             "loop_losses": losses,
             "norms": by_pass(sums["norms"]),
         }

@@ -2,6 +2,7 @@
 
 from looped_jax.model.parts import (
     damping,
+    exit_gate,
     kv_shift,
     loop_adapters,
     loop_embedding,
@@ -13,6 +14,6 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "damping", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora",
-    "residual_scale", "sandwich_norm", "value_embedding",
+    "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains",
+    "loop_lora", "residual_scale", "sandwich_norm", "value_embedding",
 ]  # fmt: skip

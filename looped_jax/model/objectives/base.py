@@ -4,7 +4,7 @@ A batch is a dict: inputs [B, T]; targets [B, T] shared by all loops that are re
 its own for each of them; negative targets are left out. An objective never takes part in
 validation, which scores the same targets at every loop count.
 
-An objective of your own is registered like those below, and is then a choice of `model.loss`.
+One of your own is registered as those in this folder, and is then a choice of `model.loss`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ Params = dict[str, Array]
 
 
 class Objective:
-    """Mean of the token losses after some loops. Source: arXiv 2605.18797, its three loss types.
+    """Mean of the token losses after some loops.
 
-    Reads zero-based loops; a subclass chooses them, and may weigh their losses otherwise.
+    Reads zero-based loops; a subclass chooses them, and may weigh their losses otherwise, with
+    `total`, or minimise something else, with `loss`. One that cannot be, raises ConfigError in
+    `loops`, which is asked first.
     """
 
     def loops(self, config: ModelConfig) -> tuple[int, ...]:
@@ -36,29 +38,18 @@ class Objective:
         return loss.token_losses(config, params, hidden, batch["targets"]).sum((1, 2))
 
     def total(self, config: ModelConfig, nats: Array) -> Array:
-        """What is differentiated: one number, linear in the summed losses [N]."""
+        """One number of the summed losses [N], linear in them."""
         return nats.mean()
 
+    def loss(
+        self, config: ModelConfig, params: Params, hidden: Array, batch: Batch
+    ) -> tuple[Array, Array]:
+        """What is differentiated, summed over tokens, and the summed losses [N], which are logged.
 
-@OBJECTIVES.register("END")
-class End(Objective):
-    """The last loop alone."""
-
-
-@OBJECTIVES.register("FEW")
-class Few(Objective):
-    """The last third of the loops."""
-
-    def loops(self, config: ModelConfig) -> tuple[int, ...]:
-        return tuple(range(2 * config.loops // 3, config.loops))
-
-
-@OBJECTIVES.register("STEP")
-class Step(Objective):
-    """Every loop."""
-
-    def loops(self, config: ModelConfig) -> tuple[int, ...]:
-        return tuple(range(config.loops))
+        The sums of all devices and micro-batches are divided by the number of targets at the end.
+        """
+        nats = self.nats(config, params, hidden, batch)
+        return self.total(config, nats), nats
 
 
 def of(config: ModelConfig) -> Objective:
@@ -78,7 +69,12 @@ def batch_of(rows: Array | Batch) -> Batch:
     return rows | {"targets": targets if targets.ndim == 2 else jnp.moveaxis(targets, 1, 0)}
 
 
+def counted(batch: Batch) -> Array:
+    """Which targets [B, T] of one loop are counted."""
+    targets = batch["targets"]
+    return (targets if targets.ndim == 2 else targets[-1]) >= 0
+
+
 def count(batch: Batch) -> Array:
     """Targets that are counted, of one loop."""
-    targets = batch["targets"]
-    return jnp.sum((targets if targets.ndim == 2 else targets[-1]) >= 0)
+    return jnp.sum(counted(batch))
