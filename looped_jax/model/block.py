@@ -78,7 +78,7 @@ class Attention(nnx.Module):
         self.out = weight(jnp.zeros((width, width)), "heads", "embed")
 
     def __call__(
-        self, query_source: Array, source: Array, rope: Rope, here: Here, view: View, parts: Parts
+        self, query_source: Array, source: Array, here: Here, view: View, parts: Parts
     ) -> Array:
         """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
         query = self._heads(product("query", query_source, self.query, here, parts))
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         value = self._heads(product("value", source, self.value, here, parts))
         query = through(parts, "query", query, here)
         key, value = through(parts, "key", key, here), through(parts, "value", value, here)
-        query, key = rms_norm(rotate(query, rope)), rms_norm(rotate(key, rope))
+        query, key = rms_norm(rotate(query, here.rope)), rms_norm(rotate(key, here.rope))
         query, key = view("query", here.layer, query), view("key", here.layer, key)
         value = view("value", here.layer, value)
         with jax.named_scope("mix"):
@@ -120,15 +120,13 @@ class Block(nnx.Module):
         self.mlp = MLP(config.width, rngs=rngs)
         self.parts = make_parts(config, layer, rngs=rngs)
 
-    def __call__(
-        self, x: Array, query_source: Array, rope: Rope, here: Here, view: View = BLIND
-    ) -> Array:
+    def __call__(self, x: Array, query_source: Array, here: Here, view: View = BLIND) -> Array:
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
         parts, layer = self.parts, here.layer
         with jax.named_scope("attention"):
             query_source, source = rms_norm(query_source), rms_norm(x)
             source = through(parts, "attention_input", source, here)
-            out = self.attention(query_source, source, rope, here, view, parts)
+            out = self.attention(query_source, source, here, view, parts)
             x = x + view("attention", layer, through(parts, "attention_output", out, here))
         x = through(parts, "attention_sum", x, here)
         x = through(parts, "stream", x, here, place="mlp_stream")

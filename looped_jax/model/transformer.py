@@ -22,7 +22,7 @@ from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import attention_kernels
 from looped_jax.model.attention_kernels import Attend, plain
-from looped_jax.model.block import Block, Rope, rope_tables
+from looped_jax.model.block import Block, rope_tables
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
 from looped_jax.model.linear import linear
@@ -67,18 +67,19 @@ class LoopedTransformer(nnx.Module):
         self.rule = LOOP_RULES[config.variant](config, rngs=rngs)
         self.parts = make_parts(config, None, rngs=rngs)
 
-    def enter(self, tokens: Array, history: Histories) -> Here:
+    def enter(self, tokens: Array, positions: Array, history: Histories) -> Here:
         """Embedded tokens, and what parts look up once, before the loops."""
         with jax.named_scope("embed"):
             e = self.embed[...][tokens].astype(self.config.dtype)
-        here = Here(tokens, e, history=history(None, None), entry={})
+        rope = rope_tables(positions, self.config.head_dim, e.dtype)
+        here = Here(tokens, e, history=history(None, None), entry={}, rope=rope)
         e = through(self.parts, "entry", e, here)
         for layer, block in enumerate(self.blocks):
             of_layer = here._replace(e=e, layer=layer, history=history(None, layer))
             e = through(block.parts, "entry", e, of_layer)
         return here._replace(e=e)
 
-    def loop(self, here: Here, rope: Rope, history: Histories, view: View) -> Array:
+    def loop(self, here: Here, history: Histories, view: View) -> Array:
         """One loop: the stream [B, T, D] after its last layer."""
         here = here._replace(history=history(here.loop, None))
         x = self.rule.start(here.at("rule"))
@@ -89,7 +90,7 @@ class LoopedTransformer(nnx.Module):
                 x = through(block.parts, "stream", x, of_layer)
                 # A rule may change the stream, or only where the layer's queries come from.
                 x, query_source = self.rule.inject(x, of_layer.at("rule"))
-                x = block(x, query_source, rope, of_layer, view)
+                x = block(x, query_source, of_layer, view)
         return through(self.parts, "loop_end", x, here)
 
     def leave(self, h: Array, here: Here) -> Array:
@@ -123,16 +124,15 @@ class LoopedTransformer(nnx.Module):
             return Pages(past, cache, attend) if past and cache else FullPass(attend, view)
 
         before = other_tokens(past.cache if past else None)
-        here = self.enter(tokens, before.open)
         positions = jnp.arange(tokens.shape[1]) if past is None else past.positions
-        rope = rope_tables(positions, self.config.head_dim, here.e.dtype)
+        here = self.enter(tokens, positions, before.open)
         collect = return_loops != (loops - 1,)  # the last state is the scan's carry
 
         def one_loop(carry: tuple[Array, Cache | None], of_loop: tuple[Array, Any]):
             (h, cache), (index, inputs) = carry, of_loop
             view = probe.view(index, inputs)
             before = other_tokens(cache, view)
-            x = self.loop(here._replace(h=h, loop=index, first=index == 0), rope, before.open, view)
+            x = self.loop(here._replace(h=h, loop=index, first=index == 0), before.open, view)
             h = view("state", None, rms_norm(x))  # every loop closes with a norm
             return (h, before.cache), (h if collect else None, mean_norm(x), view.seen())
 
@@ -298,11 +298,10 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
     def look(params: Params) -> dict[str, Array]:
         model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
-        here = model.enter(tokens, history)
-        rope = rope_tables(jnp.zeros((1,)), config.head_dim, here.e.dtype)
+        here = model.enter(tokens, jnp.zeros((1,)), history)
         loop = jnp.zeros([], jnp.int32)
         now = here._replace(h=here.e, loop=loop, first=loop == 0)
-        model.leave(model.loop(now, rope, history, BLIND), here)
+        model.leave(model.loop(now, history, BLIND), here)
         return found
 
     return jax.eval_shape(look, init_shapes(config))

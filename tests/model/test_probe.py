@@ -53,13 +53,14 @@ def unrolled(config, params, tokens, added):
     rope = rope_tables(jnp.arange(inputs.shape[1]), config.model.head_dim, jnp.float32)
     h, streams = jnp.zeros_like(e), []
     for k in range(config.model.loops):
-        here = Here(inputs, e, h, jnp.asarray(k), jnp.asarray(k == 0), None, FullPass(plain))
+        here = Here(inputs, e, h, jnp.asarray(k), jnp.asarray(k == 0), rope=rope)
+        here = here._replace(history=FullPass(plain))
         x = rule.start(here)
         for layer, block in enumerate(model.blocks):
             here = here._replace(layer=layer)
             x, query_source = rule.inject(x, here)
             sources = rms_norm(query_source), rms_norm(x)
-            mixed = block.attention(*sources, rope, here, probe.BLIND, {})
+            mixed = block.attention(*sources, here, probe.BLIND, {})
             x = x + mixed + added[k, layer, 0]
             x = x + block.mlp(rms_norm(x), here, {}) + added[k, layer, 1] + added[k, layer, 2]
             streams.append(x)

@@ -1,6 +1,7 @@
 """The parts that come with this package, one technique in each file; see model/parts/base.py."""
 
 from looped_jax.model.parts import (
+    coda,
     damping,
     exit_gate,
     kv_shift,
@@ -8,12 +9,13 @@ from looped_jax.model.parts import (
     loop_embedding,
     loop_gains,
     loop_lora,
+    prelude,
     residual_scale,
     sandwich_norm,
     value_embedding,
 )
 
 __all__ = [
-    "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains",
-    "loop_lora", "residual_scale", "sandwich_norm", "value_embedding",
+    "coda", "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains",
+    "loop_lora", "prelude", "residual_scale", "sandwich_norm", "value_embedding",
 ]  # fmt: skip

@@ -86,6 +86,7 @@ class Here(NamedTuple):
     loop: traced index of the loop, from 0; first: traced, whether it is the first loop
     layer: index from 0, or None outside of layers
     history: see History; entry: what parts left at the entry for later, by name
+    rope: rotary tables of the tokens' positions; see block.rope_tables
     matrix: name of the matrix whose product it is, and source: what it was multiplied with
     """
 
@@ -97,6 +98,7 @@ class Here(NamedTuple):
     layer: int | None = None
     history: Any = None
     entry: Any = None
+    rope: Any = None
     matrix: str | None = None
     source: Any = None
 

@@ -1,0 +1,49 @@
+"""Against a deeper plain model of one loop: its first layers, its middle and its last."""
+
+import dataclasses
+
+import numpy as np
+
+from looped_jax.config.options import Parts
+from looped_jax.model import transformer
+from looped_jax.model.norm import rms_norm
+from looped_jax.model.parts.coda import CodaSettings
+from looped_jax.model.parts.prelude import PreludeSettings
+from tests.model.parts.plain import next_state, params_of
+from tests.model.test_part import TOKENS, loud, with_parts
+
+
+def layer(config, params, source, x):
+    """A block of `params`, whose names begin with `source`, as the one layer of a plain model."""
+    one = dataclasses.replace(config, layers=1, variant="LT", parts=Parts())
+    own = params_of(
+        one,
+        {"embed": params["embed"], "head": params["head"]}
+        | {
+            name.replace(source, "blocks.0"): array
+            for name, array in params.items()
+            if name.startswith(f"{source}.")
+        },
+    )
+    return next_state(one, own, x, 1)  # norm of x after the layer; LT goes on with x
+
+
+def test_the_embedding_that_loops_read_and_the_state_that_the_head_reads():
+    parts = Parts({"prelude": PreludeSettings(on=True, layers=1),
+                   "coda": CodaSettings(on=True, layers=1)})  # fmt: skip
+    plain = with_parts((), layers=1).model
+    config = dataclasses.replace(plain, parts=parts)
+    params = loud(config)
+    ours = transformer.forward(config, params, TOKENS, return_loops=(0, 2)).hidden
+    rows = params["embed"][TOKENS]
+    e = layer(config, params, "parts.prelude.layers.blocks.0", rows)
+    # a vocabulary of places: the plain model reads e, which rules normalise, as its embedding
+    of_places = params | {"embed": np.asarray(e).reshape(-1, e.shape[-1])}
+    places = np.arange(TOKENS.size).reshape(TOKENS.shape)
+    states = transformer.forward(
+        plain, params_of(plain, of_places), places, return_loops=(0, 2)
+    ).hidden
+    for found, state in zip(ours, states, strict=True):
+        wanted = layer(config, params, "parts.coda.layers.blocks.0", state)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        np.testing.assert_allclose(rms_norm(found), found, atol=1e-5)
