@@ -4,6 +4,12 @@ import itertools
 
 import pytest
 
+from looped_jax.config.registry import LOOP_RULES
+
+# For what is compiled often: without rules that mix state and embedding in another way than LT_i
+# and are else as it is. They are tested in tests/model/loop_rules, and slowly with all parts.
+DISTINCT_RULES = tuple(rule for rule in LOOP_RULES if rule not in ("gate", "linear"))
+
 
 def every_pair(factors):
     """Rows that hold each pair of values of each two factors; greedy, so a few more than needed."""

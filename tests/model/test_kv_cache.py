@@ -11,7 +11,7 @@ from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.model import loss, transformer
 from looped_jax.resolve import resolve
-from tests.covering import grid
+from tests.covering import DISTINCT_RULES, grid
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 12)).astype(np.int32)
 PREFILL = 5
@@ -67,7 +67,7 @@ ATTENTION = {
 }
 
 
-@grid(variant=LOOP_RULES, attention=ATTENTION, pattern=("L", "SL"), loops=(1, 2, 3, 12))
+@grid(variant=DISTINCT_RULES, attention=ATTENTION, pattern=("L", "SL"), loops=(1, 2, 3, 12))
 def test_decoding_equals_the_full_forward(variant, attention, pattern, loops):
     config = small(variant, window_pattern=pattern, **ATTENTION[attention])
     params = random_weights(config)

@@ -25,6 +25,7 @@ from looped_jax.model.parts.base import Here
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
+from tests.covering import DISTINCT_RULES
 
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 8, 9)).astype(np.int32)
 
@@ -70,7 +71,7 @@ def unrolled(config, params, tokens, added):
     return (jax.nn.logsumexp(logits, axis=-1) - picked).mean(), jnp.stack(streams)
 
 
-@pytest.mark.parametrize("variant", LOOP_RULES)
+@pytest.mark.parametrize("variant", DISTINCT_RULES)
 def test_taps_and_stream_norms_equal_an_unrolled_loop(variant):
     config = make_config(variant=variant)
     params, mesh = loud_params(config), sharding.make_mesh(MeshConfig(), jax.devices()[:1])

@@ -16,7 +16,7 @@ from looped_jax.model.block import rope_tables, rotate
 from looped_jax.model.norm import rms_norm
 from looped_jax.resolve import resolve
 from tests import golden_cases
-from tests.covering import grid
+from tests.covering import DISTINCT_RULES, grid
 
 
 def objective(config, params, tokens, targets):
@@ -192,7 +192,7 @@ def test_first_position_sees_loops_only_where_content_is_injected(variant):
     assert np.abs(found[1:, :, 1:] - found[0, :, 1:]).max() > 1e-3
 
 
-@grid(variant=LOOP_RULES, attention=("full", "grouped", "mla"), pattern=("L", "SSL"))
+@grid(variant=DISTINCT_RULES, attention=("full", "grouped", "mla"), pattern=("L", "SSL"))
 def test_causal_and_windowed_for_every_rule_and_attention(variant, attention, pattern):
     config = small(
         variant,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.settings import (
     MeshConfig,
     ModelSettings,
@@ -25,7 +24,7 @@ from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import AttentionSupport
 from looped_jax.training import optimizers, train_step
-from tests.covering import grid
+from tests.covering import DISTINCT_RULES, grid
 
 TOKENS = np.random.default_rng(0).integers(0, 97, (2, 8, 17)).astype(np.int32)
 
@@ -98,7 +97,7 @@ def test_every_mesh_gives_the_single_device_losses_and_bits_per_byte(sizes):
         )
 
 
-@grid(strength=1, variant=LOOP_RULES, attention=("full", "mla"))
+@grid(strength=1, variant=DISTINCT_RULES, attention=("full", "mla"))
 def test_every_rule_and_attention_on_a_mesh(variant, attention):
     small = {"layers": 1, "loops": 2, "width": 32, "heads": 4, "latent_rank": 8}
     config = make_config(variant=variant, attention=attention, **small)
