@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import transformer
 from looped_jax.model.attention_kernels import Attend, plain
-from looped_jax.model.block import rope_tables
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.loop_scan import counted_loops
 from looped_jax.model.norm import rms_norm
@@ -116,8 +115,7 @@ def _one_loop(
     config: ModelConfig, params: Params, tokens: Array, counts: Counts, attend: Attend
 ) -> _Loop:
     model = transformer.bind(config, params)
-    here = model.enter(tokens, FullPass(attend).open)
-    rope = rope_tables(jnp.arange(tokens.shape[1]), config.head_dim, here.e.dtype)
+    here = model.enter(tokens, jnp.arange(tokens.shape[1]), FullPass(attend).open)
 
     def run(h: Array, left: Array, probe: Probe, inputs: Any) -> tuple[Array, Any]:
         if counts.rows is None:
@@ -128,7 +126,7 @@ def _one_loop(
             first = (loop == 0)[..., None]
         view = probe.view(loop, inputs)
         now = here._replace(h=h, loop=loop, first=first)
-        x = model.loop(now, rope, FullPass(attend, view).open, view)
+        x = model.loop(now, FullPass(attend, view).open, view)
         h = view("state", None, rms_norm(x))
         if counts.rows is not None:
             begun = (counts.rows >= left)[:, None, None]

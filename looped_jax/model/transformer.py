@@ -206,7 +206,7 @@ def read_out(config: ModelConfig, params: Params, hidden: Array) -> Array:
 def stop_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Float32 logits [...] of leaving after the loop that left states [..., D], as a part says."""
     z = jnp.zeros(hidden.shape[:-1], jnp.float32)
-    return through(_bind(config, params).parts, "stop", z, Here(h=hidden))
+    return through(bind(config, params).parts, "stop", z, Here(h=hidden))
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
