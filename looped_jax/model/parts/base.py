@@ -42,6 +42,7 @@ from flax import nnx
 from looped_jax.config.options import setting
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.model.linear import linear
 
 Array = jax.Array
 OF_MODEL = ("entry", "loop_start", "loop_end", "exit", "stop", "readout")
@@ -137,6 +138,13 @@ class Part(nnx.Module):
 def of_loop(weights: nnx.Param, here: Here) -> Array:
     """The loop's own of weights [K, …]; beyond the trained K, those of the last loop."""
     return weights[...][jnp.minimum(here.loop, len(weights[...]) - 1)]
+
+
+def times_of_loop(x: Array, weights: nnx.Param, here: Here) -> Array:
+    """x [B, T, in] times the loop's own of matrices [K, in, out]; see of_loop."""
+    own = of_loop(weights, here)
+    of_rows = jnp.ndim(here.loop) > 0  # rows may be in different loops, as [B, 1]
+    return jax.vmap(linear)(x, own[:, 0]) if of_rows else linear(x, own)
 
 
 def make_parts(config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs) -> nnx.Dict:

@@ -16,8 +16,7 @@ from flax import nnx
 from looped_jax.config.options import at_least
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model.linear import linear
-from looped_jax.model.parts.base import Here, Part, PartSettings, of_loop
+from looped_jax.model.parts.base import Here, Part, PartSettings, times_of_loop
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -41,8 +40,8 @@ class Adapter(nnx.Module):
         self.up = weight(up, None, None, "embed", group="vector")
 
     def __call__(self, x: Array, here: Here) -> Array:
-        hidden = jax.nn.relu(linear(x, of_loop(self.down, here)))
-        return x + linear(hidden, of_loop(self.up, here))
+        hidden = jax.nn.relu(times_of_loop(x, self.down, here))
+        return x + times_of_loop(hidden, self.up, here)
 
 
 @PARTS.register("loop_adapters")

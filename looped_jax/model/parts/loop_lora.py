@@ -17,8 +17,7 @@ from looped_jax.config.options import at_least, setting
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ConfigError
-from looped_jax.model.linear import linear
-from looped_jax.model.parts.base import Here, Part, PartSettings, of_loop
+from looped_jax.model.parts.base import Here, Part, PartSettings, times_of_loop
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -65,8 +64,8 @@ class LoopLoRA(Part):
         name = here.matrix
         if name not in self.a:
             return y
-        reduced = linear(here.source, of_loop(self.a[name], here))
-        return y + linear(reduced, of_loop(self.b[name], here))
+        reduced = times_of_loop(here.source, self.a[name], here)
+        return y + times_of_loop(reduced, self.b[name], here)
 
 
 def _matrices(config: ModelConfig) -> dict[str, tuple[tuple[int, str], tuple[int, str]]]:
