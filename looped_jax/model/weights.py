@@ -45,7 +45,8 @@ def weight(value: Array, *axes: str | None, group: str = "matrix") -> nnx.Param:
             f"a weight of shape {value.shape} got axes {axes} and group {group!r}; name an axis or "
             f"None for every dimension, and one of {', '.join(GROUPS)}; a matrix has two axes"
         )
-    return nnx.Param(value, axes=axes, group=group)
+    # A weak type, as of jnp.full, would be lost in the first update: the step would compile twice.
+    return nnx.Param(value.astype(value.dtype), axes=axes, group=group)
 
 
 def described(module: nnx.Module) -> dict[str, Weight]:
