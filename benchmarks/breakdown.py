@@ -283,7 +283,7 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
 
         return attend
 
-    def no_attention(self, query_source, source, rope, here, view, parts):
+    def no_attention(self, query_source, source, here, view, parts):
         heads = self._heads(query_source), *[self._heads(source)] * 2
         return here.history.attend(*heads, self.window).reshape(query_source.shape)
 
@@ -297,7 +297,7 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
     return {
         "attention mixing": step(mixing),
         "attention projections": step(mock.patch.object(block.Attention, "__call__", no_attention)),
-        "MLP": step(mock.patch.object(block.MLP, "__call__", lambda self, x: x)),
+        "MLP": step(mock.patch.object(block.MLP, "__call__", lambda self, x, *_: x)),
         "norms": step(
             mock.patch.object(block, "rms_norm", unchanged),
             mock.patch.object(transformer, "rms_norm", unchanged),

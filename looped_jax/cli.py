@@ -458,15 +458,15 @@ def _add_settings(
 
 _LABELS = {
     "int": "INT", "float": "FLOAT", "str": "TEXT", "bool": "BOOL",
-    "tuple[int, ...]": "INT,INT", "tuple[str, ...]": "TEXT",
+    "tuple[int, ...]": "INT,INT", "tuple[float, ...]": "FLOAT,FLOAT", "tuple[str, ...]": "TEXT",
 }  # fmt: skip
 
 
 def _help(one: Setting, value: Any) -> str:
     parts = [one.meaning] if one.meaning else []
     parts += [either(list(one.choices))] if one.choices else []
-    if isinstance(value, tuple) and all(isinstance(part, int) for part in value):
-        value = ",".join(map(str, value))
+    if isinstance(value, tuple) and not any(isinstance(part, str) for part in value):
+        value = ",".join(map(str, value)) or None
     told = "; ".join(parts) + ("" if value is None else f" [{value}]")
     return told.strip().replace("%", "%%")
 

@@ -66,12 +66,12 @@ def test_programs_are_listed_with_a_line_each_and_the_exit_codes(capsys, argumen
 def test_help_lists_every_setting_with_type_default_choices_and_meaning(capsys, program):
     text = shown(capsys, program, "--help")
     for key, one in all_settings().items():
-        loops = str(one.kind) == "tuple[int, ...]"
-        default = ",".join(map(str, one.default)) if loops else one.default
+        numbers = str(one.kind) in ("tuple[int, ...]", "tuple[float, ...]")
+        default = ",".join(map(str, one.default)) or None if numbers else one.default
         told = "" if default is None else f" [{default}]"
         assert re.search(rf"--config\.{re.escape(key)} \[?[A-Z,]+\]? .*?{re.escape(told)}", text)
         assert one.meaning in text
-    assert "the loop rule; FLT, FLT_res, LT_ia, LT_i or LT [FLT]" in text
+    assert "the loop rule; FLT, FLT_res, LT_ia, LT_i, LT, diagonal, gate or linear [FLT]" in text
     assert "--config.model.loops INT K, times the blocks are run [12]" in text
 
 

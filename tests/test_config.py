@@ -108,7 +108,7 @@ def test_windows_and_scored_loops():
         ({"model": {"layers": True}}, "model.layers=True is not of type int"),
         ({"model": {"loops": 0}}, "model.loops=0 is out of range; give 1 or more"),
         ({"model": {"variant": "flt"}}, "model.variant='flt' is unknown; choose FLT, FLT_res"),
-        ({"model": {"loss": "ALL"}}, "model.loss='ALL' is unknown; choose END, FEW or STEP"),
+        ({"model": {"loss": "ALL"}}, "model.loss='ALL' is unknown; choose END, FEW, STEP"),
         ({"model": {"window_pattern": "SX"}}, "model.window_pattern='SX' must be made of L"),
         ({"model": {"window_pattern": ""}}, "model.window_pattern='' must be made of L"),
         ({"optim": {"beta1": 1.5}}, "optim.beta1=1.5 is out of range; give 0.0 to 1.0"),

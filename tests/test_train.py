@@ -186,6 +186,27 @@ def test_ten_kills_end_with_the_weights_of_the_uninterrupted_run(home, uninterru
     assert losses[0] == losses[1]  # every step once, with the same loss
 
 
+@pytest.mark.slow
+def test_a_killed_run_of_sampled_loops_ends_with_the_same_weights(home, tmp_path):
+    sampled = (
+        "--config.train.loop_sampling.distribution=log_normal_poisson",
+        "--config.train.loop_sampling.per=sequence",
+        "--config.train.loop_sampling.backward_loops=2",
+        "--config.train.save_every=20",
+    )
+    code, _, err = finish(start(home, tmp_path / "whole", *sampled))
+    assert code == 0, err
+    process = start(home, tmp_path / "killed", *sampled)
+    until(lambda: list(tmp_path.glob("killed/checkpoints/20")))
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    code, out, err = finish(start(home, tmp_path / "killed", *sampled))
+    assert code == 0 and "continuing" in out, err
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    drawn = [e["loop/drawn"] for e in entries(tmp_path / "killed") if "loop/drawn" in e]
+    assert len(set(drawn)) > 10
+
+
 def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
     other = "--config.train.save_minutes=0.001", "--config.train.eval_first=False"
     process = start(home, tmp_path, *other)  # which change nothing in what is learnt

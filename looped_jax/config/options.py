@@ -30,10 +30,9 @@ class Options(Mapping[str, Any]):
     def __init__(self, settings: Mapping[str, Any] | None = None):
         self._settings = dict(settings or {})
         if unknown := [name for name in self._settings if name not in self.registry]:
-            kind = self.registry.kind
             raise ConfigError(
-                f"{unknown[0]} is no {kind}; choose {either(list(self.registry))}, or import a "
-                f"{kind} of your own first"
+                f"{unknown[0]} is no {self.registry.kind}; choose {either(list(self.registry))}, "
+                f"or import {self.registry.one} of your own first"
             )
 
     @classmethod

@@ -21,12 +21,14 @@ T = TypeVar("T", bound=Any)
 class Registry(Mapping[str, Any]):
     """What is registered of one `kind`, by name, in the order of registration.
 
-    `home` is the module that registers what comes with this package; it is imported when somebody
-    first looks, so that settings can be checked without importing the model before.
+    `one` is the kind with its article. `home` is the module that registers what comes with this
+    package; it is imported when somebody first looks, so that settings can be checked without
+    importing the model before.
     """
 
     def __init__(self, kind: str, home: str):
         self.kind, self._home = kind, home
+        self.one = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         self._found: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -40,7 +42,7 @@ class Registry(Mapping[str, Any]):
         def add(thing: T) -> T:
             known = self._found.get(name, thing)
             if (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
-                raise ValueError(f"there is a {self.kind} {name!r} already; choose another name")
+                raise ValueError(f"there is {self.one} {name!r} already; choose another name")
             self._found[name] = thing
             return thing
 

@@ -428,11 +428,7 @@ def unknown_key(key: str) -> str:
     }
     groups = [name.partition(".")[0] for name in known]
     near = nearest(key, known if "." in key else dict.fromkeys(groups, "") | known)
-    own = (
-        f"; import a {registered_groups()[within].registry.kind} of your own first"
-        if within
-        else ""
-    )
+    own = f"; import {registered_groups()[within].registry.one} of your own first" if within else ""
     return f"{key} is no setting; nearest: {', '.join(near or dict.fromkeys(groups))}{own}"
 
 
@@ -446,8 +442,12 @@ def nearest(key: str, known: Mapping[str, str]) -> list[str]:
     names = {full: full.rpartition(".")[2].lower() for full in known}
     initials = {full: "".join(w[:1] for w in name.split("_")) for full, name in names.items()}
     symbols = {full: text[:1].lower() for full, text in known.items() if re.match(r"[A-Z]\b", text)}
+
+    def unlike(full: str) -> float:
+        return -difflib.SequenceMatcher(None, key, full).ratio()
+
     for near in (
-        [full for full, name in names.items() if name == last],
+        sorted((full for full, name in names.items() if name == last), key=unlike),
         [full for full, symbol in symbols.items() if symbol == last],
         [full for full, letters in initials.items() if len(last) > 1 and letters.endswith(last)],
         difflib.get_close_matches(key, known, n=3, cutoff=0.85),
@@ -488,7 +488,7 @@ def _validate(config: Settings) -> None:
             continue
         if "choices" in rule and value not in rule["choices"]:
             own = rule["choices"]
-            hint = f"; import a {own.kind} of your own first" if isinstance(own, Registry) else ""
+            hint = f"; import {own.one} of your own first" if isinstance(own, Registry) else ""
             raise ConfigError(f"{key}={value!r} is unknown; choose {either(list(own))}{hint}")
         if "low" in rule and not rule["low"] <= value <= rule["high"]:
             high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"

@@ -3,7 +3,8 @@
 Of injections, add is `LT_i` and none is `LT`, which are among the five.
 """
 
-from looped_jax.model.loop_rules import diagonal, fully_looped, gate, linear
+from looped_jax.model.loop_rules import fully_looped  # isort: skip  (its names come first)
+from looped_jax.model.loop_rules import diagonal, gate, linear
 from looped_jax.model.loop_rules.base import LoopRule
 
 __all__ = ["LoopRule", "diagonal", "fully_looped", "gate", "linear"]
