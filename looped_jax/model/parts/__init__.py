@@ -1,6 +1,7 @@
 """The parts that come with this package, one technique in each file; see model/parts/base.py."""
 
 from looped_jax.model.parts import (
+    branch_gains,
     coda,
     damping,
     exit_gate,
@@ -16,6 +17,6 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "coda", "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains",
-    "loop_lora", "prelude", "residual_scale", "sandwich_norm", "value_embedding",
+    "branch_gains", "coda", "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding",
+    "loop_gains", "loop_lora", "prelude", "residual_scale", "sandwich_norm", "value_embedding",
 ]  # fmt: skip
