@@ -21,7 +21,8 @@ from looped_jax.config.settings import MeshConfig, Settings
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
-from looped_jax.training.loop_sampler import LoopSampler, step_flops
+from looped_jax.training.loop_sampler import step_flops
+from looped_jax.training.row_draws import RowDraws
 
 CASES = {
     "fixed": {},
@@ -47,8 +48,8 @@ class Case:
         self.config = config = resolve(Settings.from_dict(values), vocab_size=VOCAB)
         shape = (rows, config.model.seq_len + 1)
         self.rows = np.random.default_rng(0).integers(0, VOCAB, shape, np.int32)
-        self.sampler, mesh = (
-            LoopSampler(config),
+        self.draws, mesh = (
+            RowDraws(config),
             sharding.make_mesh(MeshConfig(), jax.devices()[:1]),
         )
         optimizer = optimizers.make_optimizer(config, mesh)
@@ -62,7 +63,7 @@ class Case:
 
     def take(self, number: int) -> None:
         """The step of that number."""
-        batch = jax.tree.map(lambda a: a[None], self.sampler.join(self.rows, number))
+        batch = jax.tree.map(lambda a: a[None], self.draws.join(self.rows, number))
         start = time.process_time()
         self.state, metrics = jax.block_until_ready(self.step(self.state, batch))
         self.seconds.append(time.process_time() - start)

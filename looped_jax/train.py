@@ -38,9 +38,9 @@ from looped_jax.training import (
     validation_curve,
 )
 from looped_jax.training.checkpoint import Checkpoints
-from looped_jax.training.loop_sampler import LoopSampler
 from looped_jax.training.metric_log import EMA
 from looped_jax.training.progress import Console, memory_of
+from looped_jax.training.row_draws import RowDraws
 from looped_jax.training.run_folder import write_config
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.save_schedule import SaveSchedule
@@ -72,7 +72,7 @@ def _train(
     config = resolve(settings, vocab_size=task.vocab_size)
     model, train, run_dir = config.model, config.train, Path(config.train.run_dir)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
-    loops = LoopSampler(config, shard)
+    draws = RowDraws(config, shard)
     attention = attention_kernels.check(model, hardware.attention_support(mesh))
     optimizer = optimizers.make_optimizer(config, mesh)
     abstract_state = train_step.abstract(config, optimizer, mesh)
@@ -86,7 +86,7 @@ def _train(
     log = Console(quiet=not first_process)
     log(config.describe())
     log(str(attention))
-    for line in loops.describe():
+    for line in draws.loops.describe():
         log(line)
     if jax.process_count() > 1:
         log(
@@ -149,7 +149,7 @@ def _train(
             row.dtype,
             sharding=batch_sharding,
         ),
-        loops.row_shapes(task.row_shapes(config)),
+        draws.row_shapes(task.row_shapes(config)),
     )
     began = time.perf_counter()
     step_programs = {
@@ -195,7 +195,7 @@ def _train(
             began = time.perf_counter()
             batch = jax.tree.map(
                 lambda rows: rows.reshape(num_micro_batches, -1, *rows.shape[1:]),
-                loops.join(next(rows), step),
+                draws.join(next(rows), step),
             )
             waited = time.perf_counter() - began
             batch = jax.tree.map(
@@ -205,7 +205,7 @@ def _train(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 step_program = step_programs[due(step, train.diagnostics_every)]
                 state, metrics = step_program(state, batch)
-            epochs, expected = task.epochs(rows.get_state(), shard), loops.expected(step)
+            epochs, expected = task.epochs(rows.get_state(), shard), draws.loops.expected(step)
             step_logger.submit(step, metrics, waited, epochs, expected_loops=expected)
             if trace := profile.after(step, metrics):
                 log(f"profile: {trace}")

@@ -40,6 +40,10 @@ class ModelConfig(ModelSettings):
         """Zero-based loops whose states the objective reads."""
         return OBJECTIVES[self.loss]().loops(self)
 
+    def read_outs(self) -> int:
+        """How many states of a token the head reads for the objective."""
+        return OBJECTIVES[self.loss]().read_outs(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainSettings):

@@ -15,7 +15,7 @@ from looped_jax.config.settings import Settings
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
-from looped_jax.training.loop_sampler import LoopSampler
+from looped_jax.training.row_draws import RowDraws
 
 ROUNDS = 7  # of all runs in turn, so that whatever else the machine does falls on all of them
 SECONDS = 0.5  # a turn, at least
@@ -45,7 +45,7 @@ def _stepper(settings: Settings) -> Callable[[], None]:
     optimizer = optimizers.make_optimizer(config, mesh)
     program = train_step.make_train_step(config, optimizer, mesh)
     rows = task.train_rows(config, batch_size=config.train.tokens_per_step // config.model.seq_len)
-    first, sampler = next(rows), LoopSampler(config)
+    first, draws = next(rows), RowDraws(config)
     rows.close()
 
     def batch_of(number: int) -> Any:
@@ -53,14 +53,14 @@ def _stepper(settings: Settings) -> Callable[[], None]:
             lambda rows: jax.device_put(
                 rows.reshape(count, -1, *rows.shape[1:]), sharding.batch_sharding(mesh)
             ),
-            sampler.join(first, number),
+            draws.join(first, number),
         )
 
     state, batch, taken = train_step.create(config, optimizer, mesh), batch_of(1), 0
 
     def step() -> None:
         nonlocal state, batch, taken
-        if sampler.on:  # loops as steps all over the run have them, evenly
+        if draws.loops.on:  # loops as steps all over the run have them, evenly
             taken += 1
             batch = batch_of(1 + int(taken * GOLDEN % 1 * config.train.steps))
         state, metrics = program(state, batch)

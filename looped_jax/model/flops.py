@@ -38,15 +38,15 @@ class Cost:
 def count(config: ModelConfig) -> Cost:
     """Parameters and training FLOPs per token of a resolved config, read off its program.
 
-    The products of the forward pass, scans times their length, and of the head for each loop that
-    the objective reads; three times for training. Attention counts every key that a window shows
-    (12 · H · Dh per key and layer, not halved for causality, the field's convention);
+    The products of the forward pass, scans times their length, and of the head for each state that
+    the objective has it read; three times for training. Attention counts every key that a window
+    shows (12 · H · Dh per key and layer, not halved for causality, the field's convention);
     recomputation for rematerialisation is not counted.
     """
     table = config.padded_vocab * config.width
     weights = transformer.weights(config)
     looped = sum(w.size for name, w in weights.items() if name.startswith("blocks."))
-    head = 2 * table * len(config.scored_loops())
+    head = 2 * table * config.read_outs()
     attention = 12 * config.width * config.seq_len * config.layers
     return Cost(
         parameters=sum(w.size for w in weights.values()),

@@ -3,7 +3,7 @@
 Legend: B batch, T time, D width, L layers, k the most loops that gradients pass.
 
 All rows end together, so that the loops with gradients are the same ones for all. A row that runs
-fewer loops than the longest begins later; until then it runs its first loop and forgets it. The
+fewer loops than the longest begins later; until then it runs its first loop again and again. The
 loops before the last `backward` are truncated: no gradient passes them, and none of their
 activations is kept.
 """
@@ -51,14 +51,16 @@ def forward(
     longest: int,
     probe: Probe = BLIND,
     attend: Attend = plain,
+    seeds: Array | None = None,
 ) -> LoopStates:
     """The state after every row's last loop, of tokens [B, T]; hidden is [1, B, T, D].
 
     `longest` is k, the room for loops with gradients; norms and what `probe` sees are of these, in
     their order, zero where `counts.backward` is less. Every count runs in the same program.
+    `seeds`: as in transformer.forward.
     """
-    learned = _one_loop(config, params, tokens, counts, attend)
-    stopped = _one_loop(config, jax.lax.stop_gradient(params), tokens, counts, attend)
+    learned = _one_loop(config, params, tokens, counts, attend, seeds)
+    stopped = _one_loop(config, jax.lax.stop_gradient(params), tokens, counts, attend, seeds)
 
     def body(h: Array, of_loop: tuple[Array, Any]) -> tuple[Array, Any]:
         return learned.run(h, of_loop[0], probe, of_loop[1])
@@ -66,7 +68,7 @@ def forward(
     h, (norms, seen) = counted_loops(
         body,
         lambda h, left: stopped.run(h, left, BLIND, None)[0],
-        jnp.zeros_like(learned.e),
+        learned.initial,
         counts.total,
         counts.backward,
         longest=longest,
@@ -104,33 +106,41 @@ def run_in(batch: Batch, axes: tuple[str, ...]) -> dict[str, Array]:
 
 
 class _Loop(NamedTuple):
-    """One loop of a model that has seen its tokens: run(h, left, probe, inputs) -> (h, kept)."""
+    """One loop of a model that has seen its tokens: run(h, left, probe, inputs) -> (h, kept).
 
-    e: Array
+    initial: [B, T, D] the state before a row's first loop
+    """
+
+    initial: Array
     run: Callable[[Array, Array, Probe, Any], tuple[Array, Any]]
     leave: Callable[[Array], Array]
 
 
 def _one_loop(
-    config: ModelConfig, params: Params, tokens: Array, counts: Counts, attend: Attend
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    counts: Counts,
+    attend: Attend,
+    seeds: Array | None,
 ) -> _Loop:
     model = transformer.bind(config, params)
-    here = model.enter(tokens, jnp.arange(tokens.shape[1]), FullPass(attend).open)
+    here = model.enter(tokens, jnp.arange(tokens.shape[1]), FullPass(attend).open, seeds)
+    initial = model.begin(here)
 
     def run(h: Array, left: Array, probe: Probe, inputs: Any) -> tuple[Array, Any]:
         if counts.rows is None:
             loop = counts.total - left
-            first = loop == 0
+            first = model.first(loop)
         else:
             loop = jnp.maximum(counts.rows - left, 0)[:, None]
-            first = (loop == 0)[..., None]
+            first = model.first(loop)[..., None]
+        # Where it begins: gradients reach it, which they do not through the carry of the scan.
+        h = jnp.where((loop == 0)[..., None], initial, h)
         view = probe.view(loop, inputs)
         now = here._replace(h=h, loop=loop, first=first)
         x = model.loop(now, FullPass(attend, view).open, view)
         h = view("state", None, rms_norm(x))
-        if counts.rows is not None:
-            begun = (counts.rows >= left)[:, None, None]
-            h = jnp.where(begun, h, jnp.zeros_like(h))
         return h, (mean_norm(x), view.seen())
 
-    return _Loop(here.e, run, lambda h: model.leave(h, here))
+    return _Loop(initial, run, lambda h: model.leave(h, here))

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model import attention_kernels
+from looped_jax.model import attention_kernels, random_numbers
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, rope_tables
 from looped_jax.model.full_pass import FullPass
@@ -30,6 +30,7 @@ from looped_jax.model.loop_scan import scan_loops
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here, make_parts, through
 from looped_jax.model.probe import BLIND, Probe, View, mean_norm
+from looped_jax.model.random_numbers import RandomNumbers
 from looped_jax.model.weights import Weight, described, weight
 from looped_jax.runtime import sharding
 
@@ -67,17 +68,30 @@ class LoopedTransformer(nnx.Module):
         self.rule = LOOP_RULES[config.variant](config, rngs=rngs)
         self.parts = make_parts(config, None, rngs=rngs)
 
-    def enter(self, tokens: Array, positions: Array, history: Histories) -> Here:
+    def enter(
+        self, tokens: Array, positions: Array, history: Histories, seeds: Array | None = None
+    ) -> Here:
         """Embedded tokens, and what parts look up once, before the loops."""
         with jax.named_scope("embed"):
             e = self.embed[...][tokens].astype(self.config.dtype)
         rope = rope_tables(positions, self.config.head_dim, e.dtype)
         here = Here(tokens, e, history=history(None, None), entry={}, rope=rope)
+        if random_numbers.in_model(self.config):
+            here = here._replace(random=RandomNumbers.of(seeds, positions))
         e = through(self.parts, "entry", e, here)
         for layer, block in enumerate(self.blocks):
             of_layer = here._replace(e=e, layer=layer, history=history(None, layer))
             e = through(block.parts, "entry", e, of_layer)
         return here._replace(e=e)
+
+    def begin(self, here: Here) -> Array:
+        """The state [B, T, D] before the first loop: zero, where no part gives another."""
+        return through(self.parts, "initial_state", jnp.zeros_like(here.e), here)
+
+    def first(self, loop: Array) -> Array:
+        """Whether a loop has no state before it; where a part gives one, none is the first."""
+        given = any(hasattr(part, "initial_state") for part in self.parts.values())
+        return jnp.zeros_like(loop, bool) if given else loop == 0
 
     def loop(self, here: Here, history: Histories, view: View) -> Array:
         """One loop: the stream [B, T, D] after its last layer."""
@@ -113,6 +127,7 @@ class LoopedTransformer(nnx.Module):
         attend: Attend = plain,
         start: Array | None = None,
         done: int = 0,
+        seeds: Array | None = None,
     ) -> tuple[LoopStates, Cache | None]:
         """States after `return_loops`, and the cache as `past` now is.
 
@@ -125,18 +140,19 @@ class LoopedTransformer(nnx.Module):
 
         before = other_tokens(past.cache if past else None)
         positions = jnp.arange(tokens.shape[1]) if past is None else past.positions
-        here = self.enter(tokens, positions, before.open)
+        here = self.enter(tokens, positions, before.open, seeds)
         collect = return_loops != (loops - 1,)  # the last state is the scan's carry
 
         def one_loop(carry: tuple[Array, Cache | None], of_loop: tuple[Array, Any]):
             (h, cache), (index, inputs) = carry, of_loop
             view = probe.view(index, inputs)
             before = other_tokens(cache, view)
-            x = self.loop(here._replace(h=h, loop=index, first=index == 0), before.open, view)
+            now = here._replace(h=h, loop=index, first=self.first(index))
+            x = self.loop(now, before.open, view)
             h = view("state", None, rms_norm(x))  # every loop closes with a norm
             return (h, before.cache), (h if collect else None, mean_norm(x), view.seen())
 
-        h = jnp.zeros_like(here.e) if start is None else start
+        h = self.begin(here) if start is None else start
         (h, cache), (states, norms, seen) = scan_loops(
             one_loop, (h, before.cache), done, loops, inputs=probe.inputs, remat=self.config.remat
         )
@@ -182,20 +198,31 @@ def forward(
     attend: Attend = plain,
     start: Array | None = None,
     done: int = 0,
+    seeds: Array | None = None,
 ) -> LoopStates:
     """Run `loops` loops over tokens [B, T]; the states after `return_loops`, counted from 0.
 
     By default the config's own K, and the last. The state after loop k is what a model of k + 1
     loops ends with, so one pass serves every smaller loop count. Computes in `config.dtype`.
     `probe`: see model/probe.py. `attend`: see model/attention_kernels.py; plain attention runs
-    anywhere. `start` [B, T, D]: go on from this state, which `done` loops have left.
+    anywhere. `start` [B, T, D]: go on from this state, which `done` loops have left. `seeds` uint32
+    [B]: of the rows, in training alone; see model/random_numbers.py.
     """
     loops = config.loops if loops is None else loops
     return_loops = (loops - 1,) if return_loops is None else return_loops
     if not return_loops or not all(done <= k < loops for k in return_loops):
         raise ValueError(f"return_loops={return_loops} must name loops {done} to {loops - 1}")
     model = bind(config, params)
-    return model(tokens, loops, return_loops, probe=probe, attend=attend, start=start, done=done)[0]
+    return model(
+        tokens,
+        loops,
+        return_loops,
+        probe=probe,
+        attend=attend,
+        start=start,
+        done=done,
+        seeds=seeds,
+    )[0]
 
 
 def read_out(config: ModelConfig, params: Params, hidden: Array) -> Array:
@@ -300,7 +327,7 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
         model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
         here = model.enter(tokens, jnp.zeros((1,)), history)
         loop = jnp.zeros([], jnp.int32)
-        now = here._replace(h=here.e, loop=loop, first=loop == 0)
+        now = here._replace(h=model.begin(here), loop=loop, first=model.first(loop))
         model.leave(model.loop(now, history, BLIND), here)
         return found
 

@@ -30,6 +30,7 @@ from looped_jax.planning.step_time import StepTime, Work
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import Hardware
 from looped_jax.training import optimizers, train_step
+from looped_jax.training.row_draws import RowDraws
 from looped_jax.training.train_state import TrainState
 
 PLANNED_REMATS = ("loop", "dots", "none")  # from least to most memory
@@ -225,13 +226,17 @@ def compile_step(config: Config) -> jax.stages.Compiled:
     mesh = mesh_of(config)
     rows = config.train.batch_size * sharding.batch_devices(mesh)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
-    tokens = jax.ShapeDtypeStruct(
-        (num_micro_batches, rows, config.model.seq_len + 1),
-        np.int32,
-        sharding=sharding.batch_sharding(mesh),
+    text = jax.ShapeDtypeStruct((config.model.seq_len + 1,), np.int32)
+    batch = jax.tree.map(
+        lambda row: jax.ShapeDtypeStruct(
+            (num_micro_batches, rows, *row.shape),
+            row.dtype,
+            sharding=sharding.batch_sharding(mesh),
+        ),
+        RowDraws(config).row_shapes(text),
     )
     optimizer, shapes = abstract_state(config, mesh)
-    step = train_step.make_train_step(config, optimizer, mesh).lower(shapes, tokens)
+    step = train_step.make_train_step(config, optimizer, mesh).lower(shapes, batch)
     # It is never run: level 0 halves compile time, with the same memory and the same collectives.
     return step.compile(compiler_options={"xla_backend_optimization_level": "0"})
 

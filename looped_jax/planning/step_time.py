@@ -74,10 +74,10 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     tokens = config.train.tokens_per_step / batch_devices
     keys = sum(min(w or model.seq_len, model.seq_len) for w in model.windows())
     attention = 4 * model.width * keys * model.loops
-    head = 2 * model.padded_vocab * model.width * len(model.scored_loops())
+    head = 2 * model.padded_vocab * model.width * model.read_outs()
     loops = counted.flops / 3 - head
     recomputed = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
-    if len(model.scored_loops()) * rows * model.seq_len > logit_chunk(model, rows):
+    if model.read_outs() * rows * model.seq_len > logit_chunk(model, rows):
         recomputed += head
     copies = 2 if model.dtype == "bfloat16" else 4
     reads = 3 if model.remat == "loop" else 2

@@ -1,62 +1,42 @@
-"""The loops of every training step: drawn by the host, a part of the batch.
-
-A count follows from train.seed, the step and the row's number in the step alone. So a resumed run,
-another mesh and other micro-batches run the same loops, and every device is told the same.
-"""
+"""The loops of every training step: drawn by the host, a part of the batch; see row_draws.py."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
-import jax
 import numpy as np
 
 from looped_jax.config.registry import LOOP_DISTRIBUTIONS, LOOP_RULES
 from looped_jax.config.resolved import Config
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops
-from looped_jax.runtime.sharding import EVERYTHING, Shard
 
 KEY = "train.loop_sampling"
 
 
 class LoopSampler:
-    """Loop counts for the rows of each step; off, batches pass as they are. Raises ConfigError.
+    """Loop counts for the rows of each step. Raises ConfigError.
 
     on: whether train.loop_sampling asks for anything
     longest: the most loops that gradients pass: what the step is compiled for
     """
 
-    def __init__(self, config: Config, shard: Shard = EVERYTHING):
-        self._config, self._settings, self._shard = config, config.train.loop_sampling, shard
+    def __init__(self, config: Config):
+        self._config, self._settings = config, config.train.loop_sampling
         self.on, self.longest = self._settings.on, self._settings.longest(config.model.loops)
         self._rows = config.train.tokens_per_step // config.model.seq_len
         check(config)
 
-    def row_shapes(self, shapes: Any) -> Any:
-        """Shapes of one row of a batch, from those that the task gives."""
-        if not self.on:
-            return shapes
-        if not isinstance(shapes, dict):
-            tokens = jax.ShapeDtypeStruct((shapes.shape[0] - 1,), shapes.dtype)
-            shapes = {"inputs": tokens, "targets": tokens}
-        count = jax.ShapeDtypeStruct((), np.int32)
-        return shapes | {"loops": count, "backward_loops": count}
+    def columns(self, step: int) -> dict[str, np.ndarray]:
+        """What batches hold for it, int32 [rows] each: "loops" and "backward_loops"; off, nothing.
 
-    def join(self, batch: Any, step: int) -> Any:
-        """The batch of `step` with its rows' loop counts: "loops", "backward_loops" int32 [rows].
-
-        Rows are those of this shard: the index-th of every count rows of the step.
+        Of all rows of a step.
         """
         if not self.on:
-            return batch
-        if not isinstance(batch, dict):
-            batch = {"inputs": batch[:, :-1], "targets": batch[:, 1:]}
-        loops = self.draw(step)[self._shard.index :: self._shard.count]
-        backward = np.full_like(loops, self.backward(step))
-        return batch | {"loops": loops, "backward_loops": backward}
+            return {}
+        loops = self.draw(step)
+        return {"loops": loops, "backward_loops": np.full_like(loops, self.backward(step))}
 
     def draw(self, step: int) -> np.ndarray:
         """Loops of all rows of a step, int32 [rows]; steps count from 1."""

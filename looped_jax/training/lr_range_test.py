@@ -25,8 +25,8 @@ from looped_jax.model import attention_kernels
 from looped_jax.runtime import hardware, sharding
 from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
-from looped_jax.training.loop_sampler import LoopSampler
 from looped_jax.training.metric_log import EMA
+from looped_jax.training.row_draws import RowDraws
 from looped_jax.training.train_state import TrainState
 
 SMOOTHING = 0.9
@@ -162,9 +162,9 @@ def find(
     ramps = {}
     for k in loops:
         looped = dataclasses.replace(config, model=dataclasses.replace(config.model, loops=k))
-        sampler = LoopSampler(looped)
+        draws = RowDraws(looped)
         with contextlib.closing(rows()) as opened:
-            joined = (sampler.join(batch, n) for n, batch in enumerate(opened, start=1))
+            joined = (draws.join(batch, n) for n, batch in enumerate(opened, start=1))
             batches = (
                 jax.tree.map(lambda a: a.reshape(num_micro_batches, -1, *a.shape[1:]), batch)
                 for batch in joined

@@ -15,7 +15,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.resolved import Config
-from looped_jax.model import attention_kernels, objectives, sampled_loops, transformer
+from looped_jax.model import (
+    attention_kernels,
+    objectives,
+    random_numbers,
+    sampled_loops,
+    transformer,
+)
 from looped_jax.model.objectives import Batch
 from looped_jax.model.probe import BLIND, TAPS, Probe, Taps, closed_taps
 from looped_jax.model.transformer import LoopStates, Params
@@ -116,8 +122,8 @@ def gradients(
 
     `tokens` [M, rows, T + 1] are M micro-batches of text, each token the target of the one before;
     or a batch of any other task, see model/objectives/base.py, each of its arrays [M, rows, …],
-    targets of each loop [M, rows, N, T]. With train.loop_sampling a batch also holds what
-    LoopSampler.join adds, and metrics are of the loops with gradients.
+    targets of each loop [M, rows, N, T]. It also holds what RowDraws.join adds. With
+    train.loop_sampling metrics are of the loops with gradients.
     """
     model, axes = config.model, sharding.batch_axes(mesh)
     specs = sharding.manual_specs(mesh, transformer.weights(model))
@@ -126,8 +132,10 @@ def gradients(
     longest = sampling.longest(model.loops)
     taps = closed_taps(model, longest if sampling.on else None) if diagnostics else None
     scored = objectives.of(model)
+    drawn = random_numbers.in_training(model)
 
     def states_of(params: Params, batch: Batch, probe: Probe) -> LoopStates:
+        seeds = batch["seeds"] if drawn else None
         if not sampling.on:
             return transformer.forward(
                 model,
@@ -136,6 +144,7 @@ def gradients(
                 return_loops=scored.loops(model),
                 probe=probe,
                 attend=attend,
+                seeds=seeds,
             )
         counts = sampled_loops.Counts(
             batch["loops"] if sampling.per == "sequence" else None,
@@ -143,7 +152,14 @@ def gradients(
             batch["backward"],
         )
         return sampled_loops.forward(
-            model, params, batch["inputs"], counts, longest=longest, probe=probe, attend=attend
+            model,
+            params,
+            batch["inputs"],
+            counts,
+            longest=longest,
+            probe=probe,
+            attend=attend,
+            seeds=seeds,
         )
 
     def objective(params: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:

@@ -25,6 +25,7 @@ from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
 from looped_jax.training.loop_distributions import UniformSettings
 from looped_jax.training.loop_sampler import LoopSampler
+from looped_jax.training.row_draws import RowDraws
 from tests.model.test_kv_cache import random_weights
 
 ROWS = np.random.default_rng(0).integers(0, 97, (16, 10)).astype(np.int32)
@@ -162,14 +163,14 @@ def steps_of(config, sizes, micro_batches, steps=6):
     )
     optimizer = optimizers.make_optimizer(config, mesh)
     state = train_step.create(config, optimizer, mesh)
-    step, sampler, found = (
+    step, draws, found = (
         train_step.make_train_step(config, optimizer, mesh),
-        LoopSampler(config),
+        RowDraws(config),
         [],
     )
     for number in range(1, steps + 1):
         batch = jax.tree.map(
-            lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), sampler.join(ROWS, number)
+            lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), draws.join(ROWS, number)
         )
         state, metrics = step(state, batch)
         found.append(jax.device_get(metrics))
@@ -239,6 +240,6 @@ def test_off_it_is_the_same_program(loss):
     assert " while[" not in program and " cond[" not in program
     on = config_of(distribution="uniform", backward_loops=2)
     run = functools.partial(train_step.gradients, on, sharding.one_device())
-    batch = jax.tree.map(lambda a: a[None], LoopSampler(on).join(ROWS, 1))
+    batch = jax.tree.map(lambda a: a[None], RowDraws(on).join(ROWS, 1))
     program = str(jax.make_jaxpr(run)(shapes, batch))
     assert " while[" in program and " cond[" in program

@@ -20,7 +20,7 @@ from looped_jax.model import transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import lr_range_test, optimizers, train_step
-from looped_jax.training.loop_sampler import LoopSampler
+from looped_jax.training.row_draws import RowDraws
 
 ROWS = 2  # of each device and micro-batch
 PROGRAMS = ("train", "diagnostics", "lr_find", "score", "span", "measure", "prefill", "decode")
@@ -56,7 +56,7 @@ def lowered(program, config, mesh, time, rows, micro_batches):
             lambda row: jax.ShapeDtypeStruct(
                 (micro_batches, rows, *row.shape), row.dtype, sharding=place
             ),
-            LoopSampler(config).row_shapes(jax.ShapeDtypeStruct((time + 1,), np.int32)),
+            RowDraws(config).row_shapes(jax.ShapeDtypeStruct((time + 1,), np.int32)),
         )
         step = train_step.make_train_step(
             config, optimizer, mesh, diagnostics=program == "diagnostics"

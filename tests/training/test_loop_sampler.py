@@ -20,7 +20,6 @@ from looped_jax.config.settings import (
 from looped_jax.errors import CheckpointError, ConfigError
 from looped_jax.model import flops, transformer
 from looped_jax.resolve import resolve, run_name
-from looped_jax.runtime.sharding import Shard
 from looped_jax.training import fingerprint, resumption
 from looped_jax.training.checkpoint import load_params
 from looped_jax.training.loop_distributions import LogNormalPoissonSettings, UniformSettings
@@ -120,16 +119,9 @@ def test_a_draw_depends_on_seed_step_and_row_alone():
     config = config_of("poisson", per="sequence")
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
     assert list(LoopSampler(other).draw(5)) != list(few.draw(5))
-    rows = np.zeros((16, 9), np.int32)  # of one of two processes
-    halves = [
-        LoopSampler(config_of("poisson", rows=32, per="sequence", backward_loops=3), Shard(i, 2))
-        for i in (0, 1)
-    ]
-    joined = [half.join(rows, 5) for half in halves]
-    assert joined[0]["inputs"].shape == joined[0]["targets"].shape == (16, 8)
-    together = np.stack([batch["loops"] for batch in joined], axis=1).reshape(-1)
-    np.testing.assert_array_equal(together, many.draw(5))
-    assert (joined[0]["backward_loops"] == 3).all()
+    columns = many.columns(5)
+    np.testing.assert_array_equal(columns["loops"], many.draw(5))
+    assert (columns["backward_loops"] == 3).all()
 
 
 def test_all_rows_of_a_step_run_one_count():
@@ -138,11 +130,9 @@ def test_all_rows_of_a_step_run_one_count():
     assert all(len(counts) == 1 for counts in steps) and len(set.union(*steps)) > 5
 
 
-def test_off_a_batch_passes_as_it_is():
-    sampler, rows = LoopSampler(config_of()), np.zeros((8, 9), np.int32)
-    assert not sampler.on and sampler.join(rows, 1) is rows and sampler.describe() == []
-    shapes = {"inputs": 1}
-    assert sampler.row_shapes(shapes) is shapes
+def test_off_nothing_is_drawn():
+    sampler = LoopSampler(config_of())
+    assert not sampler.on and sampler.columns(1) == {} and sampler.describe() == []
 
 
 @pytest.mark.parametrize(

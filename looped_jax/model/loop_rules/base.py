@@ -3,7 +3,7 @@
 A rule says how a loop starts and what its layers take from the previous loop. `here`, see
 model/parts/base.py, holds h, the state after the previous loop, zero in the first one; e, the
 embedding before normalisation; and the indices of loop and layer. In the first loop every rule is a
-plain transformer. All are [B, T, D].
+plain transformer, unless a part gives the state before it. All are [B, T, D].
 
 To try an idea, register a rule, here or in a file of your own: it is then a choice of
 `model.variant` and in every test that runs over all rules.
@@ -28,10 +28,12 @@ class LoopRule(nnx.Module):
 
     same_start: the first layer's stream, and so its keys and values, are the same in every loop
     rereads_embedding: whether loops after the first read it, not the state alone
+    draws: whether it asks for random numbers, by here.draw
     """
 
     same_start: ClassVar[bool] = False
     rereads_embedding: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         """A rule may make weights of its own; see model/weights.py."""

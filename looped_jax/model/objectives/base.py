@@ -1,13 +1,16 @@
 """What training minimises: which loops are read, and what is asked of each.
 
 A batch is a dict: inputs [B, T]; targets [B, T] shared by all loops that are read, or [N, B, T] of
-its own for each of them; negative targets are left out. An objective never takes part in
-validation, which scores the same targets at every loop count.
+its own for each of them; negative targets are left out; where anything draws, uint32 seeds [B], see
+model/random_numbers.py. An objective never takes part in validation, which scores the same targets
+at every loop count.
 
 One of your own is registered as those in this folder, and is then a choice of `model.loss`.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +29,18 @@ class Objective:
 
     Reads zero-based loops; a subclass chooses them, and may weigh their losses otherwise, with
     `total`, or minimise something else, with `loss`. One that cannot be, raises ConfigError in
-    `loops`, which is asked first.
+    `loops`, which is asked first. One that draws random numbers says so.
     """
+
+    draws: ClassVar[bool] = False
 
     def loops(self, config: ModelConfig) -> tuple[int, ...]:
         """Zero-based loops whose states are read, the last one included."""
         return (config.loops - 1,)
+
+    def read_outs(self, config: ModelConfig) -> int:
+        """How many states of a token the head reads."""
+        return len(self.loops(config))
 
     def nats(self, config: ModelConfig, params: Params, hidden: Array, batch: Batch) -> Array:
         """Summed losses float32 [N] of states [N, B, T, D] after the loops that are read."""

@@ -13,10 +13,13 @@ from looped_jax.model.parts import (
     prelude,
     residual_scale,
     sandwich_norm,
+    state_init,
+    state_noise,
     value_embedding,
 )
 
 __all__ = [
     "branch_gains", "coda", "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding",
-    "loop_gains", "loop_lora", "prelude", "residual_scale", "sandwich_norm", "value_embedding",
+    "loop_gains", "loop_lora", "prelude", "residual_scale", "sandwich_norm", "state_init",
+    "state_noise", "value_embedding",
 ]  # fmt: skip

@@ -10,6 +10,9 @@ Sites, in the order in which a token meets them (B batch, T time, D width). Thos
 for parts with each_layer = False, those of a layer for the others, `entry` for both:
 
 entry             e [B, T, D]      once, after the embedding and before the loops
+initial_state     h [B, T, D]      of the model: once, the state that the first loop starts from,
+                                   zero without a part; with one, rules treat the first loop as
+                                   every other
 loop_start        x [B, T, D]      of the model: at the start of every loop, after the loop rule
 stream            x [B, T, D]      before each branch of a layer
 attention_input   x [B, T, D]      normalised input of keys and values
@@ -31,7 +34,7 @@ readout           z [..., Vp]      of the model: float32 logits before the soft 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -43,9 +46,10 @@ from looped_jax.config.options import setting
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.linear import linear
+from looped_jax.model.random_numbers import RandomNumbers
 
 Array = jax.Array
-OF_MODEL = ("entry", "loop_start", "loop_end", "exit", "stop", "readout")
+OF_MODEL = ("entry", "initial_state", "loop_start", "loop_end", "exit", "stop", "readout")
 OF_LAYER = (
     "entry", "stream", "attention_input", "product", "query", "key", "value", "mixed",
     "attention_output", "attention_sum", "mlp_input", "mlp_output", "block_output",
@@ -83,12 +87,13 @@ class Here(NamedTuple):
 
     tokens: [B, T]
     e: [B, T, D] embedded tokens, after the entry
-    h: [B, T, D] state after the previous loop, zero in the first loop
-    loop: traced index of the loop, from 0; first: traced, whether it is the first loop
+    h: [B, T, D] state after the previous loop, in the first loop the initial one
+    loop: traced index of the loop, from 0; first: traced, whether no state was before it
     layer: index from 0, or None outside of layers
     history: see History; entry: what parts left at the entry for later, by name
     rope: rotary tables of the tokens' positions; see block.rope_tables
     matrix: name of the matrix whose product it is, and source: what it was multiplied with
+    random: see model/random_numbers.py, None where nothing draws; place: site and part that ask
     """
 
     tokens: Any = None
@@ -102,10 +107,32 @@ class Here(NamedTuple):
     rope: Any = None
     matrix: str | None = None
     source: Any = None
+    random: RandomNumbers | None = None
+    place: str = ""
 
     def at(self, place: str) -> Here:
-        """The same, with the history of one part at one site, or of the loop rule."""
-        return self._replace(history=self.history and self.history.at(place))
+        """The same, with the history and random numbers of a part at a site, or of the rule."""
+        return self._replace(history=self.history and self.history.at(place), place=place)
+
+    @property
+    def training(self) -> bool:
+        """For what draws: whether rows have seeds of their own, as in training alone."""
+        return self.random is not None and self.random.training
+
+    def draw(self, sampler: Callable[..., Array], *arguments: Any) -> Array:
+        """Of every token sampler(key, *arguments), as draw(jax.random.normal, (width,)).
+
+        [B, T, …], or [1, T, …] where rows have no seeds of their own (see training).
+        Of a part or rule with `draws = True`; one that asks twice at a site draws the same twice.
+        """
+        if self.random is None:
+            raise TypeError(
+                f"{self.place} draws random numbers: let its class say draws = True, and draw at a "
+                "site that knows the tokens"
+            )
+        return self.random.draw(
+            sampler, *arguments, place=self.place, loop=self.loop, layer=self.layer
+        )
 
 
 class Part(nnx.Module):
@@ -114,6 +141,7 @@ class Part(nnx.Module):
     Settings = PartSettings
     each_layer = True  # one in every layer, else one for the model
     starts_as_identity = True  # a fresh model computes what it computes without the part
+    draws = False  # random numbers, by here.draw
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Raise TypeError for a class that acts at no site, or at one that nobody will call."""
