@@ -28,6 +28,7 @@ def test_loops_and_scored_loops_are_counted():
     assert one.flops == one.reference_flops == three.reference_flops
     every = flops.count(model(loops=3, loss="STEP"))
     assert every.flops - three.flops == 2 * head
+    assert flops.count(model(loops=3, loss="RANDOM")).flops == three.flops + head
 
 
 @pytest.mark.parametrize("attention", ["full", "mla"])

@@ -15,6 +15,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.model import loss, objectives, transformer
 from looped_jax.model.objectives.exit_gate import ExitGateSettings, ExitSettings
 from looped_jax.model.objectives.fixed_point import FixedPointSettings
+from looped_jax.model.objectives.random_loops import RandomLoopsSettings, drawn_loops
 from looped_jax.model.objectives.weighted import WeightedSettings
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -143,6 +144,39 @@ def test_without_a_gate_or_a_choice_they_are_refused(name):
         config_of(name)
     with pytest.raises(ConfigError, match="model.loops=1 leaves the gate of model.loss="):
         config_of(name, loops=1, gate=True)
+
+
+@pytest.mark.parametrize(("others", "per_loop"), [(1, False), (2, True)])
+def test_random_loops(others, per_loop):
+    model = config_of("RANDOM", RandomLoopsSettings(others), loops=4).model
+    params, seeds = random_weights(model), np.arange(4, dtype=np.uint32)
+    hidden = transformer.forward(model, params, TOKENS, return_loops=(0, 1, 2, 3)).hidden
+    targets = np.random.default_rng(3).integers(-1, 97, (4, 4, 9)) if per_loop else TARGETS
+    nats = np.asarray(loss.token_losses(model, params, hidden, targets)).sum(2)  # [K, B]
+    batch = {"inputs": TOKENS, "targets": targets, "seeds": seeds}
+    total, logged = objectives.of(model).loss(model, params, hidden, batch)
+    drawn, rows = np.asarray(drawn_loops(seeds, 3, others)), range(4)
+    wanted = sum(nats[k, row] for row in rows for k in (*drawn[:, row], 3)) / (others + 1)
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    seen = [sum(nats[k, row] for row in rows if k in drawn[:, row]) for k in range(3)]
+    wanted = [*(3 / others * np.array(seen)), nats[3].sum()]
+    np.testing.assert_allclose(logged, wanted, rtol=1e-5)
+    assert model.read_outs() == others + 1
+
+
+def test_rows_draw_every_loop_as_often_and_none_twice():
+    """So a loop's logged loss, that of the rows that drew it over their share, is unbiased."""
+    drawn = np.asarray(drawn_loops(np.arange(3000, dtype=np.uint32), 4, 3))
+    assert (np.diff(np.sort(drawn, axis=0), axis=0) > 0).all()
+    share = np.bincount(drawn.reshape(-1), minlength=4) / 3000
+    np.testing.assert_allclose(share, 3 / 4, atol=5 * np.sqrt(3 / 16 / 3000))
+
+
+@pytest.mark.parametrize(("others", "loops"), [(3, 3), (1, 1)])
+def test_more_random_loops_than_there_are_are_refused(others, loops):
+    message = f"RANDOM.others={others}: model.loops={loops} has {loops - 1} before the last"
+    with pytest.raises(ConfigError, match=message):
+        config_of("RANDOM", RandomLoopsSettings(others), loops=loops)
 
 
 @pytest.mark.parametrize("name", ["SELF_WEIGHTED", "FIXED_POINT", "EXIT"])

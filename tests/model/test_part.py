@@ -259,6 +259,40 @@ def test_looking_back_is_right_at_every_site_and_in_all_at_once(registered, vari
     check_decoding(with_parts(("of_layers", "of_model"), variant=variant, layers=2).model)
 
 
+def drawing(each_layer, sites, says=True):
+    """A part that adds noise at every one of its sites."""
+
+    def act(site):
+        def method(self, x, here):
+            return x + 0.3 * here.draw(jax.random.normal, x.shape[2:]).astype(x.dtype)
+
+        return method
+
+    own = {"each_layer": each_layer, "draws": says, **{site: act(site) for site in sites}}
+    return type("Draws", (Part,), own)
+
+
+def test_what_is_drawn_is_the_same_in_decoding(registered):
+    class Noisy(LoopRule):
+        draws = True
+
+        def start(self, here):
+            return rms_norm(here.e + here.h) + 0.3 * here.draw(jax.random.normal, (32,))
+
+    registered(LOOP_RULES, "noisy", Noisy)
+    registered(PARTS, "of_layers", drawing(True, ("entry", "value")))
+    registered(PARTS, "of_model", drawing(False, ("initial_state",)))
+    config = with_parts(("of_layers", "of_model"), variant="noisy", layers=1).model
+    check_decoding(config, loop_counts=(2,))
+
+
+def test_what_draws_without_saying_so_is_refused(registered):
+    registered(PARTS, "silent", drawing(True, ("mlp_input",), says=False))
+    config = with_parts(("silent",)).model
+    with pytest.raises(TypeError, match="mlp_input.silent draws .* say draws = True"):
+        transformer.forward(config, loud(config), TOKENS)
+
+
 def test_a_part_may_attend_by_itself(registered):
     class Attends(Part):
         def __init__(self, settings, config, layer, *, rngs):

@@ -63,10 +63,10 @@ def counts_of(total, backward, rows=None):
 
 @functools.cache
 def sampled(config, longest=3):
-    """Jitted (params, tokens, targets, counts) -> gradients, (loss, states, norms)."""
+    """Jitted (params, tokens, targets, counts, seeds) -> gradients, (loss, states, norms)."""
 
-    def objective(params, tokens, targets, counts):
-        states = sampled_loops.forward(config, params, tokens, counts, longest=longest)
+    def objective(params, tokens, targets, counts, seeds=None):
+        states = sampled_loops.forward(config, params, tokens, counts, longest=longest, seeds=seeds)
         nats = loss.token_losses(config, params, states.hidden, targets).sum()
         return nats, (nats, states.hidden[0], states.norms)
 
@@ -131,15 +131,19 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(remat):
     ],
 )
 def test_every_sequence_is_as_if_it_ran_alone(variant, parts):
-    """A row of p loops, k of them with gradients at most: its last min(p, k) have some."""
+    """A row of p loops, k of them with gradients at most: its last min(p, k) have some.
+
+    What it draws is its own, too: its initial state, and the noise of its loops.
+    """
     config = config_of(variant, parts).model
-    params, rows = random_weights(config), [1, 5, 2, 4]
-    found, (nats, hidden, _) = sampled(config)(params, TOKENS, TARGETS, counts_of(5, 3, rows))
+    params, rows, seeds = random_weights(config), [1, 5, 2, 4], np.arange(4, dtype=np.uint32)
+    counts = counts_of(5, 3, rows)
+    found, (nats, hidden, _) = sampled(config)(params, TOKENS, TARGETS, counts, seeds)
     wanted, total = jax.tree.map(jnp.zeros_like, params), 0.0
     for row, count in enumerate(rows):
         here = slice(row, row + 1)
         gradient, (alone, state, _) = sampled(config)(
-            params, TOKENS[here], TARGETS[here], counts_of(count, min(count, 3))
+            params, TOKENS[here], TARGETS[here], counts_of(count, min(count, 3)), seeds[here]
         )
         wanted, total = jax.tree.map(jnp.add, wanted, gradient), total + alone
         np.testing.assert_allclose(hidden[here], state, atol=2e-5)

@@ -10,6 +10,8 @@ import re
 import pytest
 
 from configs import base
+from looped_jax.config.options import Parts
+from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import micro_batches
 from looped_jax.config.settings import LoopSamplingConfig, Settings
 from looped_jax.planning import collectives, hlo
@@ -133,6 +135,13 @@ def test_training(target, row):
 def test_sampled_loops(target, mesh):
     drawn = LoopSamplingConfig("log_normal_poisson", per="sequence", backward_loops=2)
     check(target, MESHES[mesh], "train", 4, sampling=drawn)
+
+
+@pytest.mark.parametrize("remat", ["loop", "offload"])
+@pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
+def test_random_numbers_inside_of_loops(target, remat):
+    drawn = Parts({n: PARTS[n].Settings(on=True) for n in ("state_init", "state_noise")})
+    check(target, MESHES["tensor"], "train", 4, parts=drawn, loss="RANDOM", remat=remat)
 
 
 @pytest.mark.parametrize("row", every_pair(OTHERS), ids=name)

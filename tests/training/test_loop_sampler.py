@@ -240,11 +240,13 @@ def run(folder, steps):
     values.train.loop_sampling.update(
         distribution="truncated_poisson", per="sequence", backward_loops=2
     )
+    for part in ("state_init", "state_noise"):  # which draw random numbers
+        values.model.parts[part].on = True
     train.train(Settings.from_dict(values))
     return read_config(folder), [e for e in read_log(folder) if "train/loss" in e]
 
 
-def test_a_run_goes_on_with_the_loops_that_it_would_have_drawn(tmp_path):
+def test_a_run_goes_on_with_what_it_would_have_drawn(tmp_path):
     run(tmp_path / "parts", steps=3)
     _, parts = run(tmp_path / "parts", steps=6)
     config, whole = run(tmp_path / "whole", steps=6)

@@ -13,6 +13,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.model import probe, transformer
 from tests.model.parts.plain import norm, params_of
 from tests.model.test_part import TOKENS, loud, with_parts
+from tests.model.test_sampled_loops import counts_of, sampled
 
 SEEDS = np.array([7, 11], np.uint32)
 
@@ -88,6 +89,18 @@ def test_a_plain_loop_that_starts_from_the_embedding_is_the_plain_loop():
         for c in (started, plain)
     )
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_gradients_reach_the_embedding_through_the_state_alone():
+    """Also where the number of loops is data, and rows begin in different ones."""
+    started, plain = config_of("embedding", variant="LT"), with_parts((), variant="LT").model
+    params, counts = loud(plain, 0.1), counts_of(3, 3, [3, 1])
+    ours, theirs = (
+        sampled(c)(params_of(c, params), TOKENS, TOKENS, counts)[0]["embed"]
+        for c in (started, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert np.abs(ours).max() > 1e-3
 
 
 def test_zero_is_a_state_too():
