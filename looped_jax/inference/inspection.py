@@ -230,6 +230,11 @@ def _check(
             )
     if layers is not None and not len(tuple(layers)):
         raise ArgumentError("layers=() asks for nothing; leave it out for all of them")
+    if any(e.name == "state" for e in edits) and (names := transformer.carried_names(config)):
+        raise ArgumentError(
+            f"edit of 'state': {', '.join(names)} hands on what the loop left before; edit "
+            " 'block' of the last layer, which comes before"
+        )
     chosen = [("layers", layer, config.layers) for layer in layers or ()]
     chosen += [("positions", place, time) for place in positions or ()]
     for edit in edits:

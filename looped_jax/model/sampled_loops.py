@@ -10,6 +10,7 @@ activations is kept.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,11 +23,13 @@ from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.loop_scan import counted_loops
 from looped_jax.model.norm import rms_norm
+from looped_jax.model.parts.base import Here
 from looped_jax.model.probe import BLIND, Probe, mean_norm
 from looped_jax.model.transformer import LoopStates, Params
 
 Array = jax.Array
 Batch = dict[str, Array]
+Carry = tuple[Array, Any]  # the state, and what parts hand on beside it
 
 
 class Counts(NamedTuple):
@@ -62,12 +65,12 @@ def forward(
     learned = _one_loop(config, params, tokens, counts, attend, seeds)
     stopped = _one_loop(config, jax.lax.stop_gradient(params), tokens, counts, attend, seeds)
 
-    def body(h: Array, of_loop: tuple[Array, Any]) -> tuple[Array, Any]:
-        return learned.run(h, of_loop[0], probe, of_loop[1])
+    def body(carry: Carry, of_loop: tuple[Array, Any]) -> tuple[Carry, Any]:
+        return learned.run(carry, of_loop[0], probe, of_loop[1])
 
-    h, (norms, seen) = counted_loops(
+    (h, _), (norms, seen) = counted_loops(
         body,
-        lambda h, left: stopped.run(h, left, BLIND, None)[0],
+        lambda carry, left: stopped.run(carry, left, BLIND, None)[0],
         learned.initial,
         counts.total,
         counts.backward,
@@ -106,13 +109,14 @@ def run_in(batch: Batch, axes: tuple[str, ...]) -> dict[str, Array]:
 
 
 class _Loop(NamedTuple):
-    """One loop of a model that has seen its tokens: run(h, left, probe, inputs) -> (h, kept).
+    """One loop of a model that has seen its tokens.
 
-    initial: [B, T, D] the state before a row's first loop
+    initial: what a row's first loop begins with
+    run: (carry, left, probe, inputs) -> (carry, kept)
     """
 
-    initial: Array
-    run: Callable[[Array, Array, Probe, Any], tuple[Array, Any]]
+    initial: Carry
+    run: Callable[[Carry, Array, Probe, Any], tuple[Carry, Any]]
     leave: Callable[[Array], Array]
 
 
@@ -128,7 +132,7 @@ def _one_loop(
     here = model.enter(tokens, jnp.arange(tokens.shape[1]), FullPass(attend).open, seeds)
     initial = model.begin(here)
 
-    def run(h: Array, left: Array, probe: Probe, inputs: Any) -> tuple[Array, Any]:
+    def run(carry: Carry, left: Array, probe: Probe, inputs: Any) -> tuple[Carry, Any]:
         if counts.rows is None:
             loop = counts.total - left
             first = model.first(loop)
@@ -136,11 +140,15 @@ def _one_loop(
             loop = jnp.maximum(counts.rows - left, 0)[:, None]
             first = model.first(loop)[..., None]
         # Where it begins: gradients reach it, which they do not through the carry of the scan.
-        h = jnp.where((loop == 0)[..., None], initial, h)
+        h, carried = jax.tree.map(functools.partial(_unless, loop == 0), initial, carry)
         view = probe.view(loop, inputs)
-        now = here._replace(h=h, loop=loop, first=first)
+        now = here._replace(h=h, loop=loop, first=first, carried=carried)
         x = model.loop(now, FullPass(attend, view).open, view)
-        h = view("state", None, rms_norm(x))
-        return h, (mean_norm(x), view.seen())
+        return (view("state", None, rms_norm(x)), now.carried), (mean_norm(x), view.seen())
 
     return _Loop(initial, run, lambda h: model.leave(h, here))
+
+
+def _unless(begins: Array, initial: Array, x: Array) -> Array:
+    """x [B, T, …], or what it is at first where a loop [] or [B, 1] is a row's first."""
+    return jnp.where(begins.reshape(*begins.shape, *[1] * (x.ndim - 2)), initial, x)

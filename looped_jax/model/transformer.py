@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.errors import ArgumentError
 from looped_jax.model import attention_kernels, random_numbers
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, rope_tables
@@ -75,18 +76,18 @@ class LoopedTransformer(nnx.Module):
         with jax.named_scope("embed"):
             e = self.embed[...][tokens].astype(self.config.dtype)
         rope = rope_tables(positions, self.config.head_dim, e.dtype)
-        here = Here(tokens, e, history=history(None, None), entry={}, rope=rope)
+        here = Here(tokens, e, history=history(None, None), entry={}, carried={}, rope=rope)
         if random_numbers.in_model(self.config):
             here = here._replace(random=RandomNumbers.of(seeds, positions))
         e = through(self.parts, "entry", e, here)
         for layer, block in enumerate(self.blocks):
             of_layer = here._replace(e=e, layer=layer, history=history(None, layer))
             e = through(block.parts, "entry", e, of_layer)
-        return here._replace(e=e)
+        return here._replace(e=e, carried=jax.tree.map(jnp.zeros_like, here.carried))
 
-    def begin(self, here: Here) -> Array:
-        """The state [B, T, D] before the first loop: zero, where no part gives another."""
-        return through(self.parts, "initial_state", jnp.zeros_like(here.e), here)
+    def begin(self, here: Here) -> tuple[Array, dict[str, Any]]:
+        """Before the first loop: the state [B, T, D], zero where no part gives another; carried."""
+        return through(self.parts, "initial_state", jnp.zeros_like(here.e), here), here.carried
 
     def first(self, loop: Array) -> Array:
         """Whether a loop has no state before it; where a part gives one, none is the first."""
@@ -143,18 +144,28 @@ class LoopedTransformer(nnx.Module):
         here = self.enter(tokens, positions, before.open, seeds)
         collect = return_loops != (loops - 1,)  # the last state is the scan's carry
 
-        def one_loop(carry: tuple[Array, Cache | None], of_loop: tuple[Array, Any]):
-            (h, cache), (index, inputs) = carry, of_loop
+        def one_loop(carry: tuple[Array, Any, Cache | None], of_loop: tuple[Array, Any]):
+            (h, carried, cache), (index, inputs) = carry, of_loop
             view = probe.view(index, inputs)
             before = other_tokens(cache, view)
-            now = here._replace(h=h, loop=index, first=self.first(index))
+            now = here._replace(h=h, loop=index, first=self.first(index), carried=carried)
             x = self.loop(now, before.open, view)
             h = view("state", None, rms_norm(x))  # every loop closes with a norm
-            return (h, before.cache), (h if collect else None, mean_norm(x), view.seen())
+            return (h, now.carried, before.cache), (
+                h if collect else None,
+                mean_norm(x),
+                view.seen(),
+            )
 
-        h = self.begin(here) if start is None else start
-        (h, cache), (states, norms, seen) = scan_loops(
-            one_loop, (h, before.cache), done, loops, inputs=probe.inputs, remat=self.config.remat
+        h, carried = self.begin(here)
+        h = h if start is None else start
+        (h, _, cache), (states, norms, seen) = scan_loops(
+            one_loop,
+            (h, carried, before.cache),
+            done,
+            loops,
+            inputs=probe.inputs,
+            remat=self.config.remat,
         )
         hidden = states[jnp.array([k - done for k in return_loops])] if collect else h[None]
         if any(hasattr(part, "exit") for part in self.parts.values()):
@@ -212,6 +223,11 @@ def forward(
     return_loops = (loops - 1,) if return_loops is None else return_loops
     if not return_loops or not all(done <= k < loops for k in return_loops):
         raise ValueError(f"return_loops={return_loops} must name loops {done} to {loops - 1}")
+    if start is not None and (names := carried_names(config)):
+        raise ArgumentError(
+            f"start is a state alone, and {', '.join(names)} hands on more from loop to loop; run "
+            "all loops, without start"
+        )
     model = bind(config, params)
     return model(
         tokens,
@@ -332,6 +348,17 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
         return found
 
     return jax.eval_shape(look, init_shapes(config))
+
+
+@functools.lru_cache
+def carried_names(config: ModelConfig) -> tuple[str, ...]:
+    """What goes from loop to loop beside the state, by name; by one abstract pass."""
+
+    def look(params: Params) -> dict[str, Any]:
+        model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
+        return model.enter(tokens, jnp.zeros((1,)), FullPass(plain).open).carried
+
+    return tuple(jax.eval_shape(look, init_shapes(config)))
 
 
 def empty_cache(

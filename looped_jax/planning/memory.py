@@ -132,7 +132,8 @@ def _saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int) ->
     def by_tensor(shape: tuple[int, ...]) -> bool:
         """Whether it is sharded over the tensor axis: by hidden units or by heads."""
         heads = {model.heads, model.kv_heads}.intersection(shape[1 if len(shape) > 4 else 2 : -1])
-        return shape[-1:] == (hidden,) or (len(shape) > 3 and bool(heads))
+        by_heads = len(shape) > 3 and shape[-1] != model.width and bool(heads)
+        return shape[-1:] == (hidden,) or by_heads
 
     size = sum(
         array.size * array.dtype.itemsize // (tensor if by_tensor(array.shape) else 1)

@@ -247,6 +247,7 @@ def registered():
         transformer._skeleton,
         transformer.weights,
         transformer.history_shapes,
+        transformer.carried_names,
         flops.count,
     ):
         cached.cache_clear()

@@ -5,6 +5,7 @@ from looped_jax.model.parts import (
     coda,
     damping,
     exit_gate,
+    hyper_connections,
     kv_shift,
     loop_adapters,
     loop_embedding,
@@ -19,7 +20,7 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "branch_gains", "coda", "damping", "exit_gate", "kv_shift", "loop_adapters", "loop_embedding",
-    "loop_gains", "loop_lora", "prelude", "residual_scale", "sandwich_norm", "state_init",
-    "state_noise", "value_embedding",
+    "branch_gains", "coda", "damping", "exit_gate", "hyper_connections", "kv_shift",
+    "loop_adapters", "loop_embedding", "loop_gains", "loop_lora", "prelude", "residual_scale",
+    "sandwich_norm", "state_init", "state_noise", "value_embedding",
 ]  # fmt: skip

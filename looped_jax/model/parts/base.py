@@ -4,7 +4,8 @@ A part is a small module with its settings, its weights (which say their axes an
 see model/weights.py) and a method for each site where it acts. A model without it is the same
 program as before the part existed. model/parts/ holds those that come with this package;
 CONTRIBUTING.md shows how to add one. Weights that are no matrix of a product, such as gains and the
-kernels of convolutions, are of the group "vector": Muon is for matrices.
+kernels of convolutions, are of the group "vector": Muon is for matrices. What a part has to know of
+the loop before, beside the state, it keeps in `here.carried`.
 
 Sites, in the order in which a token meets them (B batch, T time, D width). Those of the model are
 for parts with each_layer = False, those of a layer for the others, `entry` for both:
@@ -91,6 +92,8 @@ class Here(NamedTuple):
     loop: traced index of the loop, from 0; first: traced, whether no state was before it
     layer: index from 0, or None outside of layers
     history: see History; entry: what parts left at the entry for later, by name
+    carried: what parts hand from loop to loop beside h, by name: pytrees of [B, T, …], zero in the
+    first loop. A part says at the entry what its own is like, and replaces it in every loop
     rope: rotary tables of the tokens' positions; see block.rope_tables
     matrix: name of the matrix whose product it is, and source: what it was multiplied with
     random: see model/random_numbers.py, None where nothing draws; place: site and part that ask
@@ -104,6 +107,7 @@ class Here(NamedTuple):
     layer: int | None = None
     history: Any = None
     entry: Any = None
+    carried: Any = None
     rope: Any = None
     matrix: str | None = None
     source: Any = None
