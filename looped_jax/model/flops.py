@@ -43,17 +43,26 @@ def count(config: ModelConfig) -> Cost:
     shows (12 · H · Dh per key and layer, not halved for causality, the field's convention);
     recomputation for rematerialisation is not counted.
     """
-    table = config.padded_vocab * config.width
     weights = transformer.weights(config)
     looped = sum(w.size for name, w in weights.items() if name.startswith("blocks."))
-    head = 2 * table * config.read_outs()
     attention = 12 * config.width * config.seq_len * config.layers
     return Cost(
         parameters=sum(w.size for w in weights.values()),
         looped=looped,
-        flops=3 * (head + _forward(config) / config.seq_len),
-        reference_flops=6 * table + 6 * looped + attention,
+        flops=3 * (config.read_outs() * head(config) + _forward(config) / config.seq_len),
+        reference_flops=3 * head(config) + 6 * looped + attention,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def head(config: ModelConfig) -> float:
+    """FLOPs of the head for one state, forward alone."""
+
+    def run(params: transformer.Params, h: jax.Array) -> jax.Array:
+        return transformer.read_out(config, params, h)
+
+    h = jax.ShapeDtypeStruct((1, config.width), config.dtype)
+    return products(jax.make_jaxpr(run)(transformer.init_shapes(config), h).jaxpr)
 
 
 @functools.lru_cache(maxsize=256)

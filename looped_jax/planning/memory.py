@@ -69,16 +69,17 @@ def count(
     where everything of few loops is saved: the compiler then holds a part of one loop twice.
     """
     model, rows, tensor = config.model, config.train.batch_size, mesh.shape["tensor"]
-    size, looped = (
+    groups = {name: weight.group for name, weight in transformer.weights(model).items()}
+    looked_up = "table" if "head" in groups.values() else None  # a tied table is a factor, too
+    size, factors = (
         sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
         * mesh.shape["fsdp"]
         for leaves in (
             state.params.values(),
-            [leaf for name, leaf in state.params.items() if name.startswith("blocks")],
+            [leaf for name, leaf in state.params.items() if groups[name] != looked_up],
         )
     )
-    head = model.padded_vocab * model.width // tensor
-    cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * (looped + head)
+    cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * factors
     once = dataclasses.replace(model, loops=1, loss="END")
     plain = dataclasses.replace(once, remat="none")
     return Memory(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from looped_jax.config.resolved import Config
-from looped_jax.model import flops
+from looped_jax.model import flops, transformer
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.memory import logit_chunk, saved_residuals
 from looped_jax.runtime.hardware import Hardware
@@ -74,7 +74,7 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     tokens = config.train.tokens_per_step / batch_devices
     keys = sum(min(w or model.seq_len, model.seq_len) for w in model.windows())
     attention = 4 * model.width * keys * model.loops
-    head = 2 * model.padded_vocab * model.width * model.read_outs()
+    head = flops.head(model) * model.read_outs()
     loops = counted.flops / 3 - head
     recomputed = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
     if model.read_outs() * rows * model.seq_len > logit_chunk(model, rows):
@@ -84,14 +84,15 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     one_loop = dataclasses.replace(model, loops=1, loss="END", remat="none")
     residuals = saved_residuals(one_loop, rows, kernel, tensor)
     shards = counted.parameters / mesh["fsdp"] / tensor
-    tables = 2 * model.padded_vocab * model.width / mesh["fsdp"] / tensor  # AdamW keeps two
+    by_adamw = sum(w.size for w in transformer.weights(model).values() if w.group != "matrix")
+    adamw = by_adamw / mesh["fsdp"] / tensor  # which keeps two numbers of each, not one
     return Work(
         model=tokens * counted.flops / tensor,
         recomputed=tokens * recomputed / tensor,
         newton_schulz=newton_schulz_flops(config, devices=math.prod(mesh.values())),
         traffic=2 * passes * residuals
         + passes * counted.looped / tensor * (reads * copies + 2 * 4)
-        + 4 * (5 * shards + 2 * tables),
+        + 4 * (5 * shards + 2 * adamw),
     )
 
 
@@ -104,13 +105,10 @@ def newton_schulz_flops(config: Config, *, devices: int = 1) -> float:
     m = config.model
     if config.optim.optimizer != "muon":
         return 0.0
-    source = m.latent_rank if m.attention == "mla" else m.width
-    kv = (source, m.kv_heads * m.head_dim)
-    layer = [(m.width, m.width)] * 2 + [kv] * 2 + [(m.width, 4 * m.width)] * 2
-    layer += [(m.width, m.latent_rank)] if m.attention == "mla" else []
-    alike = Counter((min(shape), max(shape)) for shape in layer)
+    matrices = [w.shape for w in transformer.weights(m).values() if w.group == "matrix"]
+    alike = Counter((min(shape), max(shape)) for shape in matrices)
     return config.optim.newton_schulz_steps * sum(
-        math.ceil(n * m.layers / devices) * (4 * s * s * l + 2 * s**3)
+        math.ceil(n / devices) * (4 * s * s * l + 2 * s**3)
         for (s, l), n in alike.items()  # noqa: E741
     )
 
