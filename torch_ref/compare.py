@@ -331,6 +331,11 @@ def check_recipe(config: Config) -> None:
         )
     if parts := config.model.parts.on():
         raise ConfigError(f"model.parts.{parts[0]}: the PyTorch side has no parts; leave it off")
+    if config.model.embedding != "separate":
+        raise ConfigError(
+            f"model.embedding={config.model.embedding}: the PyTorch side has separate matrices; "
+            "leave it out"
+        )
     constants = {
         "momentum_start": torch_optim.MOMENTUM_FROM,
         "momentum_end": torch_optim.MOMENTUM_TO,

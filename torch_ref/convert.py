@@ -216,6 +216,11 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
             f"{run_dir} has the parts {', '.join(parts)}, which the reference does not have; "
             "a model without them can be converted"
         )
+    if config.model.embedding != "separate":
+        raise ConvertError(
+            f"{run_dir} has model.embedding={config.model.embedding}, which the reference does not "
+            "have; a model with separate matrices can be converted"
+        )
     fields = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(ModelConfig)}
     model = ModelConfig(**fields)
     shapes = transformer.init_shapes(config.model)

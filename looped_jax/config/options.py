@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import Any, ClassVar
 
 from looped_jax.config.registry import (
+    EMBEDDINGS,
     LOOP_DISTRIBUTIONS,
     LOOP_RULES,
     OBJECTIVES,
@@ -75,6 +76,12 @@ class Rules(Options):
     """Settings of loop rules that have some."""
 
     registry = LOOP_RULES
+
+
+class Embeddings(Options):
+    """Settings of embeddings that have some."""
+
+    registry = EMBEDDINGS
 
 
 class Objectives(Options):

@@ -62,6 +62,7 @@ class Registry(Mapping[str, Any]):
 
 
 LOOP_RULES = Registry("loop rule", "looped_jax.model.loop_rules")
+EMBEDDINGS = Registry("embedding", "looped_jax.model.embeddings")
 PARTS = Registry("part", "looped_jax.model.parts")
 OBJECTIVES = Registry("objective", "looped_jax.model.objectives")
 OPTIMIZERS = Registry("optimizer", "looped_jax.training.optimizers")

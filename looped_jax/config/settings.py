@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from looped_jax.config.options import (
+    Embeddings,
     LoopDistributions,
     Objectives,
     Optimizers,
@@ -37,6 +38,7 @@ from looped_jax.config.options import (
     share,
 )
 from looped_jax.config.registry import (
+    EMBEDDINGS,
     LOOP_DISTRIBUTIONS,
     LOOP_RULES,
     OBJECTIVES,
@@ -70,6 +72,7 @@ class ModelSettings:
     attention: str = one_of(("full", "mla"), "full", "mla: keys and values from a small latent")
     latent_rank: int = at_least(1, 128, "R, width of that latent")
     window_pattern: str = setting("L", "tiled over layers: L full context, S a quarter of seq_len")
+    embedding: str = one_of(EMBEDDINGS, "separate", "how tokens become vectors, and states logits")
     seq_len: int = at_least(2, 1024, "T in training; also sets the window of S layers")
     vocab_size: int | None = at_least(2, None, "V; by default the tokenizer's")
     loss: str = one_of(
@@ -87,6 +90,7 @@ class ModelSettings:
     )
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
     rules: Rules = field(default_factory=Rules)  # settings of loop rules, by name
+    embeddings: Embeddings = field(default_factory=Embeddings)  # settings of embeddings, by name
     objectives: Objectives = field(default_factory=Objectives)  # settings of losses, by name
 
 

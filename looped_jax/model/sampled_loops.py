@@ -23,7 +23,6 @@ from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.loop_scan import counted_loops
 from looped_jax.model.norm import rms_norm
-from looped_jax.model.parts.base import Here
 from looped_jax.model.probe import BLIND, Probe, mean_norm
 from looped_jax.model.transformer import LoopStates, Params
 

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.registry import EMBEDDINGS, LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ArgumentError
 from looped_jax.model import attention_kernels, random_numbers
@@ -26,13 +26,12 @@ from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, rope_tables
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
-from looped_jax.model.linear import linear
 from looped_jax.model.loop_scan import scan_loops
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here, make_parts, through
 from looped_jax.model.probe import BLIND, Probe, View, mean_norm
 from looped_jax.model.random_numbers import RandomNumbers
-from looped_jax.model.weights import Weight, described, weight
+from looped_jax.model.weights import Weight, described
 from looped_jax.runtime import sharding
 
 Array = jax.Array
@@ -56,16 +55,14 @@ class LoopStates(NamedTuple):
 
 
 class LoopedTransformer(nnx.Module):
-    """L blocks, looped by a rule. Embedding and head are separate matrices."""
+    """L blocks, looped by a rule, between an embedding and a head."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        table = (config.padded_vocab, config.width)
-        embed = jax.random.normal(rngs.params(), table)
-        self.embed = weight(embed, "vocab", "embed", group="table")
+        self.embedding = EMBEDDINGS[config.embedding](config)
+        self.embed = self.embedding.embed(rngs)
         self.blocks = nnx.List([Block(config, n, rngs=rngs) for n in range(config.layers)])
-        head = 0.001 * jax.random.normal(rngs.params(), table[::-1])
-        self.head = weight(head, "embed", "vocab", group="head")
+        self.head = self.embedding.head(rngs)
         self.rule = LOOP_RULES[config.variant](config, rngs=rngs)
         self.parts = make_parts(config, None, rngs=rngs)
 
@@ -74,7 +71,7 @@ class LoopedTransformer(nnx.Module):
     ) -> Here:
         """Embedded tokens, and what parts look up once, before the loops."""
         with jax.named_scope("embed"):
-            e = self.embed[...][tokens].astype(self.config.dtype)
+            e = self.embedding.look_up(tokens, self.embed)
         rope = rope_tables(positions, self.config.head_dim, e.dtype)
         here = Here(tokens, e, history=history(None, None), entry={}, carried={}, rope=rope)
         if random_numbers.in_model(self.config):
@@ -114,7 +111,7 @@ class LoopedTransformer(nnx.Module):
 
     def read_out(self, h: Array) -> Array:
         """Float32 logits [..., Vp] of states [..., D]: 15 · tanh(h @ head / 15)."""
-        z = linear(h, self.head[...], "float32")
+        z = self.embedding.read_out(h, self.embed, self.head)
         z = through(self.parts, "readout", z, Here(h=h))
         return SOFT_CAP * jnp.tanh(z / SOFT_CAP)
 

@@ -17,12 +17,14 @@ import jax  # noqa: E402
 import tokenizers  # noqa: E402
 
 import looped_jax  # noqa: E402
-from looped_jax.config.settings import MeshConfig  # noqa: E402
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings  # noqa: E402
 from looped_jax.data.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from looped_jax.errors import CheckpointError  # noqa: E402
 from looped_jax.evaluation import bits_per_byte as ours_bpb  # noqa: E402
 from looped_jax.evaluation import scoring  # noqa: E402
+from looped_jax.resolve import resolve  # noqa: E402
 from looped_jax.runtime import sharding  # noqa: E402
+from looped_jax.training.run_folder import write_config  # noqa: E402
 from tests.programs import finish, start  # noqa: E402
 from torch_ref import tiktoken_reader  # noqa: E402
 from torch_ref.convert import ConvertError, from_reference, main, to_reference  # noqa: E402
@@ -378,6 +380,14 @@ def test_what_many_devices_trained_converts_on_one(home, tmp_path, devices):
     ours, again = (looped_jax.load(tmp_path / name) for name in ("run", "back"))
     for name, weight in ours.params.items():
         np.testing.assert_array_equal(weight, again.params[name])
+
+
+def test_an_embedding_that_the_reference_lacks_is_refused_by_name(tmp_path):
+    settings = Settings(model=ModelSettings(layers=1, embedding="factorised"))
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", resolve(settings, vocab_size=97))
+    with pytest.raises(ConvertError, match="has model.embedding=factorised, which the reference"):
+        to_reference(tmp_path / "run", tmp_path / "theirs")
 
 
 def test_a_model_with_parts_is_refused_by_name(home, tmp_path):
