@@ -148,21 +148,13 @@ class LoopedTransformer(nnx.Module):
             now = here._replace(h=h, loop=index, first=self.first(index), carried=carried)
             x = self.loop(now, before.open, view)
             h = view("state", None, rms_norm(x))  # every loop closes with a norm
-            return (h, now.carried, before.cache), (
-                h if collect else None,
-                mean_norm(x),
-                view.seen(),
-            )
+            left = h if collect else None
+            return (h, now.carried, before.cache), (left, mean_norm(x), view.seen())
 
         h, carried = self.begin(here)
-        h = h if start is None else start
+        carry = h if start is None else start, carried, before.cache
         (h, _, cache), (states, norms, seen) = scan_loops(
-            one_loop,
-            (h, carried, before.cache),
-            done,
-            loops,
-            inputs=probe.inputs,
-            remat=self.config.remat,
+            one_loop, carry, done, loops, inputs=probe.inputs, remat=self.config.remat
         )
         hidden = states[jnp.array([k - done for k in return_loops])] if collect else h[None]
         if any(hasattr(part, "exit") for part in self.parts.values()):
@@ -339,8 +331,8 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     def look(params: Params) -> dict[str, Array]:
         model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
         here = model.enter(tokens, jnp.zeros((1,)), history)
-        loop = jnp.zeros([], jnp.int32)
-        now = here._replace(h=model.begin(here), loop=loop, first=model.first(loop))
+        (h, carried), loop = model.begin(here), jnp.zeros([], jnp.int32)
+        now = here._replace(h=h, carried=carried, loop=loop, first=model.first(loop))
         model.leave(model.loop(now, history, BLIND), here)
         return found
 

@@ -367,7 +367,7 @@ def test_two_streams_of_one_name_are_refused(registered):
         (
             False,
             ("key",),
-            "acts at key, which is no site of the model: entry, loop_start, loop_end",
+            "acts at key, which is no site of the model: entry, initial_state, loop_start",
         ),
         (True, ("mlp_out",), "acts at mlp_out, which is no site"),
         (True, (), "acts at no site"),
