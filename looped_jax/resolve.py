@@ -89,34 +89,46 @@ def _fields(settings: Any) -> dict[str, Any]:
 def run_name(config: Settings) -> str:
     """A name for what `config` trains, before it is resolved, such as `FLT_K12_L6_END`.
 
-    The model first, where the task is not text behind its nearest preset's name or its own; then
-    whatever else matters to the result and is not as the nearest preset has it:
-    `FLT_K4_L2_END_D128_seed1`. Two runs that differ in their result differ in their name.
+    The model first, a family's name where that is nearer than its rule's, and where the task is not
+    text behind its nearest preset's name or its own; then whatever else matters to the result and
+    is not as the nearest preset has it: `FLT_K4_L2_END_D128_seed1`. Two runs that differ in their
+    result differ in their name.
     """
     m, task = config.model, config.data.task
     own = presets.of_task(task)
-    compared = {name: _different(config, name) for name in own or presets.of_task("text")}
-    preset, different = min(compared.items(), key=lambda of: len(of[1]))
+    bases = [(m.variant, preset) for preset in own or presets.of_task("text")]
+    bases += presets.of_families(m.variant, task)
+    compared = {base: _different(config, *base) for base in bases}
+    (name, preset), (parted, different) = min(compared.items(), key=lambda of: sum(map(len, of[1])))
     parts = [] if task == "text" else [preset if own else task]
-    parts += [m.variant, f"K{m.loops}", f"L{m.layers}", m.loss]
+    parts += [name, f"K{m.loops}", f"L{m.layers}", m.loss]
     parts += [f"D{m.width}"] if m.width else []
     parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []
     parts += [f"kv{m.kv_heads}"] if m.kv_heads else []
     parts += [f"win{m.window_pattern}"] if "S" in m.window_pattern else []
-    parts += m.parts.on()
+    parts += parted
     told = [f"{key.rpartition('.')[2]}{_short(value)}" for key, value in different.items()]
     if len("_".join(told)) > LONGEST:
         told = [hashlib.sha256(json.dumps(plain(different)).encode()).hexdigest()[:8]]
     return "_".join([*parts, *told])
 
 
-def _different(config: Settings, preset: str) -> dict[str, Any]:
-    """Settings that matter to the result and are not as the preset has them, beside NAMED ones."""
-    base = Settings.from_dict(presets.make(config.model.variant, preset)).leaves()
-    return {
+def _different(config: Settings, name: str, preset: str) -> tuple[list[str], dict[str, Any]]:
+    """Parts that the preset has not, or alone has, and settings of other values than its own.
+
+    Those that matter to the result, beside NAMED ones.
+    """
+    base = Settings.from_dict(presets.make(name, preset))
+    ours, theirs, values = config.model.parts.on(), base.model.parts.on(), base.leaves()
+    parted = [part for part in ours if part not in theirs]
+    parted += [f"no-{part}" for part in theirs if part not in ours]
+    return parted, {
         key: value
         for key, value in config.leaves().items()
-        if matters(key) and key not in NAMED and not key.endswith(".on") and value != base.get(key)
+        if matters(key)
+        and key not in NAMED
+        and not key.endswith(".on")
+        and value != values.get(key)
     }
 
 

@@ -196,7 +196,7 @@ def test_values_in_every_form():
         (["train", "--config=configs/missing.py"], "there is no file configs/missing.py"),
         (["train", "--config=configs/flt.py:huge"], "preset 'huge' is unknown; choose paper, tiny"),
         (["train", "--config=flt:huge"], "preset 'huge' is unknown; choose paper, tiny, "),
-        (["train", "--config=fltt:tiny"], "fltt is no run, file or loop rule; nearest: flt"),
+        (["train", "--config=fltt:tiny"], "fltt is no run, file, loop rule or family of models"),
         (["train", "--config=tests"], "tests is no run folder, config.json is missing"),
         (["train", "--config=README.md"], "give a .py, .yaml or .json file, or as flt:tiny"),
         ([*TINY, "--steps=5"], "--steps is no flag; nearest: --config.train.steps"),

@@ -1,38 +1,59 @@
 """Presets: settings that go together, under any loop rule. The files in configs/ name them.
 
+Whole models of the literature change them further, each in a file of families/.
+
 All settings, their meaning and their defaults stand in settings.py. A preset changes the few that
 go together; `--config.group.setting=value` changes one on the command line.
 """
 
 from __future__ import annotations
 
+import functools
+
 from ml_collections import ConfigDict
 
+from looped_jax.config.families import FAMILIES
 from looped_jax.config.options import either
 from looped_jax.config.settings import default_config
 from looped_jax.errors import ConfigError
 
 
-def make(variant: str, preset: str | None) -> ConfigDict:
-    """The settings of `variant` under `preset`: no preset is paper scale."""
-    check(preset)
-    config = default_config()
-    PRESETS[preset or "paper"](config)
-    config.model.variant = variant
+def make(name: str, preset: str | None) -> ConfigDict:
+    """The settings of a loop rule, or of a family of models, under `preset`: by default `paper`.
+
+    Raises ConfigError for a preset that there is not.
+    """
+    check(preset, name)
+    preset, config = preset or "paper", default_config()
+    PRESETS[preset](config)
+    if name in FAMILIES:
+        FAMILIES[name][preset](config)
+    else:
+        config.model.variant = name
     return config
 
 
-def check(preset: str | None) -> None:
-    """Raises ConfigError for a preset that there is not."""
-    if preset and preset not in PRESETS:
+def check(preset: str | None, name: str = "") -> None:
+    """Raises ConfigError for a preset that there is not, of the family of that name or of rules."""
+    known = list(FAMILIES.get(name, PRESETS))
+    if preset and preset not in known:
+        of_family = f" of {name}" if name in FAMILIES else ""
         raise ConfigError(
-            f"preset {preset!r} is unknown; choose {either(list(PRESETS))}, or leave it out"
+            f"preset {preset!r}{of_family} is unknown; choose {either(known)}, or leave it out"
         )
 
 
 def of_task(task: str) -> list[str]:
     """Names of the presets that learn `task`."""
     return [name for name in PRESETS if make("FLT", name).data.task == task]
+
+
+@functools.cache
+def of_families(variant: str, task: str) -> list[tuple[str, str]]:
+    """Families of models with that loop rule, and their presets that learn `task`."""
+    found = [(name, preset) for name, own in FAMILIES.items() for preset in own]
+    made = {of: make(*of) for of in found}
+    return [of for of, c in made.items() if (c.model.variant, c.data.task) == (variant, task)]
 
 
 def paper(config: ConfigDict) -> None:

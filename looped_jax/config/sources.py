@@ -1,8 +1,9 @@
 """Where settings come from: a preset by name, a file, or a run; and values that are given as text.
 
-`flt:tiny` is a loop rule under a preset. A Python file has get_config(preset); a YAML file has
-settings by group, over those of a preset where one is named, as `mine.yaml:tiny`. A run is its
-folder or the config.json in it; what is made from it is another run, with a folder of its own.
+`flt:tiny` is a loop rule under a preset, `huginn:tiny` a family of models. A Python file has
+get_config(preset); a YAML file has settings by group, over those of a preset where one is named, as
+`mine.yaml:tiny`. A run is its folder or the config.json in it; what is made from it is another run,
+with a folder of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import yaml
 
 from looped_jax.config import presets
+from looped_jax.config.families import FAMILIES
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.settings import RENAMED, all_settings, nearest, plain_type
 from looped_jax.errors import ConfigError, UserError
@@ -37,8 +39,8 @@ def read(source: str) -> Values:
         if not path.is_file():
             raise ConfigError(f"--config={source}: {name} is no run folder, config.json is missing")
     if not path.suffix:
-        presets.check(preset)
-        return presets.make(_rule(name), preset).to_dict()
+        presets.check(preset, name.lower())  # which imports no model, as the rules do
+        return presets.make(_model(name), preset).to_dict()
     if path.suffix not in (".py", ".yaml", ".yml", ".json"):
         raise ConfigError(f"--config={source}: give a .py, .yaml or .json file, or as flt:tiny")
     if not path.is_file():
@@ -81,13 +83,15 @@ def parse(text: str, kind: Any) -> Any:
     raise ValueError(text)
 
 
-def _rule(name: str) -> str:
-    """The loop rule of that name, whatever its case."""
-    rules = {rule.lower(): rule for rule in LOOP_RULES}
-    if name.lower() not in rules:
-        near = nearest(name.lower(), dict.fromkeys(rules, "")) or list(rules)
-        raise ConfigError(f"--config={name} is no run, file or loop rule; nearest: {near[0]}")
-    return rules[name.lower()]
+def _model(name: str) -> str:
+    """The loop rule or family of models of that name, whatever its case."""
+    known = {one.lower(): one for one in (*LOOP_RULES, *FAMILIES)}
+    if name.lower() not in known:
+        near = nearest(name.lower(), dict.fromkeys(known, "")) or list(known)
+        raise ConfigError(
+            f"--config={name} is no run, file, loop rule or family of models; nearest: {near[0]}"
+        )
+    return known[name.lower()]
 
 
 def imported(path: Path) -> types.ModuleType:

@@ -73,7 +73,10 @@ class LoopedTransformer(nnx.Module):
         with jax.named_scope("embed"):
             e = self.embedding.look_up(tokens, self.embed)
         rope = rope_tables(positions, self.config.head_dim, e.dtype)
-        here = Here(tokens, e, history=history(None, None), entry={}, carried={}, rope=rope)
+        here = Here(
+            tokens, e, history=history(None, None), entry={}, carried={},
+            positions=positions, rope=rope,
+        )  # fmt: skip
         if random_numbers.in_model(self.config):
             here = here._replace(random=RandomNumbers.of(seeds, positions))
         e = through(self.parts, "entry", e, here)

@@ -94,7 +94,8 @@ class Here(NamedTuple):
     history: see History; entry: what parts left at the entry for later, by name
     carried: what parts hand from loop to loop beside h, by name: pytrees of [B, T, …], zero in the
     first loop. A part says at the entry what its own is like, and replaces it in every loop
-    rope: rotary tables of the tokens' positions; see block.rope_tables
+    positions: of the tokens in their sequences, [T] or [B, T]
+    rope: rotary tables of the positions; see block.rope_tables
     matrix: name of the matrix whose product it is, and source: what it was multiplied with
     random: see model/random_numbers.py, None where nothing draws; place: site and part that ask
     """
@@ -108,6 +109,7 @@ class Here(NamedTuple):
     history: Any = None
     entry: Any = None
     carried: Any = None
+    positions: Any = None
     rope: Any = None
     matrix: str | None = None
     source: Any = None
@@ -146,6 +148,7 @@ class Part(nnx.Module):
     each_layer = True  # one in every layer, else one for the model
     starts_as_identity = True  # a fresh model computes what it computes without the part
     draws = False  # random numbers, by here.draw
+    in_unlooped = False  # layers of prelude and coda, which run once, have it too
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Raise TypeError for a class that acts at no site, or at one that nobody will call."""

@@ -1,9 +1,10 @@
 """Layers that run once before the loops, so that what is looped need not begin at the embedding.
 
 e ← the stream after P layers that begin with the embedding; rules and loops then read this e. The
-layers are blocks as the looped ones, with full context and without parts of their own; the stream
-starts as the embedding, for fresh blocks add nothing. Source: Geiping et al., "Scaling up Test-Time
-Compute with Latent Reasoning", 2025 (arXiv 2502.05171), whose sizes are 2 layers, 4 looped, 2.
+layers are blocks as the looped ones, with full context, and of the parts of layers they have those
+that say so, such as sandwich norms. The stream starts as the embedding, for fresh blocks add
+nothing. Source: Geiping et al., "Scaling up Test-Time Compute with Latent Reasoning", 2025 (arXiv
+2502.05171), whose sizes are 2 layers, 4 looped, 2.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class Unlooped(nnx.Module):
     """Some layers that run once, at a place of the model."""
 
     def __init__(self, config: ModelConfig, layers: int, place: str, *, rngs: nnx.Rngs):
-        config = dataclasses.replace(config, layers=layers, window_pattern="L", parts=Parts())
-        rngs = nnx.Rngs(params=rngs.parts())
+        parts = {n: config.parts[n] for n in config.parts.on() if PARTS[n].in_unlooped}
+        config = dataclasses.replace(config, layers=layers, window_pattern="L", parts=Parts(parts))
+        key = rngs.parts()
+        rngs = nnx.Rngs(params=key, parts=jax.random.fold_in(key, 1))
         self.blocks = nnx.List([block.Block(config, n, rngs=rngs) for n in range(layers)])
         self._place = place
 

@@ -2,7 +2,8 @@
 
 After "branch": x ← x + norm(f(norm(x))). After "sum": x ← norm(x + f(norm(x))). Every norm has a
 learned gain per channel that starts at `gain`. It is never the plain model. As a fresh branch is 0,
-where the slope of a norm is steepest, the first gradients are clipped hard.
+where the slope of a norm is steepest, the first gradients are clipped hard. The layers of prelude
+and coda have the same norms.
 
 Source: after the branch, Zhu et al., "Scaling Latent Reasoning via Looped Language Models", 2025
 (arXiv 2510.25741); after the sum, Geiping et al., "Scaling up Test-Time Compute with Latent
@@ -41,6 +42,7 @@ class SandwichNorm(Part):
 
     Settings = SandwichNormSettings
     starts_as_identity = False
+    in_unlooped = True
 
     def __init__(
         self,
