@@ -300,8 +300,9 @@ def parse_settings(
         add_flags(flags)
         flags.add_argument(
             "--config", metavar="SOURCE",
-            help="where settings come from: a loop rule and preset, as flt:tiny; a .py or .yaml "
-            "file, also as FILE:tiny; a run's folder or config.json, for a new run like it",
+            help="where settings come from: a loop rule or model and a preset, as flt:tiny or "
+            "huginn:tiny; a .py or .yaml file, also as FILE:tiny; a run's folder or config.json, "
+            "for a new run like it",
         )  # fmt: skip
         _add_import(flags)
         _add_settings(flags, known, shown)

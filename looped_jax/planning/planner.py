@@ -118,7 +118,8 @@ def make(
     if config.train.loop_sampling.on:
         raise ConfigError(
             "train.loop_sampling: the loops of a step are not known before it; plan a fixed number "
-            "that costs as much, and leave train.loop_sampling out"
+            "that costs as much, with train.loop_sampling.distribution=fixed, backward_loops=None "
+            "and curriculum=none"
         )
     log(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)

@@ -4,10 +4,10 @@ Source: Prairie et al., "Parcae: Scaling Laws for Stable Looped Language Models"
 2604.12946), and its public configurations. `paper` is the smallest of four; the others have 4, 6
 and 8 layers in each third and widths of 1,024, 1,280 and 1,536, in heads of 128.
 
-As there: as many layers before the loops, in them and after them; the diagonal injection of the
-normalised embedding, with a decay of 0.447 at the start; squared-ReLU MLPs of 4 D; normalised
-queries and keys; a count for every sequence, a Poisson of mean 8 and at least 1; gradients through
-the last 4.
+As there: as many layers before the loops, in them and after them; a random state before the first
+loop; the diagonal injection of the normalised embedding, with a decay of 0.447 at the start;
+squared-ReLU MLPs of 4 D; normalised queries and keys; a count for every sequence, a Poisson of mean
+8 and at least 1; gradients through the last 4.
 
 Not as there: embedding and head are separate, and every looped layer adds a row of the token's own
 to its values, there every other layer of all does, through a gate; the state is normalised between
@@ -45,6 +45,9 @@ def _techniques(config: ConfigDict, *, unlooped: int, backward: int) -> None:
     parts.prelude.on = parts.coda.on = True
     parts.prelude.layers = parts.coda.layers = unlooped
     parts.value_embedding.on = True
+    parts.state_init.on = True
+    parts.state_init.kind = "like_init"
+    parts.state_init.scale = 0.632
     sampling.distribution = "truncated_poisson"
     sampling.per = "sequence"
     sampling.backward_loops = backward

@@ -3,19 +3,22 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from looped_jax.config.options import Parts
 from looped_jax.model import transformer
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.coda import CodaSettings
 from looped_jax.model.parts.prelude import PreludeSettings
+from looped_jax.model.parts.sandwich_norm import SandwichNormSettings
 from tests.model.parts.plain import next_state, params_of
 from tests.model.test_part import TOKENS, loud, with_parts
 
 
 def layer(config, params, source, x):
     """A block of `params`, whose names begin with `source`, as the one layer of a plain model."""
-    one = dataclasses.replace(config, layers=1, variant="LT", parts=Parts())
+    norms = {"sandwich_norm": config.parts["sandwich_norm"]}
+    one = dataclasses.replace(config, layers=1, variant="LT", parts=Parts(norms))
     own = params_of(
         one,
         {"embed": params["embed"], "head": params["head"]}
@@ -28,11 +31,18 @@ def layer(config, params, source, x):
     return next_state(one, own, x, 1)  # norm of x after the layer; LT goes on with x
 
 
-def test_the_embedding_that_loops_read_and_the_state_that_the_head_reads():
-    parts = Parts({"prelude": PreludeSettings(on=True, layers=1),
-                   "coda": CodaSettings(on=True, layers=1)})  # fmt: skip
+@pytest.mark.parametrize("norms", [False, True])
+def test_the_embedding_that_loops_read_and_the_state_that_the_head_reads(norms):
+    sandwich = {"sandwich_norm": SandwichNormSettings(on=norms, after="sum")}
     plain = with_parts((), layers=1).model
-    config = dataclasses.replace(plain, parts=parts)
+    plain = dataclasses.replace(plain, parts=Parts(sandwich))
+    config = dataclasses.replace(
+        plain,
+        parts=Parts(
+            {"prelude": PreludeSettings(on=True, layers=1), "coda": CodaSettings(on=True, layers=1)}
+            | sandwich
+        ),
+    )
     params = loud(config)
     ours = transformer.forward(config, params, TOKENS, return_loops=(0, 2)).hidden
     rows = params["embed"][TOKENS]
@@ -47,3 +57,13 @@ def test_the_embedding_that_loops_read_and_the_state_that_the_head_reads():
         wanted = layer(config, params, "parts.coda.layers.blocks.0", state)
         np.testing.assert_allclose(found, wanted, atol=1e-4)
         np.testing.assert_allclose(rms_norm(found), found, atol=1e-5)
+
+
+def test_of_the_parts_of_layers_only_those_that_say_so_are_in_them():
+    names = transformer.weights(with_parts(("prelude", "sandwich_norm", "kv_shift")).model)
+    own = {
+        name.split(".parts.")[1]
+        for name in names
+        if name.startswith("parts.prelude") and ".parts." in name
+    }
+    assert own == {"sandwich_norm.of_attention", "sandwich_norm.of_mlp"}
