@@ -1,7 +1,5 @@
 """What the compilers of GPUs and TPUs make of whole models at their papers' sizes."""
 
-import dataclasses
-
 import pytest
 
 from looped_jax.config import presets
@@ -28,13 +26,9 @@ def compiled(config, target, mesh):
     return step, kernels(hlo.Program.read(step.as_text()), platform)
 
 
-def settings_of(name):
-    return Settings.from_dict(presets.make(name, "paper"))
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_papers_step_compiles_for_eight_gpus(name):
-    settings = settings_of(name)
+    settings = Settings.from_dict(presets.make(name, "paper"))
     config = resolve(settings, vocab_size=settings.data.tokenizer_vocab_size)
     step, fused = compiled(config, "h100:8", "fsdp")
     assert any(BACKWARD.search(one) for one in fused)
@@ -45,17 +39,11 @@ def test_the_papers_step_compiles_for_eight_gpus(name):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
 def test_one_layer_of_each_kind_compiles_at_the_papers_width(target, name):
-    """With one layer before, in and after the loops, and few words: what its gradients need fits."""
-    settings = settings_of(name)
-    parts = settings.model.parts
-    single = {n: dataclasses.replace(parts[n], layers=1) for n in ("prelude", "coda")}
-    model = dataclasses.replace(
-        settings.model, layers=1, parts=type(parts)({n: parts[n] for n in parts} | single)
-    )
-    optim = dataclasses.replace(settings.optim, newton_schulz_steps=1)
-    train = dataclasses.replace(settings.train, steps=10, tokens_per_step=2 * 8 * model.seq_len)
-    settings = dataclasses.replace(settings, model=model, optim=optim, train=train)
-    train = dataclasses.replace(settings.train, batch_size=1)
-    config = resolve(dataclasses.replace(settings, train=train), vocab_size=2048)
-    _, fused = compiled(config, target, "fsdp")
+    """One before, in and after the loops, of a small vocabulary; all else is the paper's."""
+    values = presets.make(name, "paper")
+    values.model.layers = values.model.parts.prelude.layers = values.model.parts.coda.layers = 1
+    values.optim.newton_schulz_steps = 1
+    values.train.batch_size, values.train.steps = 1, 10
+    values.train.tokens_per_step = 16 * values.model.seq_len
+    _, fused = compiled(resolve(Settings.from_dict(values), vocab_size=2048), target, "fsdp")
     assert any(BACKWARD.search(one) for one in fused)
