@@ -30,6 +30,9 @@ SIZES = {
 }
 
 
+QUICK = ("huginn", "universal")  # to train: between them they have most of what the others have
+
+
 def settings_of(name, preset):
     return Settings.from_dict(presets.make(name, preset))
 
@@ -69,20 +72,21 @@ def test_its_papers_size(name):
     assert f"{ours / 1e9:.2f} B" in page() or f"{ours / 1e6:.1f} M" in page()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in FAMILIES]
+)
 def test_it_trains(home, tmp_path, name):
-    overrides = ["--config.model.loops=4"] * (name != "middle")
-    done = run_here(home, tmp_path / name, *overrides, steps=10, config=f"{name}:tiny")
+    bare = [f"--config.train.{key}" for key in ("sample_tokens=0", "eval_first=False")]
+    done = run_here(home, tmp_path / name, *bare, steps=10, config=f"{name}:tiny")
     assert done[0] == 0, done[2]
     by_step = losses(tmp_path / name)
     assert len(by_step) == 10 and by_step[10] < by_step[1] - 0.5
-    assert f"{name}" in presets.FAMILIES
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_decodes_exactly(name):
     config = small(name)
-    check_decoding(config, loop_counts=(config.loops, config.loops + 2))
+    check_decoding(config, loop_counts=(config.loops + 1,))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
