@@ -16,6 +16,7 @@ import pytest
 from looped_jax import plan
 from looped_jax.config import presets
 from looped_jax.config.settings import (
+    LoopSamplingConfig,
     MeshConfig,
     ModelSettings,
     OptimConfig,
@@ -216,6 +217,10 @@ def test_a_batch_that_does_not_divide_is_replaced_with_a_warning():
 def test_what_cannot_be_planned_is_refused():
     config = planner.changed(make_config(), {"model.remat": "offload"})
     with pytest.raises(ConfigError, match="plan with one of loop, dots, none"):
+        planner.make(config, H100)
+    drawn = LoopSamplingConfig("poisson", backward_loops=1, curriculum="linear")
+    config = planner.changed(make_config(), {"train.loop_sampling": drawn})
+    with pytest.raises(ConfigError, match="distribution=fixed, backward_loops=None and curricul"):
         planner.make(config, H100)
 
 
