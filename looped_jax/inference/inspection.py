@@ -233,7 +233,7 @@ def _check(
     if any(e.name == "state" for e in edits) and (names := transformer.carried_names(config)):
         raise ArgumentError(
             f"edit of 'state': {', '.join(names)} hands on what the loop left before; edit "
-            " 'block' of the last layer, which comes before"
+            "'block' of the last layer, which comes before"
         )
     chosen = [("layers", layer, config.layers) for layer in layers or ()]
     chosen += [("positions", place, time) for place in positions or ()]
