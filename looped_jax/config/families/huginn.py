@@ -6,7 +6,7 @@ Approach", 2025 (arXiv 2502.05171), and the configuration of its 3.5 B model.
 As there: prelude, core and coda of 2, 4 and 2 layers; a random state before the first loop, of
 variance 2/5; a learned map of state and embedding at the start of each loop; a norm before each
 branch and one after each sum, in all layers; one loop count a step, 1 + Poisson of a log-normal
-rate, 32 in the mean; gradients through the last 8.
+rate of 32 in the mean; gradients through the last 8.
 
 Not as there: the MLP is squared-ReLU and 4 D wide, there gated SiLU and 17,920 of 5,280; embedding
 and head are separate; queries and keys are normalised, there they have biases; the rotary base is
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 
 def paper(config: ConfigDict) -> None:
-    """3.42 B parameters; the paper's have 3.56 B. A step at the mean runs 132 layers a token."""
+    """3.42 B parameters; the paper's have 3.56 B. At 32 loops a token passes 132 layers."""
     _techniques(config, unlooped=2, backward=8)
     config.model.layers = 4
     config.model.loops = 32
@@ -37,7 +37,7 @@ def paper(config: ConfigDict) -> None:
 
 
 def tiny(config: ConfigDict) -> None:
-    """One layer before two that are looped four times in the mean, and one after."""
+    """One layer before two that are looped five times in the mean, and one after."""
     _techniques(config, unlooped=1, backward=2)
 
 
