@@ -185,7 +185,7 @@ def _convert(flags: argparse.ArgumentParser) -> None:
     back.add_argument("run_dir", type=Path)
     back.add_argument("out", type=Path)
     back.add_argument("--step", type=int, help="the last by default")
-    words = commands.add_parser("tokenizer", help="a pickled tiktoken Encoding into JSON")
+    words = commands.add_parser("tokenizer", help="tokenizer.pkl into tokenizer.json, or back")
     words.add_argument("file", type=Path)
     words.add_argument("out", type=Path)
 

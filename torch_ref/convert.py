@@ -3,6 +3,7 @@
     looped-jax convert from-reference RUN_DIR OUT_DIR [--step N] [--tokenizer FILE]
     looped-jax convert to-reference DIR OUT_DIR [--step N]
     looped-jax convert tokenizer tokenizer.pkl tokenizer.json
+    looped-jax convert tokenizer tokenizer.json tokenizer.pkl
 
 RUN_DIR holds `model_{step}.pt`, whole or in shards, and `meta_{step}.json`. What comes out is a
 run folder for `looped_jax.load`, or the reference's layout again.
@@ -28,7 +29,7 @@ from looped_jax import cli, files
 from looped_jax.config.resolved import ModelConfig as JaxModelConfig
 from looped_jax.config.settings import Settings, TrainSettings
 from looped_jax.data.tokenizer import read_tokenizer
-from looped_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from looped_jax.errors import UserError
 from looped_jax.model import transformer
 from looped_jax.resolve import resolve
 from looped_jax.training import checkpoint
@@ -38,7 +39,8 @@ from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.train_state import TrainState
 from torch_ref import names
 from torch_ref.config import ModelConfig
-from torch_ref.tiktoken_reader import UnsafeTokenizer, to_tokenizer_json
+from torch_ref.tiktoken_reader import to_tokenizer_json
+from torch_ref.tiktoken_writer import to_tokenizer_pickle
 
 Weights = dict[str, torch.Tensor]
 PREFIXES = ("_orig_mod.", "module.")  # of compiled and of data-parallel runs
@@ -250,6 +252,18 @@ def narrowed(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     return narrow if torch.equal(narrow.float(), tensor) else tensor
 
 
+def convert_tokenizer(file: Path, out: Path) -> None:
+    """A tokenizer.pkl of nanochat as tokenizer.json, or the other way, by the endings."""
+    check_new(out)
+    match file.suffix, out.suffix:
+        case ".pkl", ".json":
+            files.write_text(out, to_tokenizer_json(file))
+        case ".json", ".pkl":
+            files.write_bytes(out, to_tokenizer_pickle(file))
+        case _:
+            raise ConvertError(f"{file} to {out}: give a .pkl and a .json, or a .json and a .pkl")
+
+
 def check_new(out: Path) -> None:
     if out.exists():
         raise ConvertError(f"{out} exists already; give a new folder, so that nothing is lost")
@@ -264,8 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     try:
         if args.command == "tokenizer":
-            check_new(args.out)
-            files.write_text(args.out, to_tokenizer_json(args.file))
+            convert_tokenizer(args.file, args.out)
             print(f"written: {args.out}")
         elif args.command == "from-reference":
             step = from_reference(
@@ -275,9 +288,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             step = to_reference(args.run_dir, args.out, step=args.step)
             print(f"written: {args.out}/model_{step:06d}.pt and meta_{step:06d}.json")
-    except (
-        ConvertError, UnsafeTokenizer, CheckpointError, ConfigError, DataError, ValueError, OSError,
-    ) as error:  # fmt: skip
+    except (UserError, ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
 

@@ -306,6 +306,37 @@ def test_a_tiktoken_file_becomes_a_tokenizer_that_cuts_alike(tmp_path):
         assert core.decode(wanted) == word
 
 
+def test_a_tokenizer_trained_here_becomes_a_tiktoken_file_that_cuts_alike(tmp_path):
+    text = "banana bandana aaaa aaaaaaa abababab naïve 日本語 " * 9
+    train_tokenizer(iter([text]), 320, path=tmp_path / "tokenizer.json")
+    main(["tokenizer", str(tmp_path / "tokenizer.json"), str(tmp_path / "tokenizer.pkl")])
+    found = tiktoken_reader.read_encoding(tmp_path / "tokenizer.pkl")
+    core = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(found["pat_str"]), behavior="isolated")
+    pieces = [piece.encode() for piece, _ in split.pre_tokenize_str(text)]
+    wanted = [t for p in pieces for t in tiktoken_bytes_pair_encode(p, found["mergeable_ranks"])]
+    assert core.encode(text).ids == wanted and max(wanted) > 270  # merges took place
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda found: found["model"]["merges"].reverse(), "merges in the order of ids"),
+        (lambda found: found["model"]["vocab"].update({"日": 999}), "not spelled in bytes"),
+        (lambda found: found["model"].update(type="Unigram"), "no BPE of bytes"),
+        (lambda found: found.update(pre_tokenizer={"type": "Whitespace"}), "regular expression"),
+    ],
+)
+def test_what_tiktoken_would_cut_otherwise_does_not_become_its_file(change, told, tmp_path, capsys):
+    train_tokenizer(iter(["banana bandana " * 9]), 300, path=tmp_path / "tokenizer.json")
+    found = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(found)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit):
+        main(["tokenizer", str(tmp_path / "tokenizer.json"), str(tmp_path / "tokenizer.pkl")])
+    assert told in capsys.readouterr().err and not (tmp_path / "tokenizer.pkl").exists()
+
+
 @pytest.mark.parametrize("name", ["nanochat-32k", "nanochat-65k"])
 def test_nanochat_tokenizers_cut_real_text_alike(name, tmp_path):
     path = SHARED / "tokenizers" / name / "tokenizer.pkl"
@@ -317,6 +348,8 @@ def test_nanochat_tokenizers_cut_real_text_alike(name, tmp_path):
     main(["tokenizer", str(path), str(out)])
     from looped_jax.data.tokenizer import read_tokenizer
 
+    main(["tokenizer", str(out), str(tmp_path / "back.pkl")])
+    assert (tmp_path / "back.pkl").read_bytes() == path.read_bytes()
     core = read_tokenizer(out, bos_token=None)
     lengths = torch.load(path.parent / "token_bytes.pt", weights_only=True).numpy()
     for token, rank in ranks.items():  # the reference counts 3 bytes for what is no UTF-8 alone
