@@ -149,6 +149,7 @@ def work_of(config: Config, rows: int) -> dict[str, Work]:
         raise ValueError("the breakdown counts attention=full; mla has other products")
     tokens, size = rows * m.seq_len, jnp.dtype(m.dtype).itemsize
     width, loops, kv_width = m.width, m.loops, m.kv_heads * m.head_dim
+    q_width = m.attention_width
     again = 0 if m.remat == "none" else 1
     products = 3 + (1 if m.remat == "loop" else 0)
     passes = loops * m.layers
@@ -157,14 +158,15 @@ def work_of(config: Config, rows: int) -> dict[str, Work]:
         np.minimum(np.arange(1, m.seq_len + 1), window or m.seq_len).mean()
         for window in m.windows()
     )
-    mixing = Work(4.0 * tokens * visible * width * loops,
-                  float(size * tokens * (2 * width + 2 * kv_width)) * passes)  # fmt: skip
-    norm_entries = tokens * (passes * (3 * width + width + kv_width) + loops * width)
+    mixing = Work(4.0 * tokens * visible * q_width * loops,
+                  float(size * tokens * (2 * q_width + 2 * kv_width)) * passes)  # fmt: skip
+    norm_entries = tokens * (passes * (3 * width + q_width + kv_width) + loops * width)
     chunk = m.loss_chunk or max(1, loss.LOGITS_AT_ONCE // m.padded_vocab)
     scored = len(m.scored_loops())
     head_products = 3 + (1 if scored * tokens > chunk else 0)
     matrices = [
-        *[(width, width)] * 2, *[(width, kv_width)] * 2, (width, 4 * width), (4 * width, width)
+        (width, q_width), (q_width, width), *[(width, kv_width)] * 2,
+        (width, 4 * width), (4 * width, width),
     ]  # fmt: skip
     looped = m.layers * sum(a * b for a, b in matrices)
     tables = 2 * m.padded_vocab * width
@@ -174,7 +176,7 @@ def work_of(config: Config, rows: int) -> dict[str, Work]:
         for s in matrices
     )
     projections = (
-        2.0 * product(tokens, width, width, size) + 2.0 * product(tokens, width, kv_width, size)
+        2.0 * product(tokens, width, q_width, size) + 2.0 * product(tokens, width, kv_width, size)
     )  # fmt: skip
     return {
         "embedding": elementwise(tokens * width, 5, size) + elementwise(tables // 2, 1, 4),
@@ -184,7 +186,7 @@ def work_of(config: Config, rows: int) -> dict[str, Work]:
         * passes
         * (product(tokens, width, 4 * width, size) + product(tokens, 4 * width, width, size)),
         "norms": elementwise(norm_entries, 2 * (1 + again) + 3, size),
-        "RoPE": elementwise(tokens * passes * (width + kv_width), 2 * (2 + again), size),
+        "RoPE": elementwise(tokens * passes * (q_width + kv_width), 2 * (2 + again), size),
         "head and loss": scored * head_products * product(tokens, width, m.padded_vocab, size),
         "Newton–Schulz": Work(m.layers * ns_flops, 2.0 * ns_size * looped),
         # Muon: read gradient, momentum, weight, write the last two; AdamW has two momenta. The norm

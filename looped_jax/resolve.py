@@ -13,7 +13,7 @@ from typing import Any
 from looped_jax.config import presets
 from looped_jax.config.options import either
 from looped_jax.config.resolved import Config, ModelConfig, TrainConfig
-from looped_jax.config.settings import PERFORMANCE, Settings, plain
+from looped_jax.config.settings import PERFORMANCE, ModelSettings, Settings, plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import transformer
 
@@ -46,25 +46,9 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
             f"model.vocab_size={m.vocab_size} is smaller than the tokenizer's {vocab_size} "
             "entries; leave it out or raise it"
         )
-    width = m.width or 64 * m.layers
-    fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
-    if not fits:
-        raise ConfigError(
-            f"model.width={width} is odd, so no head has an even width; choose {width + 1}"
-        )
-    heads = m.heads or next(h for h in fits if h >= min(math.ceil(width / 128), fits[-1]))
-    kv_heads = m.kv_heads or heads
-    if heads not in fits:
-        near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
-        raise ConfigError(
-            f"model.heads={heads} does not cut model.width={width} into heads of an even width; "
-            f"choose {either(near)}"
-        )
-    if heads % kv_heads:
-        raise ConfigError(
-            f"model.kv_heads={kv_heads} does not divide model.heads={heads}; "
-            f"choose {either([h for h in range(1, heads + 1) if heads % h == 0])}"
-        )
+    whole = m.head_width or 1
+    width = m.width or math.ceil(m.width_per_layer * m.layers / whole) * whole
+    heads, kv_heads = _heads(m, width)
     model = ModelConfig(
         **_fields(m)
         | {"width": width, "heads": heads, "kv_heads": kv_heads}
@@ -75,6 +59,51 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
     run_dir = train.run_dir or f"runs/{run_name(settings)}"
     resolved = TrainConfig(**_fields(train) | {"steps": steps, "run_dir": run_dir})
     return Config(**_fields(settings) | {"model": model, "train": resolved})
+
+
+def _heads(m: ModelSettings, width: int) -> tuple[int, int]:
+    """H and G. Raises ConfigError for what does not divide."""
+    heads = _own_width(m, width) if m.head_width else _of_width(m, width)
+    kv_heads = m.kv_heads or heads
+    if heads % kv_heads:
+        raise ConfigError(
+            f"model.kv_heads={kv_heads} does not divide model.heads={heads}; "
+            f"choose {either([h for h in range(1, heads + 1) if heads % h == 0])}"
+        )
+    return heads, kv_heads
+
+
+def _own_width(m: ModelSettings, width: int) -> int:
+    """H of heads whose width is given."""
+    assert m.head_width is not None
+    if m.head_width % 2:
+        raise ConfigError(
+            f"model.head_width={m.head_width} is odd, and rotary positions pair channels; "
+            f"choose {m.head_width + 1}"
+        )
+    if m.heads is None and width % m.head_width:
+        raise ConfigError(
+            f"model.head_width={m.head_width} does not divide model.width={width}; "
+            "give model.heads too, or another width"
+        )
+    return m.heads or width // m.head_width
+
+
+def _of_width(m: ModelSettings, width: int) -> int:
+    """H of heads that the width is cut into."""
+    fits = [h for h in range(1, width + 1) if width % h == 0 and width // h % 2 == 0]
+    if not fits:
+        raise ConfigError(
+            f"model.width={width} is odd, so no head has an even width; choose {width + 1}"
+        )
+    heads = m.heads or next(h for h in fits if h >= min(math.ceil(width / 128), fits[-1]))
+    if heads not in fits:
+        near = sorted(sorted(fits, key=lambda h: abs(h - heads))[:4])
+        raise ConfigError(
+            f"model.heads={heads} does not cut model.width={width} into heads of an even width; "
+            f"choose {either(near)}; or give model.head_width"
+        )
+    return heads
 
 
 def parameters(model: ModelConfig) -> int:

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from looped_jax import cli, errors, files, tasks
 from looped_jax.config.resolved import Config, micro_batches
-from looped_jax.config.settings import MeshConfig, Settings
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.data import pipeline
 from looped_jax.errors import ConfigError
 from looped_jax.evaluation import scoring
@@ -40,7 +40,7 @@ from looped_jax.training import optimizers, train_step
 from torch_ref import loss as torch_loss
 from torch_ref import optim as torch_optim
 from torch_ref.agreement import Curve, Row, curve_rows, draw, pass_rows, table, tally
-from torch_ref.config import ModelConfig
+from torch_ref.config import FIXED, ModelConfig
 from torch_ref.model import LoopedTransformer
 from torch_ref.names import to_reference
 
@@ -336,6 +336,12 @@ def check_recipe(config: Config) -> None:
             f"model.embedding={config.model.embedding}: the PyTorch side has separate matrices; "
             "leave it out"
         )
+    for name in FIXED:
+        if getattr(config.model, name) != (value := getattr(ModelSettings(), name)):
+            raise ConfigError(
+                f"model.{name}={getattr(config.model, name)}: the PyTorch side always has {value}; "
+                "leave it out to compare"
+            )
     constants = {
         "momentum_start": torch_optim.MOMENTUM_FROM,
         "momentum_end": torch_optim.MOMENTUM_TO,

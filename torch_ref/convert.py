@@ -27,7 +27,7 @@ import torch
 
 from looped_jax import cli, files
 from looped_jax.config.resolved import ModelConfig as JaxModelConfig
-from looped_jax.config.settings import Settings, TrainSettings
+from looped_jax.config.settings import ModelSettings, Settings, TrainSettings
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import UserError
 from looped_jax.model import transformer
@@ -38,7 +38,7 @@ from looped_jax.training.run_folder import read_config, write_config
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.train_state import TrainState
 from torch_ref import names
-from torch_ref.config import ModelConfig
+from torch_ref.config import FIXED, ModelConfig
 from torch_ref.tiktoken_reader import to_tokenizer_json
 from torch_ref.tiktoken_writer import to_tokenizer_pickle
 
@@ -223,6 +223,12 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
             f"{run_dir} has model.embedding={config.model.embedding}, which the reference does not "
             "have; a model with separate matrices can be converted"
         )
+    for name in FIXED:
+        if getattr(config.model, name) != (value := getattr(ModelSettings(), name)):
+            raise ConvertError(
+                f"{run_dir} has model.{name}={getattr(config.model, name)}, and the reference "
+                f"always {value}; a model with that can be converted"
+            )
     fields = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(ModelConfig)}
     model = ModelConfig(**fields)
     shapes = transformer.init_shapes(config.model)

@@ -22,7 +22,12 @@ class ModelConfig(ModelSettings):
     @property
     def head_dim(self) -> int:
         """Dh, the width of one head."""
-        return self.width // self.heads
+        return self.head_width or self.width // self.heads
+
+    @property
+    def attention_width(self) -> int:
+        """H · Dh, channels of all queries; D unless head_width says otherwise."""
+        return self.heads * self.head_dim
 
     @property
     def padded_vocab(self) -> int:
@@ -31,7 +36,7 @@ class ModelConfig(ModelSettings):
 
     def windows(self) -> tuple[int | None, ...]:
         """Keys each layer can see, itself included; None is all. The last layer always sees all."""
-        short = max(self.seq_len // 4, 1)
+        short = self.short_window.keys(self.seq_len)
         kinds = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.layers)]
         kinds[-1] = "L"
         return tuple(short if kind == "S" else None for kind in kinds)

@@ -46,9 +46,15 @@ from looped_jax.config.registry import (
     TASKS,
     Registry,
 )
+from looped_jax.config.transformer_settings import (
+    DTYPES,
+    InitSettings,
+    QKSettings,
+    RopeSettings,
+    ShortWindowSettings,
+)
 from looped_jax.errors import ConfigError
 
-DTYPES = ("float32", "bfloat16")
 PERFORMANCE = ("remat", "loss_chunk", "kernel")  # model settings that change no result
 # Settings by the names that they had before, in files and run folders that were made then.
 RENAMED = {
@@ -66,12 +72,14 @@ class ModelSettings:
     variant: str = one_of(LOOP_RULES, "FLT", "the loop rule")
     layers: int = at_least(1, 6, "L, blocks in the loop")
     loops: int = at_least(1, 12, "K, times the blocks are run")
-    width: int | None = at_least(2, None, "D; by default 64 · layers")
+    width: int | None = at_least(2, None, "D; by default width_per_layer · layers")
+    width_per_layer: int = at_least(1, 64, "by default rounded up to whole heads of head_width")
     heads: int | None = at_least(1, None, "H; by default the fewest of at most 128 channels")
+    head_width: int | None = at_least(2, None, "Dh; by default D / H, and need not divide D")
     kv_heads: int | None = at_least(1, None, "G; by default H; fewer is grouped-query attention")
     attention: str = one_of(("full", "mla"), "full", "mla: keys and values from a small latent")
     latent_rank: int = at_least(1, 128, "R, width of that latent")
-    window_pattern: str = setting("L", "tiled over layers: L full context, S a quarter of seq_len")
+    window_pattern: str = setting("L", "tiled over layers: L full context, S a short window")
     embedding: str = one_of(EMBEDDINGS, "separate", "how tokens become vectors, and states logits")
     seq_len: int = at_least(2, 1024, "T in training; also sets the window of S layers")
     vocab_size: int | None = at_least(2, None, "V; by default the tokenizer's")
@@ -85,9 +93,14 @@ class ModelSettings:
         "auto",
         "what computes attention; auto: the fused one of the device",
     )
+    soft_cap: float = at_least(0.0, 15.0, "c, of logits z: c · tanh(z / c); 0 = none")
     loss_chunk: int | None = at_least(
         1, None, "tokens whose logits live at once; by default 2^26 logits"
     )
+    rope: RopeSettings = field(default_factory=RopeSettings)
+    qk: QKSettings = field(default_factory=QKSettings)
+    short_window: ShortWindowSettings = field(default_factory=ShortWindowSettings)
+    init: InitSettings = field(default_factory=InitSettings)
     parts: Parts = field(default_factory=Parts)  # techniques by name: model/parts/
     rules: Rules = field(default_factory=Rules)  # settings of loop rules, by name
     embeddings: Embeddings = field(default_factory=Embeddings)  # settings of embeddings, by name

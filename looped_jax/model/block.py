@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.config.transformer_settings import RopeSettings
 from looped_jax.model.linear import linear
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here, Part, make_parts, through
@@ -22,18 +23,21 @@ from looped_jax.model.weights import weight
 Array = jax.Array
 Rope = tuple[Array, Array]
 Parts = Mapping[str, Part]
+ROPE = RopeSettings()
 
 
-def rope_tables(positions: Array, head_dim: int, dtype: jnp.dtype) -> Rope:
-    """Cosines and sines [..., T, 1, Dh/2] for integer `positions` [..., T]; base 10000.
+def rope_tables(
+    positions: Array, head_dim: int, dtype: jnp.dtype, settings: RopeSettings = ROPE
+) -> Rope:
+    """Cosines and sines [..., T, 1, Dh/2] for integer `positions` [..., T].
 
-    Rounded to bfloat16 whatever the compute type, as the reference keeps them: weights trained
-    with rounded angles expect them.
+    By default rounded to bfloat16 whatever the compute type, as the reference keeps them: weights
+    trained with rounded angles expect them.
     """
-    frequency = 10_000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequency = settings.base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     cos, sin = (
-        table.astype(jnp.bfloat16).astype(dtype) for table in (jnp.cos(angle), jnp.sin(angle))
+        table.astype(settings.dtype).astype(dtype) for table in (jnp.cos(angle), jnp.sin(angle))
     )
     return cos, sin
 
@@ -46,10 +50,17 @@ def rotate(x: Array, rope: Rope) -> Array:
         return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
 
-def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int) -> Array:
-    """[fan_in, fan_out] of variance 1 / fan_in."""
-    bound = (3 / fan_in) ** 0.5
+def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Array:
+    """[fan_in, fan_out] of variance scale² / fan_in."""
+    bound = scale * (3 / fan_in) ** 0.5
     return jax.random.uniform(rngs.params(), (fan_in, fan_out), minval=-bound, maxval=bound)
+
+
+def outputs(rngs: nnx.Rngs, fan_in: int, fan_out: int, std: float) -> Array:
+    """[fan_in, fan_out] of what a branch ends with: zero, or normal."""
+    if std == 0:
+        return jnp.zeros((fan_in, fan_out))
+    return std * jax.random.normal(rngs.params(), (fan_in, fan_out))
 
 
 def product(name: str, x: Array, w: nnx.Param, here: Here, parts: Parts) -> Array:
@@ -66,16 +77,17 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, window: int | None, *, rngs: nnx.Rngs):
-        width, rank = config.width, config.latent_rank
-        self.head_dim, self.window = config.head_dim, window
+        width, rank, heads_width = config.width, config.latent_rank, config.attention_width
+        self.head_dim, self.window, self.qk = config.head_dim, window, config.qk
         kv_width = config.kv_heads * config.head_dim
-        self.query = weight(uniform(rngs, width, width), "embed", "heads")
+        self.query = weight(uniform(rngs, width, heads_width), "embed", "heads")
         latent = config.attention == "mla"
         self.latent = weight(uniform(rngs, width, rank), "embed", "latent") if latent else None
         source, axis = (rank, "latent") if latent else (width, "embed")
         self.key = weight(uniform(rngs, source, kv_width), axis, "heads")
         self.value = weight(uniform(rngs, source, kv_width), axis, "heads")
-        self.out = weight(jnp.zeros((width, width)), "heads", "embed")
+        out = outputs(rngs, heads_width, width, config.init.out_std)
+        self.out = weight(out, "heads", "embed")
 
     def __call__(
         self, query_source: Array, source: Array, here: Here, view: View, parts: Parts
@@ -88,13 +100,20 @@ class Attention(nnx.Module):
         value = self._heads(product("value", source, self.value, here, parts))
         query = through(parts, "query", query, here)
         key, value = through(parts, "key", key, here), through(parts, "value", value, here)
-        query, key = rms_norm(rotate(query, here.rope)), rms_norm(rotate(key, here.rope))
+        query, key = self._placed(query, here.rope), self._placed(key, here.rope)
         query, key = view("query", here.layer, query), view("key", here.layer, key)
         value = view("value", here.layer, value)
         with jax.named_scope("mix"):
             mixed = here.history.attend(query, key, value, self.window)
         mixed = through(parts, "mixed", mixed, here)
-        return product("out", mixed.reshape(query_source.shape), self.out, here, parts)
+        return product("out", mixed.reshape(*mixed.shape[:2], -1), self.out, here, parts)
+
+    def _placed(self, x: Array, rope: Rope) -> Array:
+        """Queries or keys with their position, normed and scaled."""
+        x = rms_norm(x) if self.qk.norm == "before_rope" else x
+        x = rotate(x, rope)
+        x = rms_norm(x) if self.qk.norm == "after_rope" else x
+        return x if self.qk.scale == 1 else x * self.qk.scale
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
@@ -103,9 +122,10 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """down(relu(up(x))²), hidden width F = 4 D."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.up = weight(uniform(rngs, width, 4 * width), "embed", "mlp")
-        self.down = weight(jnp.zeros((4 * width, width)), "mlp", "embed")
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width, init = config.width, config.init
+        self.up = weight(uniform(rngs, width, 4 * width, init.up_scale), "embed", "mlp")
+        self.down = weight(outputs(rngs, 4 * width, width, init.out_std), "mlp", "embed")
 
     def __call__(self, x: Array, here: Here, parts: Parts) -> Array:
         hidden = jnp.square(jax.nn.relu(product("up", x, self.up, here, parts)))
@@ -117,7 +137,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         self.attention = Attention(config, config.windows()[layer], rngs=rngs)
-        self.mlp = MLP(config.width, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
         self.parts = make_parts(config, layer, rngs=rngs)
 
     def __call__(self, x: Array, query_source: Array, here: Here, view: View = BLIND) -> Array:

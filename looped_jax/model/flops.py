@@ -45,7 +45,7 @@ def count(config: ModelConfig) -> Cost:
     """
     weights = transformer.weights(config)
     looped = sum(w.size for name, w in weights.items() if name.startswith("blocks."))
-    attention = 12 * config.width * config.seq_len * config.layers
+    attention = 12 * config.attention_width * config.seq_len * config.layers
     return Cost(
         parameters=sum(w.size for w in weights.values()),
         looped=looped,

@@ -36,7 +36,6 @@ from looped_jax.runtime import sharding
 
 Array = jax.Array
 Params = dict[str, Array]
-SOFT_CAP = 15.0  # of the logits
 # (loop, layer) -> the History of that place; None where a place is of no loop, or of no layer.
 Histories = Callable[[Any, "int | None"], Any]
 
@@ -72,7 +71,7 @@ class LoopedTransformer(nnx.Module):
         """Embedded tokens, and what parts look up once, before the loops."""
         with jax.named_scope("embed"):
             e = self.embedding.look_up(tokens, self.embed)
-        rope = rope_tables(positions, self.config.head_dim, e.dtype)
+        rope = rope_tables(positions, self.config.head_dim, e.dtype, self.config.rope)
         here = Here(
             tokens, e, history=history(None, None), entry={}, carried={},
             positions=positions, rope=rope,
@@ -113,10 +112,11 @@ class LoopedTransformer(nnx.Module):
         return through(self.parts, "exit", h, here._replace(h=h))
 
     def read_out(self, h: Array) -> Array:
-        """Float32 logits [..., Vp] of states [..., D]: 15 · tanh(h @ head / 15)."""
+        """Float32 logits [..., Vp] of states [..., D]: c · tanh(h @ head / c), if capped."""
         z = self.embedding.read_out(h, self.embed, self.head)
         z = through(self.parts, "readout", z, Here(h=h))
-        return SOFT_CAP * jnp.tanh(z / SOFT_CAP)
+        cap = self.config.soft_cap
+        return cap * jnp.tanh(z / cap) if cap else z
 
     def __call__(
         self,

@@ -73,7 +73,7 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     batch_devices = mesh["data"] * mesh["fsdp"]
     tokens = config.train.tokens_per_step / batch_devices
     keys = sum(min(w or model.seq_len, model.seq_len) for w in model.windows())
-    attention = 4 * model.width * keys * model.loops
+    attention = 4 * model.attention_width * keys * model.loops
     head = flops.head(model) * model.read_outs()
     loops = counted.flops / 3 - head
     recomputed = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]

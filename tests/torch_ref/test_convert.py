@@ -423,6 +423,14 @@ def test_an_embedding_that_the_reference_lacks_is_refused_by_name(tmp_path):
         to_reference(tmp_path / "run", tmp_path / "theirs")
 
 
+def test_a_setting_that_the_reference_always_has_is_refused_by_name(tmp_path):
+    settings = Settings(model=ModelSettings(layers=1, soft_cap=0.0))
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", resolve(settings, vocab_size=97))
+    with pytest.raises(ConvertError, match="has model.soft_cap=0.0, and the reference always 15"):
+        to_reference(tmp_path / "run", tmp_path / "theirs")
+
+
 def test_a_model_with_parts_is_refused_by_name(home, tmp_path):
     part = "--config.model.parts.kv_shift.on=True"
     code, _, err = finish(start(home, tmp_path / "run", part, steps=4))

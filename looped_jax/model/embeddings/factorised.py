@@ -41,9 +41,8 @@ class Factorised(Separate):
 
     def embed(self, rngs: nnx.Rngs) -> Any:
         rank = self.config.embeddings["factorised"].rank
-        table = jax.random.normal(rngs.params(), (self.config.padded_vocab, rank))
         return nnx.Dict(
-            table=weight(table, "vocab", "latent", group="table"),
+            table=weight(self._rows(rngs, rank), "vocab", "latent", group="table"),
             up=weight(uniform(rngs, rank, self.config.width), "latent", "embed"),
         )
 

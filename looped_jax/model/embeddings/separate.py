@@ -27,8 +27,7 @@ class Separate:
 
     def embed(self, rngs: nnx.Rngs) -> Any:
         """Weights that tokens are looked up in, one or an nnx.Module of some."""
-        table = jax.random.normal(rngs.params(), (self.config.padded_vocab, self.config.width))
-        return weight(table, "vocab", "embed", group="table")
+        return weight(self._rows(rngs, self.config.width), "vocab", "embed", group="table")
 
     def head(self, rngs: nnx.Rngs) -> Any:
         """Weights that states are read out by, or None; drawn after those of the layers."""
@@ -42,6 +41,14 @@ class Separate:
         """Float32 logits [..., Vp] of states [..., D], before the soft cap."""
         return linear(h, head[...], "float32")
 
+    def _rows(self, rngs: nnx.Rngs, size: int, std: float = 1.0) -> Array:
+        """[Vp, size] of model.init.embedding_std, by default `std`."""
+        given = self.config.init.embedding_std
+        std = std if given is None else given
+        return std * jax.random.normal(rngs.params(), (self.config.padded_vocab, size))
+
     def _columns(self, rngs: nnx.Rngs, size: int) -> Array:
-        """[size, Vp], so small that all tokens begin as equally likely."""
-        return 0.001 * jax.random.normal(rngs.params(), (size, self.config.padded_vocab))
+        """[size, Vp], by default so small that all tokens begin as equally likely."""
+        return self.config.init.head_std * jax.random.normal(
+            rngs.params(), (size, self.config.padded_vocab)
+        )

@@ -27,10 +27,8 @@ class Tied(Separate):
     """One matrix that tokens are looked up in and states are read out by."""
 
     def embed(self, rngs: nnx.Rngs) -> Any:
-        shape = (self.config.padded_vocab, self.config.width)
-        return weight(
-            0.02 * jax.random.normal(rngs.params(), shape), "vocab", "embed", group="table"
-        )
+        table = self._rows(rngs, self.config.width, std=0.02)
+        return weight(table, "vocab", "embed", group="table")
 
     def head(self, rngs: nnx.Rngs) -> Any:
         return None

@@ -71,7 +71,7 @@ class LoopLoRA(Part):
 def _matrices(config: ModelConfig) -> dict[str, tuple[tuple[int, str], tuple[int, str]]]:
     """Size and axis of inputs and outputs of the matrices of a layer, by name; see block.py."""
     width, hidden = (config.width, "embed"), (4 * config.width, "mlp")
-    heads = (config.width, "heads")
+    heads = (config.attention_width, "heads")
     found = {"query": (width, heads), "out": (heads, width), "up": (width, hidden),
              "down": (hidden, width)}  # fmt: skip
     source = width
