@@ -94,10 +94,12 @@ class Attention(nnx.Module):
     ) -> Array:
         """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
         query = self._heads(product("query", query_source, self.query, here, parts))
+        normed = source
         if self.latent is not None:
             source = rms_norm(product("latent", source, self.latent, here, parts))
         key = self._heads(product("key", source, self.key, here, parts))
         value = self._heads(product("value", source, self.value, here, parts))
+        here = here._replace(source=normed)
         query = through(parts, "query", query, here)
         key, value = through(parts, "key", key, here), through(parts, "value", value, here)
         query, key = self._placed(query, here.rope), self._placed(key, here.rope)

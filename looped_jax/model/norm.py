@@ -1,4 +1,4 @@
-"""The one norm of the model."""
+"""The one norm of the model, and what it divides by."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def rms_norm(x: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean_square + jnp.finfo(wide.dtype).eps)).astype(x.dtype)
+
+
+def rms(x: Array) -> Array:
+    """What rms_norm divides x [..., D] by: [..., 1], float32 at least."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + jnp.finfo(wide.dtype).eps)

@@ -67,7 +67,7 @@ def forward(
     def body(carry: Carry, of_loop: tuple[Array, Any]) -> tuple[Carry, Any]:
         return learned.run(carry, of_loop[0], probe, of_loop[1])
 
-    (h, _), (norms, seen) = counted_loops(
+    (h, carried), (norms, seen) = counted_loops(
         body,
         lambda carry, left: stopped.run(carry, left, BLIND, None)[0],
         learned.initial,
@@ -77,7 +77,7 @@ def forward(
         inputs=probe.inputs,
         remat=config.remat,
     )
-    return LoopStates(learned.leave(h)[None], norms, seen)
+    return LoopStates(learned.leave(h, carried)[None], norms, seen)
 
 
 def in_step(batch: Batch, axes: tuple[str, ...]) -> Batch:
@@ -112,11 +112,12 @@ class _Loop(NamedTuple):
 
     initial: what a row's first loop begins with
     run: (carry, left, probe, inputs) -> (carry, kept)
+    leave: (state, carried) -> what the head reads
     """
 
     initial: Carry
     run: Callable[[Carry, Array, Probe, Any], tuple[Carry, Any]]
-    leave: Callable[[Array], Array]
+    leave: Callable[[Array, Any], Array]
 
 
 def _one_loop(
@@ -145,7 +146,7 @@ def _one_loop(
         x = model.loop(now, FullPass(attend, view).open, view)
         return (view("state", None, rms_norm(x)), now.carried), (mean_norm(x), view.seen())
 
-    return _Loop(initial, run, lambda h: model.leave(h, here))
+    return _Loop(initial, run, lambda h, carried: model.leave(h, carried, here))
 
 
 def _unless(begins: Array, initial: Array, x: Array) -> Array:

@@ -9,6 +9,7 @@ Parameters are a flat dict {"embed": [Vp, D], "blocks.0.attention.query": [D, D]
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,15 +102,17 @@ class LoopedTransformer(nnx.Module):
         for layer, block in enumerate(self.blocks):  # the same L blocks every time
             with jax.named_scope(f"layer_{layer}"):
                 of_layer = here._replace(layer=layer, history=history(here.loop, layer))
+                x = through(self.parts, "layer_start", x, of_layer)
                 x = through(block.parts, "stream", x, of_layer)
                 # A rule may change the stream, or only where the layer's queries come from.
                 x, query_source = self.rule.inject(x, of_layer.at("rule"))
                 x = block(x, query_source, of_layer, view)
+                x = through(self.parts, "layer_end", x, of_layer)
         return through(self.parts, "loop_end", x, here)
 
-    def leave(self, h: Array, here: Here) -> Array:
-        """The state [B, T, D] that the head reads."""
-        return through(self.parts, "exit", h, here._replace(h=h))
+    def leave(self, h: Array, carried: dict[str, Any], here: Here) -> Array:
+        """The state [B, T, D] that the head reads, of a loop's own and what parts hand on."""
+        return through(self.parts, "exit", h, here._replace(h=h, carried=carried))
 
     def read_out(self, h: Array) -> Array:
         """Float32 logits [..., Vp] of states [..., D]: c · tanh(h @ head / c), if capped."""
@@ -143,6 +146,7 @@ class LoopedTransformer(nnx.Module):
         positions = jnp.arange(tokens.shape[1]) if past is None else past.positions
         here = self.enter(tokens, positions, before.open, seeds)
         collect = return_loops != (loops - 1,)  # the last state is the scan's carry
+        exits = any(hasattr(part, "exit") for part in self.parts.values())
 
         def one_loop(carry: tuple[Array, Any, Cache | None], of_loop: tuple[Array, Any]):
             (h, carried, cache), (index, inputs) = carry, of_loop
@@ -151,19 +155,26 @@ class LoopedTransformer(nnx.Module):
             now = here._replace(h=h, loop=index, first=self.first(index), carried=carried)
             x = self.loop(now, before.open, view)
             h = view("state", None, rms_norm(x))  # every loop closes with a norm
-            left = h if collect else None
+            left = (h, now.carried if exits else None) if collect else None
             return (h, now.carried, before.cache), (left, mean_norm(x), view.seen())
 
         h, carried = self.begin(here)
         carry = h if start is None else start, carried, before.cache
-        (h, _, cache), (states, norms, seen) = scan_loops(
+        (h, carried, cache), (left, norms, seen) = scan_loops(
             one_loop, carry, done, loops, inputs=probe.inputs, remat=self.config.remat
         )
-        hidden = states[jnp.array([k - done for k in return_loops])] if collect else h[None]
-        if any(hasattr(part, "exit") for part in self.parts.values()):
+        if collect:
+            read = jnp.array([k - done for k in return_loops])
+            hidden, carried = jax.tree.map(lambda x: x[read], left)
+        else:
+            hidden, carried = jax.tree.map(lambda x: x[None], (h, carried if exits else None))
+        if exits:
             before = other_tokens(cache)
             here = here._replace(history=before.open(None, None))
-            hidden = jnp.stack([self.leave(h, here) for h in hidden])
+            each = [jax.tree.map(operator.itemgetter(n), carried) for n in range(len(hidden))]
+            hidden = jnp.stack(
+                [self.leave(h, own, here) for h, own in zip(hidden, each, strict=True)]
+            )
             cache = before.cache
         return LoopStates(hidden, norms, seen), cache
 
@@ -336,7 +347,7 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
         here = model.enter(tokens, jnp.zeros((1,)), history)
         (h, carried), loop = model.begin(here), jnp.zeros([], jnp.int32)
         now = here._replace(h=h, carried=carried, loop=loop, first=model.first(loop))
-        model.leave(model.loop(now, history, BLIND), here)
+        model.leave(model.loop(now, history, BLIND), now.carried, here)
         return found
 
     return jax.eval_shape(look, init_shapes(config))

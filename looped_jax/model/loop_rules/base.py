@@ -2,8 +2,8 @@
 
 A rule says how a loop starts and what its layers take from the previous loop. `here`, see
 model/parts/base.py, holds h, the state after the previous loop, zero in the first one; e, the
-embedding before normalisation; and the indices of loop and layer. In the first loop every rule is a
-plain transformer, unless a part gives the state before it. All are [B, T, D].
+embedding before normalisation, and x0 = norm(e); and the indices of loop and layer. In the first
+loop every rule is a plain transformer, unless a part gives the state before it. All are [B, T, D].
 
 To try an idea, register a rule, here or in a file of your own: it is then a choice of
 `model.variant` and in every test that runs over all rules.
@@ -17,7 +17,6 @@ import jax
 from flax import nnx
 
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here
 
 Array = jax.Array
@@ -40,7 +39,7 @@ class LoopRule(nnx.Module):
 
     def start(self, here: Here) -> Array:
         """The stream at the start of a loop."""
-        return rms_norm(here.e)
+        return here.x0
 
     def inject(self, x: Array, here: Here) -> tuple[Array, Array]:
         """Before each layer: the stream, and what the layer's queries are taken from."""

@@ -22,7 +22,6 @@ from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.linear import linear
 from looped_jax.model.loop_rules.base import LoopRule
-from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here
 from looped_jax.model.weights import weight
 
@@ -53,7 +52,7 @@ class Diagonal(LoopRule):
         self.input = weight(jnp.eye(width), "embed", None)
 
     def start(self, here: Here) -> Array:
-        e, step = rms_norm(here.e), jax.nn.softplus(self.step[...])
+        e, step = here.x0, jax.nn.softplus(self.step[...])
         decay = jnp.exp(-step * jnp.exp(self.log_rate[...])).astype(e.dtype)
         x = decay * here.h + step.astype(e.dtype) * linear(e, self.input[...])
         return jnp.where(here.first, e, x)

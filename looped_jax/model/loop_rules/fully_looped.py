@@ -63,4 +63,4 @@ class Plain(LoopRule):
     rereads_embedding = False
 
     def start(self, here: Here) -> Array:
-        return jnp.where(here.first, rms_norm(here.e), here.h)
+        return jnp.where(here.first, here.x0, here.h)

@@ -22,5 +22,5 @@ class Gate(LoopRule):
     """A loop starts from the product of embedding and state."""
 
     def start(self, here: Here) -> Array:
-        e = rms_norm(here.e)
+        e = here.x0
         return jnp.where(here.first, e, rms_norm(here.h * e))

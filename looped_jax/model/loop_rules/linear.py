@@ -18,7 +18,6 @@ from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.linear import linear
 from looped_jax.model.loop_rules.base import LoopRule
-from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here
 from looped_jax.model.weights import weight
 
@@ -45,6 +44,6 @@ class Linear(LoopRule):
         self.of_embedding = weight(settings.embedding * identity, "embed", None)
 
     def start(self, here: Here) -> Array:
-        e = rms_norm(here.e)
+        e = here.x0
         mixed = linear(here.h, self.of_state[...]) + linear(e, self.of_embedding[...])
         return jnp.where(here.first, e, mixed)

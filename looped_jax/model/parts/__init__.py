@@ -2,6 +2,7 @@
 
 from looped_jax.model.parts import (
     branch_gains,
+    carried_scale,
     coda,
     damping,
     exit_gate,
@@ -12,6 +13,7 @@ from looped_jax.model.parts import (
     loop_gains,
     loop_lora,
     prelude,
+    residual_scalars,
     residual_scale,
     sandwich_norm,
     state_init,
@@ -20,7 +22,8 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "branch_gains", "coda", "damping", "exit_gate", "hyper_connections", "kv_shift",
-    "loop_adapters", "loop_embedding", "loop_gains", "loop_lora", "prelude", "residual_scale",
-    "sandwich_norm", "state_init", "state_noise", "value_embedding",
+    "branch_gains", "carried_scale", "coda", "damping", "exit_gate", "hyper_connections",
+    "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora", "prelude",
+    "residual_scalars", "residual_scale", "sandwich_norm", "state_init", "state_noise",
+    "value_embedding",
 ]  # fmt: skip

@@ -15,18 +15,22 @@ initial_state     h [B, T, D]      of the model: once, the state that the first 
                                    zero without a part; with one, rules treat the first loop as
                                    every other
 loop_start        x [B, T, D]      of the model: at the start of every loop, after the loop rule
+layer_start       x [B, T, D]      of the model: before each looped layer, with its index in `here`
 stream            x [B, T, D]      before each branch of a layer
 attention_input   x [B, T, D]      normalised input of keys and values
 product           [B, T, out]      x @ w of any matrix of a layer; `here` names the matrix and
                                    holds x [B, T, in]
-query, key, value [B, T, heads, Dh] before position and norm
+query, key, value [B, T, heads, Dh] before position and norm; `here.source` is the normalised
+                                   input [B, T, D] of keys and values
 mixed             [B, T, H, Dh]    what attention has gathered, before it is projected
 attention_output, mlp_output  [B, T, D] what a branch adds to the stream
 attention_sum     x [B, T, D]      the stream after attention
 mlp_input         x [B, T, D]      normalised input of the MLP
 block_output      x [B, T, D]      the stream after a layer
+layer_end         x [B, T, D]      of the model: after each looped layer, likewise
 loop_end          x [B, T, D]      of the model: after the last layer, before the closing norm
-exit              h [B, T, D]      of the model: for each loop count that is read, before the head
+exit              h [B, T, D]      of the model: for each loop count that is read, before the head;
+                                   `here.carried` is as its last loop left it
 stop              z [...]          of the model: float32 logits, 0 without a part, of leaving after
                                    a loop; `here` holds the states h [..., D] that it left, alone
 readout           z [..., Vp]      of the model: float32 logits before the soft cap, of some tokens
@@ -47,10 +51,15 @@ from looped_jax.config.options import setting
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.linear import linear
+from looped_jax.model.norm import rms_norm
 from looped_jax.model.random_numbers import RandomNumbers
 
 Array = jax.Array
-OF_MODEL = ("entry", "initial_state", "loop_start", "loop_end", "exit", "stop", "readout")
+OF_MODEL = (
+    "entry", "initial_state", "loop_start", "layer_start", "layer_end", "loop_end", "exit", "stop",
+    "readout",
+)  # fmt: skip
+NORMED = "normed"  # in Here.entry: e is norm(e) already, or more than that
 OF_LAYER = (
     "entry", "stream", "attention_input", "product", "query", "key", "value", "mixed",
     "attention_output", "attention_sum", "mlp_input", "mlp_output", "block_output",
@@ -96,7 +105,7 @@ class Here(NamedTuple):
     first loop. A part says at the entry what its own is like, and replaces it in every loop
     positions: of the tokens in their sequences, [T] or [B, T]
     rope: rotary tables of the positions; see block.rope_tables
-    matrix: name of the matrix whose product it is, and source: what it was multiplied with
+    matrix: name of the matrix whose product it is; source: what it was multiplied with, see `query`
     random: see model/random_numbers.py, None where nothing draws; place: site and part that ask
     """
 
@@ -119,6 +128,11 @@ class Here(NamedTuple):
     def at(self, place: str) -> Here:
         """The same, with the history and random numbers of a part at a site, or of the rule."""
         return self._replace(history=self.history and self.history.at(place), place=place)
+
+    @property
+    def x0(self) -> Array:
+        """norm(e) [B, T, D], what a loop starts from; e where a part has normed it at the entry."""
+        return self.e if NORMED in self.entry else rms_norm(self.e)
 
     @property
     def training(self) -> bool:

@@ -66,7 +66,7 @@ class HyperConnections(Part):
             of_loop(w, here).astype(x.dtype) for w in (self.read, self.write, self.mix)
         )
         before = here.carried["hyper_connections"]  # [B, T, n, D]
-        e = rms_norm(here.e)[..., None, :]
+        e = here.x0[..., None, :]
         begins = (here.loop == 0)[..., None, None]  # also where a part gives the first state
         before = jnp.where(begins, e, before)
         streams = mix @ before + write[..., None] * rms_norm(x)[..., None, :]

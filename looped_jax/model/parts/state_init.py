@@ -27,7 +27,6 @@ from looped_jax.config.options import at_least, one_of
 from looped_jax.config.registry import LOOP_RULES, PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ConfigError
-from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here, Part, PartSettings
 
 Array = jax.Array
@@ -72,7 +71,7 @@ class StateInit(Part):
 
     def initial_state(self, h: Array, here: Here) -> Array:
         if self._kind == "embedding":
-            return self._scale * rms_norm(here.e)
+            return self._scale * here.x0
         if self._kind == "normal":
             h = h + self._scale * here.draw(jax.random.normal, h.shape[-1:]).astype(h.dtype)
         if self._kind == "like_init":

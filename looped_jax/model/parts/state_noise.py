@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.options import at_least
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.model.norm import rms
 from looped_jax.model.parts.base import Here, Part, PartSettings
 
 Array = jax.Array
@@ -52,7 +52,5 @@ class StateNoise(Part):
         if not here.training:
             return x
         # In units of the stream, which the closing norm divides by: logged norms stay the stream's.
-        wide = x.astype(jnp.float32)
-        size = jnp.sqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + jnp.finfo(wide.dtype).eps)
         noise = self._std * here.draw(jax.random.normal, x.shape[-1:])
-        return x + (size * noise).astype(x.dtype)
+        return x + (rms(x) * noise).astype(x.dtype)
