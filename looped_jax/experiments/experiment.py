@@ -17,6 +17,7 @@ from looped_jax.experiments.workers import Place, Worker
 from looped_jax.resolve import matters
 from looped_jax.training import summary
 from looped_jax.training.progress import duration
+from looped_jax.training.run_folder import read_config
 
 LOG, THROUGHPUT = "metrics.jsonl", "throughput.json"
 EVERY = 15.0  # seconds between lines that tell how far the runs are
@@ -114,25 +115,19 @@ def _first(grid: Grid, out: Path) -> dict[str, Run]:
 
 
 def _check_same(run: Run) -> None:
-    """Raise ConfigError for a folder that holds a run with other settings."""
-    there = _read(run.folder / "config.json")
-    if not there:
+    """Raise ConfigError for a folder that holds a run with other settings.
+
+    Settings that are younger than the run count as by default there.
+    """
+    if not (run.folder / "config.json").is_file():
         return
-    here, there = _flat(json.loads(json.dumps(run.config.to_dict()))), _flat(there)
-    for key in sorted(here.keys() | there.keys()):
-        if matters(key) and here.get(key) != there.get(key):
+    here, there = run.config.leaves(), read_config(run.folder).leaves()
+    for key in sorted(here):
+        if matters(key) and here[key] != there[key]:
             raise ConfigError(
-                f"{run.folder} holds a run with {key}: {there.get(key)!r} there, "
-                f"{here.get(key)!r} here; give another --out, or move it away"
+                f"{run.folder} holds a run with {key}: {there[key]!r} there, "
+                f"{here[key]!r} here; give another --out, or move it away"
             )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        found |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

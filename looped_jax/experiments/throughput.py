@@ -22,18 +22,20 @@ SECONDS = 0.5  # a turn, at least
 GOLDEN = 0.618034  # multiples of it, modulo 1, fill the unit interval evenly
 
 
-def seconds_per_step(settings: Sequence[Settings]) -> list[float]:
+def seconds_per_step(
+    settings: Sequence[Settings], *, rounds: int = ROUNDS, seconds: float = SECONDS
+) -> list[float]:
     """Median over the rounds, for each of the runs; compiling and first steps are left out."""
     steppers = [_stepper(one) for one in settings]
     taken: list[list[float]] = [[] for _ in steppers]
-    for _ in range(ROUNDS):
-        for stepper, seconds in zip(steppers, taken, strict=True):
+    for _ in range(rounds):
+        for stepper, of_run in zip(steppers, taken, strict=True):
             began, steps = time.perf_counter(), 0
-            while time.perf_counter() - began < SECONDS:
+            while time.perf_counter() - began < seconds:
                 stepper()
                 steps += 1
-            seconds.append((time.perf_counter() - began) / steps)
-    return [statistics.median(seconds) for seconds in taken]
+            of_run.append((time.perf_counter() - began) / steps)
+    return [statistics.median(of_run) for of_run in taken]
 
 
 def _stepper(settings: Settings) -> Callable[[], None]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def test_another_grid_in_the_same_folder_is_refused(trained):
         opened(trained[0].out, settings={"train.tokens_per_step": 192})
     with pytest.raises(ConfigError, match=r"data.tasks.chain_end.distance: 1 there, 2 here"):
         opened(trained[0].out, settings={"data.tasks.chain_end.distance": 2})
+
+
+def test_runs_from_before_a_setting_existed_are_gone_on_with(trained, tmp_path):
+    shutil.copytree(trained[0].out, tmp_path / "older")
+    for file in tmp_path.glob("older/*/config.json"):
+        config = json.loads(file.read_text())
+        del config["model"]["embedding"], config["train"]["loop_sampling"]
+        file.write_text(json.dumps(config))
+    assert opened(tmp_path / "older").missing() == []
+    with pytest.raises(ConfigError, match=r"model.embedding: 'separate' there, 'tied' here"):
+        opened(tmp_path / "older", settings={"model.embedding": "tied"})
 
 
 def test_the_program_draws_the_page_of_what_is_there(trained, tmp_path, capsys):
