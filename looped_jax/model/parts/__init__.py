@@ -1,6 +1,7 @@
 """The parts that come with this package, one technique in each file; see model/parts/base.py."""
 
 from looped_jax.model.parts import (
+    backout,
     branch_gains,
     carried_scale,
     coda,
@@ -16,14 +17,15 @@ from looped_jax.model.parts import (
     residual_scalars,
     residual_scale,
     sandwich_norm,
+    smear,
     state_init,
     state_noise,
     value_embedding,
 )
 
 __all__ = [
-    "branch_gains", "carried_scale", "coda", "damping", "exit_gate", "hyper_connections",
-    "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora", "prelude",
-    "residual_scalars", "residual_scale", "sandwich_norm", "state_init", "state_noise",
-    "value_embedding",
+    "backout", "branch_gains", "carried_scale", "coda", "damping", "exit_gate",
+    "hyper_connections", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora",
+    "prelude", "residual_scalars", "residual_scale", "sandwich_norm", "smear", "state_init",
+    "state_noise", "value_embedding",
 ]  # fmt: skip
