@@ -19,8 +19,12 @@ NORM_PLACES = ("after_rope", "before_rope", "none")
 class RopeSettings:
     """Rotary positions: channels j and j + Dh / 2 turn by position · base ** (−2 j / Dh)."""
 
-    base: float = at_least(1.0, 10_000.0, "b; longest wavelength is 2 π b tokens, nearly")
-    dtype: str = one_of(DTYPES, "bfloat16", "that cosines and sines are rounded to, whatever dtype")
+    base: float = at_least(
+        1.0, 10_000.0, "of the wavelengths, from 2 π to nearly 2 π · base tokens"
+    )
+    dtype: str = one_of(
+        DTYPES, "bfloat16", "that cosines and sines are rounded to, whatever model.dtype is"
+    )
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,9 @@ def test_a_recipe_that_torch_does_not_have_is_refused(config, tmp_path):
     optim = dataclasses.replace(config.optim, newton_schulz_steps=3)
     with pytest.raises(ConfigError, match=r"optim\.newton_schulz_steps=3.* 5"):
         compare.compare(dataclasses.replace(config, optim=optim), steps=1, out=tmp_path)
+    model = dataclasses.replace(config.model, head_width=16)
+    with pytest.raises(ConfigError, match=r"model\.head_width=16.* None; leave it out"):
+        compare.compare(dataclasses.replace(config, model=model), steps=1, out=tmp_path)
 
 
 def test_not_a_number_fails():

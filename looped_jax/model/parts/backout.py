@@ -68,5 +68,4 @@ class Backout(Part):
 
     def exit(self, h: Array, here: Here) -> Array:
         size, middle = here.carried["backout.size"], here.carried["backout.middle"]
-        x = (size * h).astype(h.dtype)
-        return rms_norm(x - self.scale[...].astype(h.dtype) * middle)
+        return rms_norm(size * h - self.scale[...] * middle).astype(h.dtype)

@@ -71,4 +71,4 @@ class ResidualScalars(Part):
         r, z = (of_loop(w, here)[..., here.layer, None] for w in (self.residual, self.input))
         if self._first_alone:
             z = jnp.where((here.loop == 0)[..., None], z, 0)
-        return r.astype(x.dtype) * x + z.astype(x.dtype) * here.x0
+        return (r * x + z * here.x0).astype(x.dtype)  # in bfloat16 r could not move by 0.005 from 1

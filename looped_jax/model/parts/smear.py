@@ -60,4 +60,4 @@ class Smear(Part):
         before = here.history.previous("x", x, 1)
         gate = jax.nn.sigmoid(linear(x[..., : self.gate.shape[0]], self.gate[...]))
         here.entry[NORMED] = True
-        return x + self.scale[...].astype(x.dtype) * gate * before
+        return (x + self.scale[...] * gate * before).astype(x.dtype)

@@ -71,6 +71,26 @@ def test_scalars_start_on_a_line():
     np.testing.assert_allclose(params["parts.residual_scalars.input"], [[0.2, 0.125, 0.05]])
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [((1.0, 0.1), (1.0, 0.1), 15.4), ((1.15, 0.20), (1.05, 0.05), 1.957e6)],
+    ids=["seed", "head"],
+)
+def test_the_stream_grows_with_the_loops_as_the_scalars_say(first, last, expected):
+    names = ("residual_first", "input_first", "residual_last", "input_last")
+    scalars = dict(zip(names, (*first, *last), strict=True))
+    config = dataclasses.replace(with_scalars("carried_scale", **scalars), layers=12, loops=12)
+    params = transformer.init_params(config, jax.random.key(0))  # whose layers add nothing yet
+    norms = transformer.forward(config, params, TOKENS).norms / config.width**0.5
+    size, sizes = 1.0, []
+    for _ in range(12):
+        for r, z in np.linspace(first, last, 12):
+            size = r * size + z
+        sizes.append(size)
+    np.testing.assert_allclose(norms, sizes, rtol=1e-4)
+    np.testing.assert_allclose(norms[-1], expected, rtol=1e-3)
+
+
 def test_with_a_set_for_each_loop_decoding_is_exact():
     check_decoding(with_scalars("carried_scale", each_loop=True, x0="first_visit"), (1, 5))
 
