@@ -133,6 +133,7 @@ def model_settings(
             "seq_len": config["sequence_len"],
             "vocab_size": config["vocab_size"],
             "window_pattern": config["window_pattern"],
+            "long_window": config["sequence_len"] + 1,
             "short_window": ShortWindowSettings(
                 share=0.25 if head else 0.5, multiple=128 if head else 1, beside_itself=True
             ),

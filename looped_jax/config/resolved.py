@@ -35,11 +35,11 @@ class ModelConfig(ModelSettings):
         return -(-self.vocab_size // 64) * 64
 
     def windows(self) -> tuple[int | None, ...]:
-        """Keys each layer can see, itself included; None is all. The last layer always sees all."""
+        """Keys each layer can see, itself included; None is all. The last layer is always L."""
         short = self.short_window.keys(self.seq_len)
         kinds = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.layers)]
         kinds[-1] = "L"
-        return tuple(short if kind == "S" else None for kind in kinds)
+        return tuple(short if kind == "S" else self.long_window for kind in kinds)
 
     def scored_loops(self) -> tuple[int, ...]:
         """Zero-based loops whose states the objective reads."""

@@ -80,6 +80,7 @@ class ModelSettings:
     attention: str = one_of(("full", "mla"), "full", "mla: keys and values from a small latent")
     latent_rank: int = at_least(1, 128, "R, width of that latent")
     window_pattern: str = setting("L", "tiled over layers: L full context, S a short window")
+    long_window: int | None = at_least(1, None, "keys that L layers see, itself among them")
     embedding: str = one_of(EMBEDDINGS, "separate", "how tokens become vectors, and states logits")
     seq_len: int = at_least(2, 1024, "T in training; also sets the window of S layers")
     vocab_size: int | None = at_least(2, None, "V; by default the tokenizer's")

@@ -23,6 +23,7 @@ from tests.model.test_part import TOKENS, check_decoding, check_gradients, loud,
 
 OTHERS = {
     "window_pattern": "SL",
+    "long_window": 9,
     "head_width": 12,  # 4 heads of it are wider than the model
     "rope": RopeSettings(base=100_000.0, dtype="float32"),
     "qk": QKSettings(norm="before_rope", scale=1.2),
@@ -53,6 +54,17 @@ def test_keys_in_a_short_window(short, seq_len, keys):
         layers=3, window_pattern="S", seq_len=seq_len, short_window=ShortWindowSettings(**short)
     )
     assert found.windows() == (keys, keys, None)
+
+
+def test_layers_of_l_see_a_long_window_of_longer_rows():
+    config = with_parts((), variant="LT", layers=2, seq_len=6, window_pattern="L").model
+    params = loud(config)
+    found, everything = (
+        transformer.forward(c, params, TOKENS).hidden[0]
+        for c in (dataclasses.replace(config, long_window=7), config)
+    )
+    np.testing.assert_allclose(found[:, :7], everything[:, :7], atol=1e-5)
+    assert np.abs(found - everything)[:, 7:].max() > 1e-2
 
 
 def test_rope_has_its_base_and_rounding():
