@@ -90,9 +90,9 @@ class Sign(Optimizer):
 
     Settings = SignSettings
 
-    def transformation(self, config, weights, *, width, multiplier, mesh=None):
+    def transformation(self, config, weights, run, mesh=None):
         rate = config.optimizers["sign"].learning_rate
-        return optax.sign_sgd(lambda step: rate * multiplier(step))
+        return optax.sign_sgd(lambda step: rate * run.multiplier(step))
 
 
 def get_config(preset=None):

@@ -15,6 +15,7 @@ from looped_jax.config.registry import (
     OPTIMIZERS,
     PARTS,
     TASKS,
+    WEIGHT_GROUPS,
     Registry,
 )
 from looped_jax.errors import ConfigError
@@ -94,6 +95,12 @@ class Optimizers(Options):
     """Settings of optimizers that have some of their own."""
 
     registry = OPTIMIZERS
+
+
+class WeightGroups(Options):
+    """How each group of weights is updated; see model/weight_groups.py."""
+
+    registry = WEIGHT_GROUPS
 
 
 class Tasks(Options):

@@ -22,12 +22,12 @@ class Registry(Mapping[str, Any]):
     """What is registered of one `kind`, by name, in the order of registration.
 
     `one` is the kind with its article. `home` is the module that registers what comes with this
-    package; it is imported when somebody first looks, so that settings can be checked without
-    importing the model before.
+    package, and `others` are further ones that do; they are imported when somebody first looks, so
+    that settings can be checked without importing the model before.
     """
 
-    def __init__(self, kind: str, home: str):
-        self.kind, self._home = kind, home
+    def __init__(self, kind: str, home: str, *others: str):
+        self.kind, self._homes = kind, (home, *others)
         self.one = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         self._found: dict[str, Any] = {}
 
@@ -36,8 +36,8 @@ class Registry(Mapping[str, Any]):
 
         The same class again, as when a notebook's cell is run twice, takes the place of the first.
         """
-        if self._home not in sys.modules:
-            importlib.import_module(self._home)  # so that its names come first
+        if self._homes[0] not in sys.modules:
+            importlib.import_module(self._homes[0])  # so that its names come first
 
         def add(thing: T) -> T:
             known = self._found.get(name, thing)
@@ -49,21 +49,30 @@ class Registry(Mapping[str, Any]):
         return add
 
     def __getitem__(self, name: str) -> Any:
-        importlib.import_module(self._home)
-        return self._found[name]
+        return self._all()[name]
 
     def __iter__(self) -> Iterator[str]:
-        importlib.import_module(self._home)
-        return iter(tuple(self._found))
+        return iter(tuple(self._all()))
 
     def __len__(self) -> int:
-        importlib.import_module(self._home)
-        return len(self._found)
+        return len(self._all())
+
+    def _all(self) -> dict[str, Any]:
+        for home in self._homes:
+            importlib.import_module(home)
+        return self._found
 
 
 LOOP_RULES = Registry("loop rule", "looped_jax.model.loop_rules")
 EMBEDDINGS = Registry("embedding", "looped_jax.model.embeddings")
 PARTS = Registry("part", "looped_jax.model.parts")
+WEIGHT_GROUPS = Registry(
+    "weight group",
+    "looped_jax.model.weight_groups",
+    "looped_jax.model.parts",
+    "looped_jax.model.loop_rules",
+    "looped_jax.model.embeddings",
+)
 OBJECTIVES = Registry("objective", "looped_jax.model.objectives")
 OPTIMIZERS = Registry("optimizer", "looped_jax.training.optimizers")
 TASKS = Registry("task", "looped_jax.tasks")

@@ -31,6 +31,7 @@ from looped_jax.config.options import (
     Parts,
     Rules,
     Tasks,
+    WeightGroups,
     at_least,
     either,
     one_of,
@@ -112,9 +113,7 @@ class ModelSettings:
 class OptimConfig:
     """Muon for matrices, AdamW for embedding, head, and scalars and vectors of parts."""
 
-    optimizer: str = one_of(
-        OPTIMIZERS, "muon", "what updates the weights: see training/optimizers.py"
-    )
+    optimizer: str = one_of(OPTIMIZERS, "muon", "what updates the weights: see training/optimizers")
     matrix_learning_rate: float = at_least(0.0, 0.02, "Muon, or of the matrices")
     embedding_learning_rate: float = at_least(
         0.0, 0.2, "AdamW, of the embedding, times (D / 768) ** -0.5"
@@ -134,6 +133,10 @@ class OptimConfig:
     warmup_ratio: float = share(0.0, "share of all steps in which the rates rise")
     warmdown_ratio: float = share(0.2, "share of all steps in which they fall")
     final_lr_fraction: float = share(0.0, "learning rate at the end, as a share of the peak")
+    reference_batch_tokens: int | None = at_least(
+        1, None, "that the rates are meant for: times √(tokens_per_step / it); by default as given"
+    )
+    groups: WeightGroups = field(default_factory=WeightGroups)  # of weights, by name
     optimizers: Optimizers = field(default_factory=Optimizers)  # own settings of each
 
 

@@ -69,7 +69,7 @@ def count(
     where everything of few loops is saved: the compiler then holds a part of one loop twice.
     """
     model, rows, tensor = config.model, config.train.batch_size, mesh.shape["tensor"]
-    groups = {name: weight.group for name, weight in transformer.weights(model).items()}
+    groups = {name: weight.kind for name, weight in transformer.weights(model).items()}
     looked_up = "table" if "head" in groups.values() else None  # a tied table is a factor, too
     size, factors = (
         sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)

@@ -84,7 +84,7 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     one_loop = dataclasses.replace(model, loops=1, loss="END", remat="none")
     residuals = saved_residuals(one_loop, rows, kernel, tensor)
     shards = counted.parameters / mesh["fsdp"] / tensor
-    by_adamw = sum(w.size for w in transformer.weights(model).values() if w.group != "matrix")
+    by_adamw = sum(w.size for w in transformer.weights(model).values() if w.kind != "matrix")
     adamw = by_adamw / mesh["fsdp"] / tensor  # which keeps two numbers of each, not one
     return Work(
         model=tokens * counted.flops / tensor,
@@ -105,7 +105,7 @@ def newton_schulz_flops(config: Config, *, devices: int = 1) -> float:
     m = config.model
     if config.optim.optimizer != "muon":
         return 0.0
-    matrices = [w.shape for w in transformer.weights(m).values() if w.group == "matrix"]
+    matrices = [w.shape for w in transformer.weights(m).values() if w.kind == "matrix"]
     alike = Counter((min(shape), max(shape)) for shape in matrices)
     return config.optim.newton_schulz_steps * sum(
         math.ceil(n / devices) * (4 * s * s * l + 2 * s**3)

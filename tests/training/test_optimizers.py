@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from looped_jax.config.options import Optimizers, Parts
-from looped_jax.config.registry import OPTIMIZERS, PARTS
+from looped_jax.config.options import Optimizers, Parts, WeightGroups
+from looped_jax.config.registry import OPTIMIZERS, PARTS, WEIGHT_GROUPS
 from looped_jax.config.settings import (
     MeshConfig,
     ModelSettings,
@@ -18,6 +18,7 @@ from looped_jax.config.settings import (
     Settings,
     TrainSettings,
 )
+from looped_jax.errors import ConfigError
 from looped_jax.model import loss, transformer
 from looped_jax.model.weights import Weight
 from looped_jax.resolve import resolve
@@ -95,7 +96,7 @@ def test_every_optimizer_learns_and_no_mesh_changes_it(name):
 def test_an_optimizer_that_averages_gives_other_weights_to_evaluation():
     @OPTIMIZERS.register("averaging")
     class Averaging(optimizers.Optimizer):
-        def transformation(self, config, weights, *, width, multiplier, mesh=None):
+        def transformation(self, config, weights, run, mesh=None):
             mean = optax.tree_utils.tree_zeros_like
             return optax.chain(
                 optax.sgd(0.1),
@@ -228,15 +229,17 @@ THREE = {
 }
 
 
+def run_of(width, **sizes):
+    return optimizers.RunScale(width, steps=100, multiplier=lambda step: 1.0, **sizes)
+
+
 def test_clipping_is_by_the_global_norm_and_can_be_off():
     params = {"embed": jnp.zeros((4, 2)), "head": jnp.zeros((2, 4)), "blocks.0.mlp.up": jnp.eye(2)}
     grads = jax.tree.map(lambda p: 10 * jnp.ones_like(p), params)
     norm = optax.tree.norm(grads)
 
     def first_moment(clip):
-        optimizer = optimizers.of_weights(
-            OptimConfig(grad_clip_norm=clip), THREE, width=768, multiplier=lambda step: 1.0
-        )
+        optimizer = optimizers.of_weights(OptimConfig(grad_clip_norm=clip), THREE, run_of(768))
         after = optimizer.update(grads, optimizer.init(params), params)[1]
         found = jax.tree_util.tree_leaves_with_path(after)
         return next(v for p, v in found if ".mu" in jax.tree_util.keystr(p) and "embed" in str(p))
@@ -245,10 +248,86 @@ def test_clipping_is_by_the_global_norm_and_can_be_off():
     np.testing.assert_allclose(first_moment(0.0), 0.2 * grads["embed"], rtol=1e-5)
 
 
+def with_groups(**groups):
+    own = {name: WEIGHT_GROUPS[name].Settings(**settings) for name, settings in groups.items()}
+    return OptimConfig(groups=WeightGroups(own), embedding_learning_rate=0.2)
+
+
+GROUPED = {
+    "embed": Weight((4, 2), ("vocab", "embed"), "table"),
+    "values": Weight((4, 2), ("vocab", "embed"), "value_table"),
+    "matrix": Weight((2, 2), ("embed", "mlp"), "matrix"),
+    "scale": Weight((2,), (None,), "vector"),
+    "smear": Weight((2,), (None,), "smear"),
+    "low": Weight((2, 2, 1), (None, None, None), "low_rank"),
+}
+
+
+def first_updates(config, steps=1, **sizes):
+    """Size of the last of `steps` updates by ones, and with weights that decay would be seen on."""
+    params = {name: jnp.full(w.shape, 10.0) for name, w in GROUPED.items()}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = optimizers.of_weights(config, GROUPED, run_of(192, **sizes))
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, params)
+    return {name: float(jnp.abs(update).max()) for name, update in updates.items()}
+
+
+def test_a_group_has_its_own_rate_or_its_parent_s():
+    plain = first_updates(OptimConfig())
+    expected = {"embed": 0.4, "values": 0.4, "scale": 0.04, "smear": 0.04, "low": 0.002}
+    assert {n: plain[n] for n in expected} == pytest.approx(expected, rel=1e-5)
+    found = first_updates(
+        with_groups(
+            vector={"learning_rate": 0.1, "width_scaling": False},
+            value_table={"learning_rate": 0.15, "weight_decay": 0.01},
+            matrix={"learning_rate": 0.04},
+        )
+    )
+    expected = {"embed": 0.4, "values": 0.3 * 1.1, "scale": 0.1, "smear": 0.1, "low": 0.001}
+    assert {n: found[n] for n in expected} == pytest.approx(expected, rel=1e-5)
+    assert found["matrix"] == pytest.approx(2 * plain["matrix"], rel=1e-5)
+
+
+def test_a_group_can_warm_up_by_itself():
+    config = with_groups(smear={"warmup_steps": 4})
+    for steps, share in ((1, 0.25), (3, 0.75), (4, 1.0), (6, 1.0)):
+        found = first_updates(config, steps)
+        assert found["smear"] == pytest.approx(share * found["scale"], rel=1e-4)
+
+
+def test_rates_grow_with_the_root_of_the_batch_where_they_may():
+    config = dataclasses.replace(
+        with_groups(smear={"batch_scaling": False}), reference_batch_tokens=100
+    )
+    plain, found = first_updates(OptimConfig()), first_updates(config, tokens_per_step=400)
+    for name in GROUPED:
+        grown = 1 if name == "smear" else 2
+        assert found[name] == pytest.approx(grown * plain[name], rel=1e-5), name
+
+
+def test_settings_of_groups_that_would_have_no_effect_are_refused():
+    with pytest.raises(ConfigError, match="optim.groups.matrix.eps=0.1 has no effect; Muon"):
+        first_updates(with_groups(matrix={"eps": 0.1}))
+
+    class Plain(optimizers.Optimizer):
+        def transformation(self, config, weights, run, mesh=None):
+            return optax.sgd(0.1)
+
+    OPTIMIZERS.register("plain_sgd")(Plain)
+    try:
+        config = dataclasses.replace(with_groups(smear={"eps": 0.1}), optimizer="plain_sgd")
+        with pytest.raises(ConfigError, match="optim.groups.smear has no effect on"):
+            first_updates(config)
+    finally:
+        del OPTIMIZERS._found["plain_sgd"]
+
+
 def test_adamw_learning_rates_scale_with_width():
     params = {"embed": jnp.zeros((4, 2)), "head": jnp.zeros((2, 4)), "blocks.0.mlp.up": jnp.eye(2)}
     grads = jax.tree.map(jnp.ones_like, params)
-    optimizer = optimizers.of_weights(OptimConfig(), THREE, width=192, multiplier=lambda step: 1.0)
+    optimizer = optimizers.of_weights(OptimConfig(), THREE, run_of(192))
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embed"], -0.2 * 2, rtol=1e-5)
     np.testing.assert_allclose(updates["head"], -0.004 * 2, rtol=1e-5)

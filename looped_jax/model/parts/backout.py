@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.options import one_of, setting
-from looped_jax.config.registry import PARTS
+from looped_jax.config.registry import PARTS, WEIGHT_GROUPS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.norm import rms, rms_norm
 from looped_jax.model.parts.base import Here, Part, PartSettings
+from looped_jax.model.weight_groups import WeightGroup
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -36,6 +37,11 @@ class BackoutSettings(PartSettings):
     middle: str = one_of(("of_all_visits", "of_last_loop"), "of_all_visits", "where it was")
 
 
+@WEIGHT_GROUPS.register("backout")
+class BackoutGroup(WeightGroup):
+    """Strength of the backout."""
+
+
 @PARTS.register("backout")
 class Backout(Part):
     """Sites: entry, layer_end, loop_end, exit."""
@@ -47,7 +53,7 @@ class Backout(Part):
     def __init__(
         self, settings: BackoutSettings, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs
     ):
-        self.scale = weight(jnp.full((1,), settings.start), None, group="vector")
+        self.scale = weight(jnp.full((1,), settings.start), None, group="backout")
         self._each_loop = settings.middle == "of_last_loop"
         visits = config.layers * (1 if self._each_loop else config.loops)
         self._loop, self._layer = divmod(visits // 2, config.layers)

@@ -4,8 +4,8 @@ A part is a small module with its settings, its weights (which say their axes an
 see model/weights.py) and a method for each site where it acts. A model without it is the same
 program as before the part existed. model/parts/ holds those that come with this package;
 CONTRIBUTING.md shows how to add one. Weights that are no matrix of a product, such as gains and the
-kernels of convolutions, are of the group "vector": Muon is for matrices. What a part has to know of
-the loop before, beside the state, it keeps in `here.carried`.
+kernels of convolutions, are of the group "vector", or of one of the part's own: Muon is for
+matrices. What a part has to know of the loop before, beside the state, it keeps in `here.carried`.
 
 Sites, in the order in which a token meets them (B batch, T time, D width). Those of the model are
 for parts with each_layer = False, those of a layer for the others, `entry` for both:

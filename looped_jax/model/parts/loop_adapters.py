@@ -35,9 +35,9 @@ class Adapter(nnx.Module):
     def __init__(self, config: ModelConfig, rank: int, *, rngs: nnx.Rngs):
         shape, bound = (config.loops, config.width, rank), (3 / config.width) ** 0.5
         down = jax.random.uniform(rngs.parts(), shape, minval=-bound, maxval=bound)
-        self.down = weight(down, None, "embed", None, group="vector")
+        self.down = weight(down, None, "embed", None, group="low_rank")
         up = jnp.zeros((config.loops, rank, config.width))
-        self.up = weight(up, None, None, "embed", group="vector")
+        self.up = weight(up, None, None, "embed", group="low_rank")
 
     def __call__(self, x: Array, here: Here) -> Array:
         hidden = jax.nn.relu(times_of_loop(x, self.down, here))

@@ -55,9 +55,9 @@ class LoopLoRA(Part):
             (fan_in, axis_in), (fan_out, axis_out) = matrices[name]
             shape, bound = (config.loops, fan_in, settings.rank), (3 / fan_in) ** 0.5
             start = jax.random.uniform(rngs.parts(), shape, minval=-bound, maxval=bound)
-            a[name] = weight(start, None, axis_in, None, group="vector")
+            a[name] = weight(start, None, axis_in, None, group="low_rank")
             zero = jnp.zeros((config.loops, settings.rank, fan_out))
-            b[name] = weight(zero, None, None, axis_out, group="vector")
+            b[name] = weight(zero, None, None, axis_out, group="low_rank")
         self.a, self.b = nnx.Dict(a), nnx.Dict(b)
 
     def product(self, y: Array, here: Here) -> Array:

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.options import one_of, setting
-from looped_jax.config.registry import PARTS
+from looped_jax.config.registry import PARTS, WEIGHT_GROUPS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.parts.base import Here, Part, PartSettings, of_loop
+from looped_jax.model.weight_groups import WeightGroup
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -39,6 +40,16 @@ class ResidualScalarsSettings(PartSettings):
     input_last: float = setting(0.1, "z of the last layer")
     x0: str = one_of(("every_visit", "first_visit"), "every_visit", "loops in which x0 is added")
     each_loop: bool = setting(False, "whether every loop has scalars of its own")
+
+
+@WEIGHT_GROUPS.register("residual_scalar")
+class ResidualScalarGroup(WeightGroup):
+    """Scalars r on the stream."""
+
+
+@WEIGHT_GROUPS.register("input_scalar")
+class InputScalarGroup(WeightGroup):
+    """Scalars z on the embedding."""
 
 
 @PARTS.register("residual_scalars")
@@ -60,12 +71,12 @@ class ResidualScalars(Part):
         self._first_alone = settings.x0 == "first_visit"
         loops = config.loops if settings.each_loop else 1
 
-        def scalars(first: float, last: float) -> nnx.Param:
+        def scalars(first: float, last: float, group: str) -> nnx.Param:
             line = jnp.linspace(first, last, config.layers)
-            return weight(jnp.tile(line, (loops, 1)), None, None, group="vector")
+            return weight(jnp.tile(line, (loops, 1)), None, None, group=group)
 
-        self.residual = scalars(settings.residual_first, settings.residual_last)
-        self.input = scalars(settings.input_first, settings.input_last)
+        self.residual = scalars(settings.residual_first, settings.residual_last, "residual_scalar")
+        self.input = scalars(settings.input_first, settings.input_last, "input_scalar")
 
     def layer_start(self, x: Array, here: Here) -> Array:
         r, z = (of_loop(w, here)[..., here.layer, None] for w in (self.residual, self.input))

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.options import at_least, setting
-from looped_jax.config.registry import PARTS
+from looped_jax.config.registry import PARTS, WEIGHT_GROUPS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model.linear import linear
 from looped_jax.model.parts.base import NORMED, Here, Part, PartSettings
+from looped_jax.model.weight_groups import WeightGroup
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -33,6 +34,11 @@ class SmearSettings(PartSettings):
     channels: int = at_least(1, 24, "first channels of the embedding, that the gate reads")
     start: float = setting(0.0, "λ at the start")
     gate_bound: float = at_least(0.0, 0.02, "of the gate's weights, at the start U(0, bound)")
+
+
+@WEIGHT_GROUPS.register("smear")
+class SmearGroup(WeightGroup):
+    """Gate and strength of the smear."""
 
 
 @PARTS.register("smear")
@@ -52,8 +58,8 @@ class Smear(Part):
             )
         shape = (settings.channels, 1)
         start = jax.random.uniform(rngs.parts(), shape, maxval=settings.gate_bound)
-        self.gate = weight(start, None, None, group="vector")
-        self.scale = weight(jnp.full((1,), settings.start), None, group="vector")
+        self.gate = weight(start, None, None, group="smear")
+        self.scale = weight(jnp.full((1,), settings.start), None, group="smear")
 
     def entry(self, e: Array, here: Here) -> Array:
         x = here._replace(e=e).x0

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.options import at_least, one_of, setting
-from looped_jax.config.registry import PARTS
+from looped_jax.config.registry import PARTS, WEIGHT_GROUPS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model.linear import linear
 from looped_jax.model.parts.base import Here, Part, PartSettings
+from looped_jax.model.weight_groups import WeightGroup
 from looped_jax.model.weights import weight
 
 Array = jax.Array
@@ -40,6 +41,13 @@ class ValueEmbeddingSettings(PartSettings):
     gate_scale: float = at_least(0.0, 2.0, "c, of the gate")
     gate_channels: int = at_least(1, 32, "first channels of the input, that the gate reads")
     gate_bound: float = at_least(0.0, 0.0, "of its weights, at the start U(0, bound)")
+
+
+@WEIGHT_GROUPS.register("value_table")
+class ValueTableGroup(WeightGroup):
+    """Tables of values, as embeddings are."""
+
+    parent = "table"
 
 
 @PARTS.register("value_embedding")
@@ -66,7 +74,7 @@ class ValueEmbedding(Part):
         shape = (config.padded_vocab, config.kv_heads * config.head_dim)
         bound = settings.table_scale * (3 / config.width) ** 0.5
         self.table = (
-            weight(_uniform(rngs, shape, -bound, bound), "vocab", "heads", group="table")
+            weight(_uniform(rngs, shape, -bound, bound), "vocab", "heads", group="value_table")
             if has
             else None
         )
