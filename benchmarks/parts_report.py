@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from scipy import stats
 
 from benchmarks.parts_grids import (
@@ -33,7 +34,9 @@ from looped_jax.model import flops
 from looped_jax.plotting import figures
 
 LEVEL = 0.05  # of all rows of a place together
-COLORS = {"better": "#2a6f97", "worse": "#c1121f", "within noise": "#8d99ae"}
+COLORS = {
+    "better": "#2a6f97", "worse": "#c1121f", "unclear": "#e9a23b", "within noise": "#8d99ae",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,12 @@ def _score(run: Run, metric: str, loops: int | None) -> float:
 
 @dataclass(frozen=True)
 class Against:
-    """A row beside the baseline. p: Welch's, of this row alone; word: after Holm's correction."""
+    """A row beside the baseline.
+
+    p: Welch's, of this row alone
+    word: "better" or "worse" after Holm's correction; "unclear" where p is small but not after it;
+    else "within noise"; "diverged" where a seed has no score
+    """
 
     difference: float
     p: float
@@ -122,7 +130,7 @@ def judge(place: str, found: Mapping[str, Numbers]) -> dict[str, Against]:
         if not math.isfinite(difference):
             word = "diverged"
         elif not holds[label]:
-            word = "within noise"
+            word = "unclear" if p_values[label] < LEVEL else "within noise"
         judged[label] = Against(difference, p_values[label], word)
     return judged
 
@@ -161,7 +169,6 @@ def markdown(found: Mapping[str, Mapping[str, Numbers]], times: Mapping[str, Map
 
 def _table(place: str, found: Mapping[str, Numbers], times: Mapping[str, float]) -> str:
     at, judged, base = PLACES[place], judge(place, found), found[BASELINE]
-    digits = ".3f"
     second = f"{at.also[0].replace('_', ' ')}, " + (
         f"{at.also[1]} loops" if at.also[1] else "trained loops"
     )
@@ -173,11 +180,11 @@ def _table(place: str, found: Mapping[str, Numbers], times: Mapping[str, float])
     for label in _labels(found):
         row, longer = found[label], label + EQUAL_FLOPS
         work = row.step_flops / base.step_flops
-        line = [label, _mean(row.values, digits), *_standing(judged.get(label), digits)]
-        line += [_mean(row.also, digits), f"{work:.2f}"]
+        line = [label, _mean(row.values), *_standing(judged.get(label))]
+        line += [_mean(row.also), f"{work:.2f}"]
         line += [f"{times[label]:.2f}" if label in times else "–"]
         if longer in found:
-            line += [_mean(found[longer].values, digits), *_standing(judged[longer], digits)]
+            line += [_mean(found[longer].values), *_standing(judged[longer])]
         else:
             line += ["the same" if abs(work - 1) <= CLOSE and label != BASELINE else "", "", ""]
         lines.append(line)
@@ -189,24 +196,24 @@ def _labels(found: Mapping[str, Numbers]) -> list[str]:
     return [label for label in listed if label in found]
 
 
-def _mean(values: Sequence[float], digits: str) -> str:
+def _mean(values: Sequence[float]) -> str:
     spread = Spread(tuple(values))
     if not spread.finite:
         return "diverged"
-    told = f"{spread.mean:{digits}}"
-    told += "" if spread.deviation is None else f" ± {spread.deviation:{digits}}"
+    told = f"{spread.mean:.3f}"
+    told += "" if spread.deviation is None else f" ± {spread.deviation:.3f}"
     short = len(values) - len(spread.finite)
     return told + (f" ({short} of {len(values)} diverged)" if short else "")
 
 
-def _standing(against: Against | None, digits: str) -> list[str]:
+def _standing(against: Against | None) -> list[str]:
     if against is None:
         return ["", ""]
     if against.word == "diverged":
         return ["diverged", "–"]
-    word = against.word if against.word == "within noise" else f"**{against.word}**"
+    word = f"**{against.word}**" if against.word in ("better", "worse") else against.word
     p = f"{against.p:.3f}" if against.p >= 0.001 else f"{against.p:.0e}"
-    return [f"{against.difference:+{digits}}, {word}", p]
+    return [f"{against.difference:+.3f}, {word}", p]
 
 
 def figure(found: Mapping[str, Mapping[str, Numbers]]) -> Figure:
@@ -229,12 +236,14 @@ def figure(found: Mapping[str, Mapping[str, Numbers]]) -> Figure:
         axis.set_yticks(range(len(labels)), labels if axis is axes[0][0] else [""] * len(labels))
         axis.set_ylim(len(labels) - 0.4, -0.6)
         axis.set_xscale("symlog", linthresh=0.1)
+        axis.xaxis.set_major_locator(FixedLocator([-1, -0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1]))
         axis.xaxis.set_major_formatter("{x:g}")
-        figures.tidy(axis, title=PLACES[place].title, xlabel="less the baseline's mean")
+        title = PLACES[place].title.replace(", ", ",\n")
+        figures.tidy(axis, title=title, xlabel="less the baseline's mean")
         axis.tick_params(labelsize=8)
     handles = [
         *(axes[0][0].plot([], [], "o", color=c, label=f"{w}")[0] for w, c in COLORS.items()),
         axes[0][0].plot([], [], "D", color="#222222", markersize=3, label="equal FLOPs")[0],
     ]
-    drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return drawn

@@ -1,5 +1,6 @@
 """The grid over the parts: its rows, what it calls noise, and its page."""
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_only_what_stands_out_among_all_rows_is_called_better_or_worse():
     among = parts_report.judge("text", found | alone)
     assert {label: of.word for label, of in among.items()} == {
         "far better": "better", "far worse": "worse", "same": "within noise",
-        "broken": "diverged", "close": "within noise",
+        "broken": "diverged", "close": "unclear",
     }  # fmt: skip
     assert among["same"].p == 1 and among["close"].p == close.p
     assert parts_report.judge("hops", found)["far worse"].word == "better"  # an accuracy
@@ -124,7 +125,7 @@ def test_a_row_is_trained_and_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XLA_FLAGS", " ".join(f for f in flags if "device_count" not in f))
     short = {"model.width": 8, "train.steps": 2, "train.eval_tokens": 64, "mesh.data": 1}
     place = PLACES["hops"]
-    place = parts_grids.replace(place, settings={**place.settings, **short})
+    place = dataclasses.replace(place, settings={**place.settings, **short})
     monkeypatch.setitem(PLACES, "hops", place)
     command = ["--place", "hops", "--only", "STEP", "--out", str(tmp_path / "out")]
     command += ["--runs", str(tmp_path / "runs"), "--workers", "1"]
