@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import statistics
@@ -474,7 +473,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "roofline": dataclasses.asdict(roofline), "data_wait_ms": waited,
             "parts": [dataclasses.asdict(row) for row in rows],
         }  # fmt: skip
-        files.write_text(args.out / "breakdown.json", json.dumps(record, indent=1))
+        files.write_json(args.out / "breakdown.json", record, indent=1)
         figure_files.save(draw(rows, title), args.out / "breakdown")
         log(f"open {args.out / 'breakdown.png'}")
 

@@ -50,7 +50,7 @@ def time_steps(place: str, only: tuple[str, ...], out: Path) -> None:
         )
         ratios = {r.row.label: round(s / base, 3) for r, s in zip(turn, seconds, strict=True)}
         known[place] = known.get(place, {}) | ratios
-        files.write_text(path, json.dumps(known, indent=1) + "\n")
+        files.write_json(path, known, indent=1)
         print(f"{place}: " + ", ".join(f"{k} {v:.2f}" for k, v in ratios.items()), flush=True)
 
 

@@ -31,7 +31,7 @@ from looped_jax.model import attention_kernels
 from looped_jax.plotting import html_report
 from looped_jax.runtime import sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
-from looped_jax.training.metric_log import read_log, to_json
+from looped_jax.training.metric_log import read_log
 
 TRACED = 48  # tokens of the text whose attention is drawn, at most
 
@@ -59,7 +59,7 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
     entries = read_log(Path(args.checkpoint))
     decode = functools.partial(task.decode, model)
     sections = make_sections(model, tokens, trace, ids, matrices, entries, decode)
-    files.write_text(out / "measurements.json", to_json(numbers(tokens, trace, matrices), indent=1))
+    files.write_json(out / "measurements.json", numbers(tokens, trace, matrices), indent=1)
     m = config.model
     about = (
         f"{m.variant}, {m.layers} layers looped {m.loops} times in training, width {m.width}, step "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from looped_jax.errors import CheckpointError
 
@@ -17,6 +19,27 @@ from looped_jax.errors import CheckpointError
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 under a temporary name beside `path`, then rename it."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Write `value` as `to_json` gives it, with a newline at the end."""
+    write_text(path, to_json(value, **options) + "\n")
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """As json.dumps, but with null for every number that is not finite: JSON has no word for it."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_null_for_nan(value), allow_nan=False, **options)
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_bytes(path: Path, content: bytes) -> None:

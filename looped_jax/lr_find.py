@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         k: {name: np.asarray(v).tolist() for name, v in dataclasses.asdict(found).items()}
         for k, found in ramps.items()
     }
-    files.write_text(out / "lr_find.json", json.dumps(record))
+    files.write_json(out / "lr_find.json", record)
     figure_files.save(figures.learning_rate_ramps(ramps), out / "lr_find")
     for k, found in ramps.items():
         points = f"steepest at ×{found.steepest:.3g}, elbow at ×{found.elbow:.3g}, lowest at "

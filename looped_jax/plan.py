@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         keep_compiled()
         plan = planner.make(config, device, efficiency=args.efficiency, log=_progress)
         if out:
-            files.write_text(out, json.dumps(plan.as_json(), indent=1))
+            files.write_json(out, plan.as_json(), indent=1)
     print(describe(plan))
 
 

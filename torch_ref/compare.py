@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -99,7 +98,7 @@ def compare(config: Config, *, steps: int, out: Path) -> list[Row]:
         "rows": [dataclasses.asdict(row) for row in rows],
         "losses": {name: curve.losses for name, curve in curves.items()},
     }
-    files.write_text(out / "compare.json", json.dumps(record, indent=1))
+    files.write_json(out / "compare.json", record, indent=1)
     draw(rows, curves, out / "compare")
     log(f"written: {out}/compare.json, .png and .svg")
     return rows

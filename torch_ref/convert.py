@@ -245,7 +245,7 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
     meta["model_config"] = origin["meta"].get("model_config", model.to_reference())
     with files.new_folder(out) as part:
         torch.save(weights, part / f"model_{step:06d}.pt")
-        files.write_text(part / f"meta_{step:06d}.json", json.dumps(meta, indent=1))
+        files.write_json(part / f"meta_{step:06d}.json", meta, indent=1)
         if (run_dir / "tokenizer.json").is_file():
             text = (run_dir / "tokenizer.json").read_text("utf-8")
             files.write_text(part / "tokenizer.json", text)

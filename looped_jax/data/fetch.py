@@ -233,7 +233,15 @@ def fetch_bundle(
     """The CORE bundle, downloaded and unpacked to `folder` unless it is there; settings: fetch's"""
     if (folder / "core.yaml").is_file():
         return folder
-    archive = fetch(url, folder.with_name(folder.name + ".zip"), progress=progress, **settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder.with_name(folder.name + ".lock")):
+        if not (folder / "core.yaml").is_file():  # else another process was faster
+            _fetch_bundle(folder, url, progress=progress, **settings)
+    return folder
+
+
+def _fetch_bundle(folder: Path, url: str, **settings: Any) -> None:
+    archive = fetch(url, folder.with_name(folder.name + ".zip"), **settings)
     unpacked = folder.with_name(folder.name + ".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
@@ -248,4 +256,3 @@ def fetch_bundle(
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     archive.unlink()
-    return folder

@@ -29,7 +29,7 @@ def split(names: Sequence[str], raw: Path, out: Path) -> None:
     counted = out / "rows.json"
     if not counted.is_file():
         rows = {name: pq.read_metadata(raw / name).num_rows for name in names}
-        files.write_text(counted, json.dumps(rows))
+        files.write_json(counted, rows)
     rows = json.loads(counted.read_text("utf-8"))
     ends = np.cumsum([rows[name] for name in names])
     chosen = held_out(int(ends[-1]))

@@ -236,7 +236,7 @@ class Evaluator:
             "loops": list(loops),
             "scores": merged,
         }
-        files.write_text(path, json.dumps(report, indent=1))
+        files.write_json(path, report, indent=1)
         with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             for name, values in scores.items():
                 for k, value in zip(self.loops, values, strict=True):

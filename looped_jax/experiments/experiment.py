@@ -105,7 +105,7 @@ def _throughput(grid: Grid, out: Path, places: Sequence[Place]) -> dict[str, flo
         finally:
             worker.close()
         known = {"seconds": dict(zip(first, taken, strict=True)), "of": of_rows}
-        files.write_text(out / THROUGHPUT, json.dumps(known, indent=1))
+        files.write_json(out / THROUGHPUT, known, indent=1)
     return known["seconds"]
 
 

@@ -83,14 +83,18 @@ def against_loops(
 ) -> Figure:
     """A small panel per metric: its value at each loop count; the trained count is marked.
 
-    None is a loop count that this metric was not measured at.
+    None is a loop count that this metric was not measured at; what is not finite is not drawn.
     """
     columns = min(4, len(scores))
     figure, axes = panels(columns, -(-len(scores) // columns), width=3.2, height=2.3)
     for axis in axes.flat[len(scores) :]:
         axis.set_visible(False)
     for axis, (name, values) in zip(axes.flat, scores.items(), strict=False):
-        known = {k: value for k, value in zip(loops, values, strict=True) if value is not None}
+        known = {
+            k: value
+            for k, value in zip(loops, values, strict=True)
+            if value is not None and np.isfinite(value)
+        }
         at = [list(loops).index(k) for k in known]
         axis.plot(at, list(known.values()), marker="o", markersize=4, color=BLUE)
         if trained in known:
@@ -101,7 +105,7 @@ def against_loops(
         axis.set_title(name, fontsize=9)
         axis.set_xticks(range(len(loops)), [str(k) for k in loops], fontsize=8)
         axis.tick_params(axis="y", labelsize=8)
-        lowest, highest = min(known.values()), max(known.values())
+        lowest, highest = (of(known.values(), default=0.0) for of in (min, max))
         if highest - lowest < 0.02:  # a flat line should look flat
             axis.set_ylim(lowest - 0.05, highest + 0.05)
         tidy(axis)

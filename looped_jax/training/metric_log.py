@@ -70,7 +70,7 @@ class MetricLog:
         """
         from tensorboardX.proto.summary_pb2 import Summary
 
-        self._file.write(to_json({"step": step, **scalars}) + "\n")
+        self._file.write(files.to_json({"step": step, **scalars}) + "\n")
         self._file.flush()
         values = [
             Summary.Value(tag=tag, simple_value=scalar)
@@ -134,22 +134,6 @@ def _current(name: str) -> str:
     """The name of an entry as it is now."""
     old = next((old for old in RENAMED if name.startswith(old)), None)
     return RENAMED[old] + name.removeprefix(old) if old else name
-
-
-def to_json(value: Any, **options: Any) -> str:
-    """As json.dumps, but with null for every number that is not finite."""
-    try:
-        return json.dumps(value, allow_nan=False, **options)
-    except ValueError:
-        return json.dumps(_null_for_nan(value), allow_nan=False, **options)
-
-
-def _null_for_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null_for_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_null_for_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _nan_for_null(value: Any) -> Any:

@@ -13,7 +13,6 @@ from looped_jax import files
 from looped_jax.config.resolved import Config
 from looped_jax.model import flops
 from looped_jax.model.attention_kernels import Choice
-from looped_jax.training.metric_log import to_json
 from looped_jax.training.progress import duration, memory_in_use
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.step_logger import StepLogger
@@ -88,7 +87,7 @@ class Summary:
 
     def write(self, run_dir: Path) -> None:
         """As JSON, null for what is not finite; the file is whole or as it was."""
-        files.write_text(run_dir / NAME, to_json(dataclasses.asdict(self), indent=1) + "\n")
+        files.write_json(run_dir / NAME, dataclasses.asdict(self), indent=1)
 
 
 def of(

@@ -201,3 +201,27 @@ def test_a_token_is_not_carried_along_by_a_redirect(server, tmp_path):
     fetch(server.url, tmp_path / "file", token="secret", **QUICK)
     first, second = (headers for _, headers in server.requests)
     assert first["Authorization"] == "Bearer secret" and "Authorization" not in second
+
+
+def test_a_bundle_that_two_want_at_once_is_downloaded_once(server, tmp_path):
+    good = zipped(
+        tmp_path / "good.zip", {"eval_bundle/core.yaml": "x", "eval_bundle/b": "c" * 9000}
+    )
+    server.files, server.acts = {"good": good.read_bytes()}, {"good": ["slow"]}
+    url, folder = server.url.removesuffix("file") + "good", tmp_path / "cache" / "eval_bundle"
+    found, start = [], threading.Barrier(2)
+
+    def want():
+        start.wait()
+        try:
+            found.append((fetch_bundle(folder, url, **QUICK) / "b").read_text())
+        except Exception as error:
+            found.append(error)
+
+    both = [threading.Thread(target=want) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert found == ["c" * 9000] * 2 and len(server.asked) == 1
+    assert [p.name for p in folder.parent.iterdir()] == ["eval_bundle"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from looped_jax import files
 from looped_jax.errors import UserError
 from looped_jax.evaluation.core.bundle import Bundle, Task, draw
 from looped_jax.evaluation.core.metric import TaskResult, decide
@@ -193,7 +194,7 @@ def _open_state(path: Path, header: Json, writes: bool) -> dict[str, Json]:
 def _append(path: Path, line: Json) -> None:
     """Add one line by a single write: a kill leaves it whole, absent or without its newline."""
     with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.write(files.to_json(line, ensure_ascii=False).encode() + b"\n")
         os.fsync(file.fileno())
 
 

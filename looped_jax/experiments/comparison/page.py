@@ -17,7 +17,6 @@ from looped_jax.experiments.comparison.run_record import RunRecord
 from looped_jax.experiments.comparison.table import SPREAD, Table, tabulate
 from looped_jax.plotting import figures, html_report
 from looped_jax.plotting.html_report import Section
-from looped_jax.training.metric_log import to_json
 
 ROWS = "groups"  # where comparison.json has the rows, beside a key for each run
 LOSS, CV = Metric("loss", "score"), Metric("gradient-norm CV", "stability")
@@ -57,7 +56,7 @@ def write_page(
     files.write_text(out / "table.csv", table.csv())
     files.write_text(out / "runs.csv", each.csv(row=row_of, seed=seed_of))
     files.write_text(out / "table.tex", table.latex())
-    files.write_text(out / "comparison.json", to_json(_numbers(runs, rows, table), indent=1))
+    files.write_json(out / "comparison.json", _numbers(runs, rows, table), indent=1)
     about = f"{len(runs)} runs in {len(rows)} rows, from what their folders hold."
     sections = [*_tables(table, each, equal), *_figures(runs, rows)]
     summary = _summary(runs, table, equal)
