@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags as absl_flags
 
-from looped_jax import errors
+from looped_jax import errors, files
 from looped_jax.config import settings, sources
 from looped_jax.config.options import either
 from looped_jax.config.settings import Setting, Settings, all_settings, plain_type
@@ -46,18 +46,22 @@ def _evaluate(flags: argparse.ArgumentParser) -> None:
         help="any of bpb,ppl,core,sample of a text model; validation of any other [all]",
     )  # fmt: skip
     flags.add_argument("--loops", type=counts, help="loop counts, as 1,3,6; those of training")
-    flags.add_argument("--data", help="text for bpb, as data.path; the run's own by default")
+    flags.add_argument(
+        "--data", type=on_disk, help="text for bpb, as data.path; the run's own by default"
+    )
     flags.add_argument(
         "--eval_tokens", type=at_least(1),
         help="targets; by default 1,048,576 for bpb, the run's train.eval_tokens for validation",
     )  # fmt: skip
-    flags.add_argument("--wikitext", help="WikiText-2 test split, text or parquet")
-    flags.add_argument("--bundle", help="folder of the CORE bundle; downloaded by default")
+    flags.add_argument("--wikitext", type=on_disk, help="WikiText-2 test split, text or parquet")
+    flags.add_argument(
+        "--bundle", type=on_disk, help="folder of the CORE bundle; downloaded by default"
+    )
     flags.add_argument("--bundle_url", help="where it is downloaded from")
     flags.add_argument("--max_per_task", type=at_least(1), help="examples per task; by default all")
     flags.add_argument("--batch_size", type=at_least(1), default=32, help="rows per device")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; all as data by default")
-    flags.add_argument("--out", help="folder for results; inside the run by default")
+    flags.add_argument("--out", type=on_disk, help="folder for results; inside the run by default")
 
 
 def _generate(flags: argparse.ArgumentParser) -> None:
@@ -85,23 +89,25 @@ def _diagnose(flags: argparse.ArgumentParser) -> None:
     _add_checkpoint(flags)
     flags.add_argument("--loops", type=at_least(1), help="largest loop count; by default eval's")
     flags.add_argument("--text", help="text whose attention is drawn; validation's by default")
-    flags.add_argument("--data", help="text to measure, as data.path; the run's own by default")
+    flags.add_argument(
+        "--data", type=on_disk, help="text to measure, as data.path; the run's own by default"
+    )
     flags.add_argument("--tokens", type=at_least(1), default=32_768, help="validation tokens")
     flags.add_argument("--batch_size", type=at_least(1), default=8, help="rows at once")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")
-    flags.add_argument("--out", help="folder for the page; inside the run by default")
+    flags.add_argument("--out", type=on_disk, help="folder for the page; inside the run by default")
 
 
 def _compare(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    flags.add_argument("--out", type=Path, required=True, help="folder for the page")
+    flags.add_argument("runs", nargs="+", type=path, metavar="RUN", help="folder of a run")
+    flags.add_argument("--out", type=path, required=True, help="folder for the page")
     _add_table(flags)
     _add_import(flags)
 
 
 def _sweep(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument("grid", type=Path, metavar="GRID", help="a .yaml or .py file: docs/sweep.md")
-    flags.add_argument("--out", type=Path, help="folder of all runs; runs/ and the grid's name")
+    flags.add_argument("grid", type=path, metavar="GRID", help="a .yaml or .py file: docs/sweep.md")
+    flags.add_argument("--out", type=path, help="folder of all runs; runs/ and the grid's name")
     flags.add_argument(
         "--workers", type=at_least(1), help="runs at a time; by default one per GPU or CPU core"
     )
@@ -133,7 +139,7 @@ def _plan(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--efficiency", type=float, default=0.45, help="share of the peak that products reach"
     )
-    flags.add_argument("--out", help="also write the plan as JSON to this file")
+    flags.add_argument("--out", type=on_disk, help="also write the plan as JSON to this file")
 
 
 def _lr_find(flags: argparse.ArgumentParser) -> None:
@@ -145,7 +151,7 @@ def _lr_find(flags: argparse.ArgumentParser) -> None:
         "--from_run", action="store_true", help="start from train.run_dir's newest checkpoint"
     )
     flags.add_argument(
-        "--out", type=Path, default=Path("runs/lr_find"), help="folder for figure and numbers"
+        "--out", type=path, default=Path("runs/lr_find"), help="folder for figure and numbers"
     )
 
 
@@ -156,11 +162,11 @@ def _download(flags: argparse.ArgumentParser) -> None:
         "core",
     )  # fmt: skip
     flags.add_argument("--shards", type=int, help="files in all, the validation one included")
-    flags.add_argument("--out", type=Path, help="their folder; data/NAME by default")
+    flags.add_argument("--out", type=path, help="their folder; data/NAME by default")
     flags.add_argument("--dataset", help="hub repository of fineweb-edu's shards")
     flags.add_argument("--bundle_url", help="where core is downloaded from")
     flags.add_argument("--tokenizer", help="hub repository, as Qwen/Qwen3-4B")
-    flags.add_argument("--tokenizer_out", type=Path, help="data/<name>/tokenizer.json by default")
+    flags.add_argument("--tokenizer_out", type=path, help="data/<name>/tokenizer.json by default")
     flags.add_argument("--endpoint", help="of the hub; $HF_ENDPOINT or huggingface.co by default")
     flags.add_argument("--parallel", type=at_least(1), default=8, help="downloads at once")
     flags.add_argument("--retries", type=at_least(0), default=5, help="of a download that breaks")
@@ -173,25 +179,27 @@ def _download(flags: argparse.ArgumentParser) -> None:
 def _convert(flags: argparse.ArgumentParser) -> None:
     commands = flags.add_subparsers(dest="command", required=True, metavar="DIRECTION")
     there = commands.add_parser("from-reference", help="a reference run into ours")
-    there.add_argument("run_dir", type=Path)
-    there.add_argument("out", type=Path)
+    there.add_argument("run_dir", type=path)
+    there.add_argument("out", type=path)
     there.add_argument("--step", type=int, help="the last by default")
-    there.add_argument("--tokenizer", type=Path, help="tokenizer.json or nanochat's tokenizer.pkl")
+    there.add_argument("--tokenizer", type=path, help="tokenizer.json or nanochat's tokenizer.pkl")
     there.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="what the converted model computes in",
     )  # fmt: skip
     back = commands.add_parser("to-reference", help="a run of ours into the reference's layout")
-    back.add_argument("run_dir", type=Path)
-    back.add_argument("out", type=Path)
+    back.add_argument("run_dir", type=path)
+    back.add_argument("out", type=path)
     back.add_argument("--step", type=int, help="the last by default")
     words = commands.add_parser("tokenizer", help="tokenizer.pkl into tokenizer.json, or back")
-    words.add_argument("file", type=Path)
-    words.add_argument("out", type=Path)
+    words.add_argument("file", type=path)
+    words.add_argument("out", type=path)
 
 
 def _add_checkpoint(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument("--checkpoint", required=True, metavar="RUN", help="folder of a run")
+    flags.add_argument(
+        "--checkpoint", type=on_disk, required=True, metavar="RUN", help="folder of a run"
+    )
     flags.add_argument("--step", type=int, help="checkpoint of this step; the newest by default")
     _add_import(flags)
 
@@ -483,6 +491,19 @@ def _value(key: str, kind: Any) -> Callable[[str], Any]:
             ) from None
 
     return value
+
+
+def on_disk(text: str) -> str:
+    """A file or folder, which no address of another machine is."""
+    try:
+        files.check_on_disk(text, "this")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("this=")) from None
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(on_disk(text))
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -13,7 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from looped_jax.errors import CheckpointError
+from looped_jax.errors import CheckpointError, ConfigError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # C:/ is a drive
+
+
+def check_on_disk(path: str | os.PathLike[str], given_as: str) -> None:
+    """Raise ConfigError for an address, as gs://bucket/run, where a file or folder is wanted.
+
+    As a path it would be a local folder `gs:`, lost with the machine.
+    """
+    if _ADDRESS.match(os.fspath(path)):
+        raise ConfigError(
+            f"{given_as}={path} is an address; files are read and written on disks alone: mount "
+            "the bucket (gcsfuse), or use a disk that all hosts share, and give the folder there"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,5 +131,6 @@ def check_writable(folder: Path, given_as: str = "train.run_dir") -> None:
 def default_cache_dir() -> Path:
     """$LOOPED_JAX_CACHE, else $XDG_CACHE_HOME/looped_jax, else ~/.cache/looped_jax."""
     given = os.environ.get("LOOPED_JAX_CACHE")
+    check_on_disk(given or "", "LOOPED_JAX_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(home) / "looped_jax"

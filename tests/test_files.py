@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from looped_jax import files
+from looped_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 # Settings have to come back as they were, and those of a run are finite.
@@ -40,3 +41,25 @@ def test_no_json_is_written_by_other_means(room):
             if "json.dumps" in given and "allow_nan=False" not in given:
                 found.add(path.relative_to(ROOT).as_posix())
     assert found <= WRITES_PLAIN_JSON
+
+
+@pytest.mark.parametrize(
+    "given", ["gs://bucket/run", "s3://bucket/run", Path("gs://bucket/run"), "file:///tmp/run"]
+)
+def test_an_address_is_refused_with_the_mounts_that_work(given):
+    message = f"train.run_dir={given} is an address; .*mount the bucket .gcsfuse., or use a disk"
+    with pytest.raises(ConfigError, match=message):
+        files.check_on_disk(given, "train.run_dir")
+
+
+@pytest.mark.parametrize(
+    "given", ["runs/a", "/mnt/bucket/run", "C:/runs", Path("a:b/c"), "builtin"]
+)
+def test_a_place_on_disk_is_none(given):
+    files.check_on_disk(given, "train.run_dir")
+
+
+def test_the_cache_is_on_disk_too(monkeypatch):
+    monkeypatch.setenv("LOOPED_JAX_CACHE", "gs://bucket/cache")
+    with pytest.raises(ConfigError, match="LOOPED_JAX_CACHE=gs://bucket/cache is an address"):
+        files.default_cache_dir()

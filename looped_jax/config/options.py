@@ -120,6 +120,11 @@ def setting(default: Any, meaning: str, **rule: Any) -> Any:
     return field(default=default, metadata={"meaning": meaning, **rule})
 
 
+def on_disk(default: str | None, meaning: str, **rule: Any) -> Any:
+    """A file or folder, which no address of another machine is."""
+    return setting(default, meaning, on_disk=True, **rule)
+
+
 def at_least(low: float, default: Any, meaning: str, *, high: float = math.inf) -> Any:
     return setting(default, meaning, low=low, high=high)
 

@@ -34,6 +34,7 @@ from looped_jax.config.options import (
     WeightGroups,
     at_least,
     either,
+    on_disk,
     one_of,
     setting,
     share,
@@ -55,6 +56,7 @@ from looped_jax.config.transformer_settings import (
     ShortWindowSettings,
 )
 from looped_jax.errors import ConfigError
+from looped_jax.files import check_on_disk
 
 PERFORMANCE = ("remat", "loss_chunk", "kernel")  # model settings that change no result
 # Settings by the names that they had before, in files and run folders that were made then.
@@ -145,7 +147,7 @@ class DataConfig:
     """Where rows come from, and how text becomes rows of tokens."""
 
     task: str = one_of(TASKS, "text", "what is learned: see looped_jax/tasks")
-    path: str = setting("builtin", "a .txt, .jsonl or .parquet file, a folder of them, or builtin")
+    path: str = on_disk("builtin", "a .txt, .jsonl or .parquet file, a folder of them, or builtin")
     val_shard: str | None = setting(
         None, "file that validates; by its name, else the last: see data/corpus.py"
     )
@@ -156,7 +158,7 @@ class DataConfig:
     shuffle_seed: int | None = at_least(
         0, None, "documents and rows in another order; by default as they stand", high=2**32 - 1
     )
-    tokenizer: str | None = setting(
+    tokenizer: str | None = on_disk(
         None, "a tokenizer.json; else one is trained on the corpus, once", none="train"
     )
     tokenizer_vocab_size: int = at_least(265, 4096, "entries of the trained tokenizer")
@@ -165,7 +167,7 @@ class DataConfig:
     )
     workers: int = at_least(0, 0, "processes that read and tokenize; 0 = a background thread")
     prefetch: int = at_least(1, 2, "batches kept ready")
-    core_bundle: str | None = setting(None, "folder of the CORE bundle; by default the cache's")
+    core_bundle: str | None = on_disk(None, "folder of the CORE bundle; by default the cache's")
     tasks: Tasks = field(default_factory=Tasks)  # own settings of each
     allow_host_change: bool = setting(
         False, "resume on another number of hosts: same place, another order"
@@ -214,7 +216,7 @@ class LoopSamplingConfig:
 class TrainSettings:
     """The run: length, batch, and what happens how often (in steps; 0 = only at the end)."""
 
-    run_dir: str | None = setting(
+    run_dir: str | None = on_disk(
         None, "folder of the run; by default runs/ and a name that tells what differs"
     )
     seed: int = at_least(0, 0, "of the first weights, and of rows that a task generates")
@@ -241,7 +243,7 @@ class TrainSettings:
     keep_every: int = at_least(0, 0, "steps between checkpoints kept for good; 0 = none")
     keep_best: int = at_least(0, 0, "checkpoints kept for the lowest validation bits per byte")
     loop_sampling: LoopSamplingConfig = field(default_factory=LoopSamplingConfig)
-    init_from: str | None = setting(None, "RUN or RUN@STEP: a new run that starts with its weights")
+    init_from: str | None = on_disk(None, "RUN or RUN@STEP: a new run that starts with its weights")
     init_optimizer: bool = setting(
         False, "init_from with its optimizer's state; schedules start anew"
     )
@@ -507,6 +509,8 @@ def _validate(config: Settings) -> None:
     for key, value, rule in _leaves(config, ""):
         if value is None:
             continue
+        if rule.get("on_disk"):
+            check_on_disk(value, key)
         if "choices" in rule and value not in rule["choices"]:
             own = rule["choices"]
             hint = f"; import {own.one} of your own first" if isinstance(own, Registry) else ""

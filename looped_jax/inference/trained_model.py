@@ -17,6 +17,7 @@ from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.data.tokenizer import Tokenizer, read_tokenizer
 from looped_jax.errors import CheckpointError, DataError
+from looped_jax.files import check_on_disk
 from looped_jax.inference.decoding import GREEDY, Sampling, generate_tokens
 from looped_jax.inference.inspection import Edit, Run, loop_counts, study, token_ids
 from looped_jax.model import loss, transformer
@@ -90,8 +91,9 @@ class TrainedModel:
         """Open a run folder: config.json, checkpoints/ and, if there is one, tokenizer.json.
 
         On the devices of `mesh`, one by default, whatever trained it. Raises CheckpointError, and
-        ConfigError for a mesh that cannot cut the model.
+        ConfigError for a mesh that cannot cut the model or a folder that is an address.
         """
+        check_on_disk(run_dir, "run_dir")
         folder = Path(run_dir)
         try:
             config = read_config(folder)
