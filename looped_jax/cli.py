@@ -2,7 +2,8 @@
 
 Flags are declared here, not beside what they do, so that a wrong one is answered before a program
 and JAX with it are imported. Exit codes: 0; 1 for what a user can put right, found while a program
-runs; 2 for a wrong command line. Both are one line on standard error.
+runs; 2 for a wrong command line; both are one line on standard error. 75 (EX_TEMPFAIL) for training
+that a signal stopped, and that the same command goes on with.
 """
 
 from __future__ import annotations
@@ -262,7 +263,8 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "exit codes: 0 done; 1 something to put right, which one line names; 2 wrong flags",
+            "exit codes: 0 done; 1 something to put right, which one line names; 2 wrong flags; "
+            "75 stopped by a signal",
         ]
     )
 

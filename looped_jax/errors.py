@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+STOPPED_EARLY = 75  # exit code of what a signal stopped: EX_TEMPFAIL, the same command goes on
+
 
 class UserError(Exception):
     """Base of all of them."""

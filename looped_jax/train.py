@@ -13,7 +13,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -58,12 +58,17 @@ def train(
     Raises ConfigError, DataError, CheckpointError or TrainingError, each with a one-line message.
     """
     with contextlib.ExitStack() as opened:
-        return _train(settings, command, profile_steps, opened)
+        return _train(settings, command, profile_steps, opened).run_dir
+
+
+class Ended(NamedTuple):
+    run_dir: Path
+    complete: bool  # else a signal stopped it before its last step
 
 
 def _train(
     settings: Settings, command: str, profile_steps: str | None, opened: contextlib.ExitStack
-) -> Path:
+) -> Ended:
     # ---- devices, rows, and everything the run is, now that the vocabulary is known -------------
     distributed.check_joined()
     mesh = sharding.make_mesh(settings.mesh)
@@ -131,7 +136,7 @@ def _train(
             told = (f"{metric} {of[model.loops]:.4f}" for metric, of in shown)
             log(", ".join([f"{run_dir} is complete: {start} steps", *told]))
             tell_what_next(task, config, log)
-            return run_dir
+            return Ended(run_dir, complete=True)
     else:
         state = train_step.create(config, optimizer, mesh)
         if train.init_from:
@@ -190,6 +195,12 @@ def _train(
     opened.callback(profile.close)
     saves = SaveSchedule(train.save_every, train.save_minutes, start=start)
     scores, best, best_step = meta.scores, meta.best, meta.best_step
+    if start and due(start, train.eval_every) and meta.score is None:  # a signal came before it
+        scores = judge(optimizers.evaluation_params(config.optim, state))
+        step_logger.validated(start, scores, judge.describe(scores))
+        late = next(iter(scores.values()))[model.loops]
+        if late < (math.inf if best is None else best):
+            best, best_step = late, start
     try:
         for step in range(start + 1, train.steps + 1):
             began = time.perf_counter()
@@ -212,7 +223,7 @@ def _train(
 
             last, stopping = step == train.steps, stop.requested(step)
             score = None
-            if last or due(step, train.eval_every):
+            if last or (due(step, train.eval_every) and not stopping):  # soon it may be killed
                 step_logger.flush()
                 scores = judge(optimizers.evaluation_params(config.optim, state))
                 score = next(iter(scores.values()))[model.loops]
@@ -259,7 +270,7 @@ def _train(
             log(validation_of(run_dir, metric=found.metric, trained=model.loops))
         log(f"{found}\n  curves: tensorboard --logdir {run_dir}")
         tell_what_next(task, config, log)
-    return run_dir
+    return Ended(run_dir, complete=step == train.steps)
 
 
 # ---- what the run above uses ---------------------------------------------------------------------
@@ -307,7 +318,11 @@ def run(args: argparse.Namespace) -> None:
     with errors.printed():
         keep_compiled()
         distributed.initialize()
-        train(args.settings, command=shlex.join(cli.command()), profile_steps=args.profile_steps)
+        with contextlib.ExitStack() as opened:
+            command = shlex.join(cli.command())
+            ended = _train(args.settings, command, args.profile_steps, opened)
+    if not ended.complete:
+        raise SystemExit(errors.STOPPED_EARLY)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def test_programs_are_listed_with_a_line_each_and_the_exit_codes(capsys, argumen
     for name in cli.PROGRAMS:
         assert [line for line in lines if re.match(rf"  {name} +[A-Z].*\.$", line)], name
     assert "exit codes: 0 done; 1 " in lines[-1] and "; 2 " in lines[-1]
+    assert "; 75 " in lines[-1]
 
 
 @pytest.mark.parametrize("program", ["train", "plan", "lr-find"])

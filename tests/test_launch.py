@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from looped_jax import errors
+
 LAUNCH = Path(__file__).parents[1] / "launch"
-SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *Path(__file__).parent.glob("clusters/*.sh")])
 
 
 def dry(script, *arguments, **environment):
@@ -19,7 +21,7 @@ def dry(script, *arguments, **environment):
         env={**clean, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout or done.stderr  # slurm.sh shows what runs beside reading it
+    return done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -42,11 +44,15 @@ def test_pretraining_runs_the_four_rules_in_order():
 
 def test_evaluation_judges_what_pretraining_made():
     lines = dry("evaluate.sh", "--modes", "bpb").splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[0] == (
         "python -m looped_jax.evaluate --checkpoint runs/pretrain/flt --loops 1,3,6,9,12 "
         "--modes bpb"
     )
+    assert lines[4] == "python -m looped_jax.compare " + " ".join(
+        [*(f"runs/pretrain/{rule}" for rule in ("flt", "lt_ia", "lt_i", "lt")),
+         "--out runs/pretrain/comparison"]
+    )  # fmt: skip
 
 
 def test_one_machine():
@@ -56,13 +62,56 @@ def test_one_machine():
     )
 
 
-def test_slurm_and_its_requeue():
+def test_slurm():
     found = dry("slurm.sh", "--config.model.loops=6", FSDP="4")
     assert found == (
-        "srun --kill-on-bad-exit=1 python -m looped_jax.train --config configs/flt.py "
+        "srun --wait=120 python -m looped_jax.train --config configs/flt.py "
         "--config.mesh.data=-1 --config.mesh.fsdp=4 --config.model.loops=6\n"
     )
-    assert "--signal=TERM@300" in (LAUNCH / "slurm.sh").read_text()
+    assert "#SBATCH --signal=TERM@300\n" in (LAUNCH / "slurm.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (1, False), (errors.STOPPED_EARLY, True), (137, False)]
+)
+def test_slurm_requeues_what_was_stopped_early_and_nothing_else(tmp_path, code, requeued):
+    """tests/clusters/slurm.sh does it with the real one."""
+    for name, does in {"srun": f"exit {code}", "scontrol": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [LAUNCH / "slurm.sh"], capture_output=True, text=True,
+        env={"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ("requeue 7\n" if requeued else "")
+
+
+def test_a_slurm_array_trains_every_rule_with_every_seed_and_then_compares():
+    given = {"RULES": "flt lt", "SEEDS": "3 5 7", "OUT": "runs/grid", "PRESET": "tiny"}
+    array, evaluation = dry(
+        "slurm_array.sh",
+        "--nodes=2",
+        "--",
+        "--config.train.steps=9",
+        EVALUATE="--modes bpb",
+        **given,
+    ).splitlines()
+    assert array == "sbatch --parsable --array=0-5 --nodes=2 launch/slurm.sh --config.train.steps=9"
+    assert "--dependency=afterok:ARRAY" in evaluation
+    assert evaluation.endswith("--nodes=1 launch/evaluate.sh --modes bpb")
+    folders = [
+        dry("slurm.sh", SLURM_ARRAY_TASK_ID=str(task), **given).split("python -m ")[1].split()
+        for task in range(6)
+    ]
+    assert [folder[2] for folder in folders] == 3 * ["configs/flt.py:tiny"] + 3 * [
+        "configs/lt.py:tiny"
+    ]
+    assert [folder[5:7] for folder in folders] == [
+        [f"--config.train.seed={seed}", f"--config.train.run_dir=runs/grid/{rule}_seed{seed}"]
+        for rule in ("flt", "lt") for seed in (3, 5, 7)
+    ]  # fmt: skip
 
 
 def test_a_tpu_pod_gets_one_quoted_command():

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 import pytest
 
+from looped_jax import errors
 from looped_jax.config.settings import MeshConfig
 from looped_jax.data.builtin_corpus import BUILTIN_VAL_SHARD
-from looped_jax.runtime import sharding
+from looped_jax.runtime import distributed, sharding
 from looped_jax.training import optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.run_folder import read_config
@@ -207,13 +208,13 @@ def test_a_killed_run_of_sampled_loops_ends_with_the_same_weights(home, tmp_path
     assert len(set(drawn)) > 10
 
 
-def test_sigterm_saves_and_leaves_with_code_0(home, uninterrupted, tmp_path):
+def test_sigterm_saves_and_leaves_with_code_75(home, uninterrupted, tmp_path):
     other = "--config.train.save_minutes=0.001", "--config.train.eval_first=False"
     process = start(home, tmp_path, *other)  # which change nothing in what is learnt
     wait_for(process, "step 3/")
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
-    assert code == 0, err
+    assert code == errors.STOPPED_EARLY == 75, err
     assert "stopped by a signal after step" in out and "looped_jax.train" in out
     stopped_at = int(out.split("stopped by a signal after step ")[1].split(",")[0])
     assert 3 <= stopped_at < STEPS
@@ -255,6 +256,24 @@ def test_one_text_file_trains_shuffled_and_goes_on_exactly(home, tmp_path):
             start(home, tmp_path / "cut", *more, f"--config.data.{setting}", steps=12)
         )
         assert code == 1 and "holds another run" in err and difference in err
+
+
+def test_a_signal_saves_before_a_due_validation_which_comes_first_when_it_goes_on(
+    home, tmp_path, monkeypatch
+):
+    each = "--config.train.eval_every=2", "--config.train.eval_first=False"
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed.StopSignal, "requested", lambda self, step: step == 2)
+        code, out, err = run_here(home, tmp_path, *each, steps=3)
+    assert code == errors.STOPPED_EARLY, err
+    assert "stopped by a signal after step 2" in out and "step 2 validation" not in out
+    code, out, err = run_here(home, tmp_path, *each, steps=3)
+    assert code == 0, err
+    assert out.index("step 2 validation") < out.index("step 3/3") < out.index("step 3 validation")
+    bpb = {e["step"]: e["val/bpb_loops_2"] for e in entries(tmp_path) if "val/bpb_loops_2" in e}
+    assert list(bpb) == [2, 3]
+    best = Checkpoints(tmp_path).meta(3)
+    assert (best.best, best.best_step) == min((score, step) for step, score in bpb.items())
 
 
 def test_after_a_run_signals_do_what_they_did_before(home, tmp_path):
