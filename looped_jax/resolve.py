@@ -24,7 +24,7 @@ NAMED = {
                  "kv_heads", "window_pattern")
 } | {"data.task"}  # fmt: skip
 DATA = ("task", "path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
-        "tokenizer_vocab_size", "bos_token")  # fmt: skip
+        "tokenizer_vocab_size", "bos_token", "packing")  # fmt: skip
 TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
 LONGEST = 40  # of what differs from the preset, then a hash stands for it
 
@@ -165,7 +165,7 @@ def matters(key: str) -> bool:
     """Whether the setting of a dotted name changes what is trained."""
     told = {*(f"data.{name}" for name in DATA), *(f"train.{name}" for name in TRAIN)}
     fast = {f"model.{name}" for name in PERFORMANCE}
-    groups = ("model.", "optim.", "data.tasks.", "train.loop_sampling.")
+    groups = ("model.", "optim.", "data.tasks.", "data.packings.", "train.loop_sampling.")
     return (key in told or key.startswith(groups)) and key not in fast
 
 

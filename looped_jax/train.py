@@ -216,8 +216,15 @@ def _train(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 step_program = step_programs[due(step, train.diagnostics_every)]
                 state, metrics = step_program(state, batch)
-            epochs, expected = task.epochs(rows.get_state(), shard), draws.loops.expected(step)
-            step_logger.submit(step, metrics, waited, epochs, expected_loops=expected)
+            position, expected = rows.get_state(), draws.loops.expected(step)
+            step_logger.submit(
+                step,
+                metrics,
+                waited,
+                task.epochs(position, shard),
+                expected_loops=expected,
+                of_rows=task.metrics(position),
+            )
             if trace := profile.after(step, metrics):
                 log(f"profile: {trace}")
 

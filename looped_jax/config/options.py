@@ -13,6 +13,7 @@ from looped_jax.config.registry import (
     LOOP_RULES,
     OBJECTIVES,
     OPTIMIZERS,
+    PACKINGS,
     PARTS,
     TASKS,
     WEIGHT_GROUPS,
@@ -107,6 +108,12 @@ class Tasks(Options):
     """Settings of tasks that have some of their own."""
 
     registry = TASKS
+
+
+class Packings(Options):
+    """Settings of packings that have some."""
+
+    registry = PACKINGS
 
 
 class LoopDistributions(Options):

@@ -76,6 +76,7 @@ WEIGHT_GROUPS = Registry(
 OBJECTIVES = Registry("objective", "looped_jax.model.objectives")
 OPTIMIZERS = Registry("optimizer", "looped_jax.training.optimizers")
 TASKS = Registry("task", "looped_jax.tasks")
+PACKINGS = Registry("packing", "looped_jax.data.packing")
 LOOP_DISTRIBUTIONS = Registry(
     "distribution of loop counts", "looped_jax.training.loop_distributions"
 )

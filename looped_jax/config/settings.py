@@ -28,6 +28,7 @@ from looped_jax.config.options import (
     Objectives,
     Optimizers,
     Options,
+    Packings,
     Parts,
     Rules,
     Tasks,
@@ -45,6 +46,7 @@ from looped_jax.config.registry import (
     LOOP_RULES,
     OBJECTIVES,
     OPTIMIZERS,
+    PACKINGS,
     TASKS,
     Registry,
 )
@@ -165,6 +167,8 @@ class DataConfig:
     bos_token: str | None = setting(
         None, "document start; by default the first that the tokenizer has of its own"
     )
+    packing: str = one_of(PACKINGS, "stream", "how documents become rows: see data/packing")
+    packings: Packings = field(default_factory=Packings)  # settings of packings, by name
     workers: int = at_least(0, 0, "processes that read and tokenize; 0 = a background thread")
     prefetch: int = at_least(1, 2, "batches kept ready")
     core_bundle: str | None = on_disk(None, "folder of the CORE bundle; by default the cache's")

@@ -101,21 +101,22 @@ class Corpus:
 class RowGroups:
     """Random access to the documents of row group i, counted over `text_files` in order.
 
-    Keeps paths, not open files, so that worker processes can have it. Raises DataError that names
-    the file and the place in it when one cannot be read.
+    Of each file, row groups `start`, `start` + `every`, … Keeps paths, not open files, so that
+    worker processes can have it. Raises DataError that names the file and the place in it when one
+    cannot be read.
     """
 
-    def __init__(self, text_files: Sequence[DocumentFile]):
+    def __init__(self, text_files: Sequence[DocumentFile], *, start: int = 0, every: int = 1):
         self._files = tuple(text_files)
-        self._ends = np.cumsum([len(file) for file in self._files])
+        self._groups = [range(start, len(file), every) for file in self._files]
+        self._ends = np.cumsum([len(groups) for groups in self._groups])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, i: int) -> list[str]:
         which = int(np.searchsorted(self._ends, i, side="right"))
-        file = self._files[which]
-        return file[i - int(self._ends[which]) + len(file)]
+        return self._files[which][self._groups[which][i - int(self._ends[which])]]
 
     def mean_size(self) -> float:
         """Bytes of a row group, unpacked."""

@@ -11,22 +11,13 @@ import grain
 import numpy as np
 
 from looped_jax.data.corpus import Corpus, RowGroups
-from looped_jax.data.packing import PackedRows
+from looped_jax.data.packing.base import Packing
+from looped_jax.data.packing.stream import Stream, Tokens
 from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.errors import DataError
 
 _SHUFFLED = 8 << 20  # bytes of text shuffled together; more mix better and start later
 _ELEMENTS = 16  # such parts in an epoch, at least, where row groups allow it: processes share them
-
-
-class _Tokens:
-    """Texts to one int32 array, each document behind its start token; sent to worker processes."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        return np.concatenate([np.zeros(0, np.int32), *self.tokenizer.encode_documents(texts)])
 
 
 def document_groups(corpus: Corpus, *, shuffle_seed: int | None = None) -> grain.MapDataset:
@@ -46,6 +37,13 @@ def document_groups(corpus: Corpus, *, shuffle_seed: int | None = None) -> grain
     )
 
 
+def groups_by_file(corpus: Corpus, *, shuffle_seed: int | None = None) -> list[int]:
+    """How many elements document_groups has of each file, or of all where they are shuffled."""
+    if shuffle_seed is None:
+        return [len(file) for file in corpus.train]
+    return [len(document_groups(corpus, shuffle_seed=shuffle_seed))]
+
+
 def _joined(groups: Sequence[list[str]]) -> list[str]:
     return [text for group in groups for text in group]
 
@@ -58,6 +56,7 @@ def train_rows(
     corpus: Corpus,
     tokenizer: Tokenizer,
     *,
+    packing: Packing | None = None,
     seq_len: int,
     batch_size: int,
     shard_index: int = 0,
@@ -68,20 +67,31 @@ def train_rows(
 ) -> grain.IterDataset:
     """Endless batches int32 [batch_size, T + 1] of what document_groups gives, epoch after epoch.
 
-    Each shard takes every shard_count-th row group. `get_state()` of the iterator is the
-    position of the next batch, as JSON. Raises DataError when there are too few row groups.
-
-    With a seed, the rows of an element of document_groups are shuffled as well: a batch of rows in
-    a line holds a handful of documents, and its gradient is theirs, not the corpus's.
+    Each shard takes every shard_count-th row group, of each file where `packing` (by default one
+    stream) shares files. `get_state()` of the iterator is the position of the next batch, as JSON.
+    Raises DataError when there are too few row groups.
     """
-    groups = document_groups(corpus, shuffle_seed=shuffle_seed)
-    if len(groups) < shard_count:
-        raise DataError(
-            f"data.path: the training text has {len(groups)} row groups for {shard_count} "
-            "processes; add text, write smaller row groups, or start fewer"
+    packing = packing or Stream()
+    files = groups_by_file(corpus, shuffle_seed=shuffle_seed)
+    if not packing.share(files, index=shard_count - 1, count=shard_count):
+        most = (
+            f"{max(files)} row groups a file"
+            if packing.shares_files
+            else f"{sum(files)} row groups"
         )
-    tokens = groups.map(_Tokens(tokenizer)).slice(slice(shard_index, None, shard_count))
-    rows = PackedRows(tokens, seq_len=seq_len, workers=workers, shuffle_seed=shuffle_seed)
+        raise DataError(
+            f"data.path: the training text has {most} for {shard_count} processes; add text, write "
+            "smaller row groups, or start fewer"
+        )
+    if packing.shares_files and shuffle_seed is None:
+        own = RowGroups(corpus.train, every=shard_count, start=shard_index)
+        documents = grain.MapDataset.source(own)
+    else:
+        groups = document_groups(corpus, shuffle_seed=shuffle_seed)
+        documents = groups.slice(slice(shard_index, None, shard_count))
+    rows = packing.rows(
+        documents, tokenizer, seq_len=seq_len, workers=workers, shuffle_seed=shuffle_seed
+    )
     batches = rows.batch(batch_size)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
 
@@ -107,7 +117,7 @@ def val_rows(
             f"{max_tokens} validation tokens are less than one row of model.seq_len={seq_len}; "
             "raise eval_tokens"
         )
-    groups, tokenize = RowGroups(corpus.val), _Tokens(tokenizer)
+    groups, tokenize = RowGroups(corpus.val), Tokens(tokenizer)
     pieces, have, wanted = [np.zeros(0, np.int32)], 0, max_tokens // seq_len * seq_len + 1
     for i in range(len(groups)):
         pieces.append(tokenize(groups[i]))

@@ -109,6 +109,10 @@ class Task(abc.ABC):
         """
         return None
 
+    def metrics(self, position: dict[str, Any]) -> dict[str, float]:
+        """What is logged of every step, where this shard's rows end at `position`."""
+        return {}
+
     @abc.abstractmethod
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING

@@ -15,9 +15,8 @@ from looped_jax import files
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import Settings
-from looped_jax.data import pipeline
+from looped_jax.data import packing, pipeline
 from looped_jax.data.corpus import Corpus
-from looped_jax.data.packing import epochs, remap_positions
 from looped_jax.data.tokenizer import load_tokenizer
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.evaluation.core_evaluation import CoreEvaluation
@@ -40,9 +39,10 @@ class Text(Task):
         self.tokenizer = load_tokenizer(settings.data, self.corpus)
         self.vocab_size = self.tokenizer.vocab_size
         self.shuffle_seed = settings.data.shuffle_seed
+        self.packing = packing.of(settings.data)
 
     def fingerprint(self) -> dict[str, dict]:
-        data = self.corpus.fingerprint()
+        data = self.corpus.fingerprint() | self.packing.fingerprint()
         if self.shuffle_seed is not None:
             data |= {"shuffle_seed": self.shuffle_seed, "shuffled": "documents and rows"}
         return {"data": data, "tokenizer": self.tokenizer.fingerprint()}
@@ -51,6 +51,7 @@ class Text(Task):
         rows = pipeline.train_rows(
             self.corpus,
             self.tokenizer,
+            packing=self.packing,
             seq_len=config.model.seq_len,
             batch_size=batch_size,
             shard_index=shard.index,
@@ -62,15 +63,20 @@ class Text(Task):
         return iter(rows)
 
     def remap_positions(self, positions: list[dict[str, Any]], shard: Shard) -> dict[str, Any]:
-        return remap_positions(positions, self._groups, index=shard.index, count=shard.count)
+        return self.packing.remap_positions(
+            positions, self._groups, index=shard.index, count=shard.count
+        )
 
     def epochs(self, position: dict[str, Any], shard: Shard) -> float:
-        return epochs(position, self._groups, index=shard.index, count=shard.count)
+        return self.packing.epochs(position, self._groups, index=shard.index, count=shard.count)
+
+    def metrics(self, position: dict[str, Any]) -> dict[str, float]:
+        return self.packing.metrics(position)
 
     @functools.cached_property
-    def _groups(self) -> int:
-        """Groups of documents in an epoch."""
-        return len(pipeline.document_groups(self.corpus, shuffle_seed=self.shuffle_seed))
+    def _groups(self) -> list[int]:
+        """Groups of documents in an epoch, by file."""
+        return pipeline.groups_by_file(self.corpus, shuffle_seed=self.shuffle_seed)
 
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING

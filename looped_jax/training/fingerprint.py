@@ -39,10 +39,16 @@ def check(saved: Fingerprint, current: Fingerprint, *, run_dir: str) -> None:
     before, now = (defaults | _flat(each) for each in (saved, current))
     different = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     if different == ["data.hosts"]:
+        bound = now.get("data.packing.name")  # whose rows follow from what each host has at hand
         raise CheckpointError(
             f"train.run_dir={run_dir}: {before['data.hosts']} hosts read its text, now "
-            f"{now['data.hosts']} would, in another order; start as many, or go on at the same "
-            "place in the text, in the new order, with --config.data.allow_host_change=True"
+            f"{now['data.hosts']} would, in another order; start as many"
+            + (
+                f", which data.packing={bound} wants"
+                if bound
+                else ", or go on at the same place in "
+                "the text, in the new order, with --config.data.allow_host_change=True"
+            )
         )
     if different:
         shown = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Submitted:
     waited: float
     epochs: float | None
     expected_loops: float
+    of_rows: Mapping[str, float]
 
 
 class StepLogger:
@@ -80,14 +82,16 @@ class StepLogger:
         epochs: float | None,
         *,
         expected_loops: float,
+        of_rows: Mapping[str, float],
     ) -> None:
         """Read the step before, keep this one.
 
         `waited` seconds went by for its data, which with it had been read `epochs` times.
-        `expected_loops` is the mean of what could be drawn for it.
+        `expected_loops` is the mean of what could be drawn for it, and `of_rows` what its task logs
+        of the rows up to there.
         """
         self.flush()
-        self._pending = Submitted(step, metrics, waited, epochs, expected_loops)
+        self._pending = Submitted(step, metrics, waited, epochs, expected_loops, of_rows)
 
     def flush(self) -> None:
         """Wait for the step submitted last and record it.
@@ -136,6 +140,7 @@ class StepLogger:
                 "total/seconds": self.seconds,
             }
             | loops
+            | dict(submitted.of_rows)
             | ({} if self.epochs is None else {"total/epochs": self.epochs}),
         )
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
@@ -152,6 +157,10 @@ class StepLogger:
                 f"{rate:,.0f} tok/s util {100 * utilization:.1f}% "
                 f"wait {100 * waited / seconds:.1f}% "
                 + ("" if self.epochs is None else f"epoch {self.epochs:.2f} ")
+                + "".join(
+                    f"{name.rpartition('/')[2]} {value:.3f} "
+                    for name, value in submitted.of_rows.items()
+                )
                 + f"total {duration(self.seconds)} eta {self.throughput.remaining()}"
             )
 

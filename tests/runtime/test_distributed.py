@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from looped_jax.config.settings import MeshConfig, Settings
-from looped_jax.data.packing import remap_positions
+from looped_jax.data.packing.stream import Stream
 from looped_jax.errors import CheckpointError, ConfigError
 from looped_jax.runtime import distributed, sharding
 from looped_jax.training import fingerprint, optimizers, train_step
@@ -194,7 +194,7 @@ def test_another_number_of_hosts_is_refused_or_followed(home, tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_followers_begin_at_the_first_unfinished_row_group(count):
     positions = [{"group": 4}, {"group": 5}, {"group": 4}]  # of 13: row groups 12, next 1, 14 → 14
-    began = [remap_positions(positions, 13, index=i, count=count) for i in range(count)]
+    began = [Stream().remap_positions(positions, [13], index=i, count=count) for i in range(count)]
     own = [[g for epoch in range(3) for g in range(epoch * 13 + i, epoch * 13 + 13, count)]
            for i in range(count)]  # fmt: skip
     first = [own[i][place["group"]] for i, place in enumerate(began)]

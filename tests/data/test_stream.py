@@ -1,4 +1,4 @@
-"""Packing: every token predicted once, whatever the sizes of the groups; exact after a restart."""
+"""Rows of one stream: every token predicted once, however long groups are; exact on restart."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import grain
 import numpy as np
 import pytest
 
-from looped_jax.data.packing import PackedRows, epochs, remap_positions
+from looped_jax.data.packing.stream import PackedRows, Stream
 from looped_jax.errors import DataError
 
 SIZES = [[1, 2, 50, 1, 0, 3], [17], [16, 16], [5] * 9, [0, 0, 1], [1, 0, 0, 0]]
@@ -66,14 +66,15 @@ def test_groups_without_any_token_are_an_error_instead_of_an_endless_search():
 
 
 def test_epochs_count_how_often_the_groups_were_read():
-    rows = packed([8, 8, 8, 8])
+    rows, packing = packed([8, 8, 8, 8]), Stream()
     found = []
     for _ in range(12):  # rows of 4 tokens and one that is shared
         next(rows)
-        found.append(epochs(rows.get_state(), 4, index=0, count=1))
+        found.append(packing.epochs(rows.get_state(), [3, 1], index=0, count=1))
     assert found == sorted(found) and found[0] == 0 and found[-1] >= 1.25
-    thirds = [epochs({"group": 3}, 7, index=i, count=3) for i in range(3)]  # of 3, 2 and 2 groups
+    # of 3, 2 and 2 groups
+    thirds = [packing.epochs({"group": 3}, [7], index=i, count=3) for i in range(3)]
     assert thirds == [1.0, 1.5, 1.5]
     positions = [{"group": g} for g in (9, 6, 6)]  # each has read its own three times
-    alone = remap_positions(positions, 7, index=0, count=1)
-    assert epochs(alone, 7, index=0, count=1) == 3.0
+    alone = packing.remap_positions(positions, [7], index=0, count=1)
+    assert packing.epochs(alone, [7], index=0, count=1) == 3.0

@@ -1,4 +1,4 @@
-"""Documents to rows of T + 1 tokens, without padding and without losing a token.
+"""Rows cut from one endless stream of tokens, without losing one: `data.packing=stream`.
 
 Neighbouring rows share one token: row r is tokens r·T to r·T + T of the endless stream, so every
 token is predicted exactly once. A position is three small things: the index of the row group being
@@ -14,39 +14,63 @@ from typing import Any
 import grain
 import numpy as np
 
+from looped_jax.config.registry import PACKINGS
+from looped_jax.data.packing.base import Encoder, Packing, read_ahead
 from looped_jax.errors import DataError
 
 
-def remap_positions(
-    positions: Sequence[dict[str, Any]], groups: int, *, index: int, count: int
-) -> dict:
-    """Where process `index` of `count` goes on after processes that stood at `positions`.
+@PACKINGS.register("stream")
+class Stream(Packing):
+    """One token after the other; every token is predicted once in an epoch."""
 
-    At the first of its own row groups that they had not all finished, of `groups` in an epoch: up
-    to a row group per process is read twice, none is skipped.
-    """
+    def rows(
+        self,
+        documents: grain.MapDataset,
+        encoder: Encoder,
+        *,
+        seq_len: int,
+        workers: int,
+        shuffle_seed: int | None = None,
+    ) -> PackedRows:
+        """With a seed the rows of a row group are shuffled, too.
 
-    def place(process: int, group: int) -> tuple[int, int]:
-        epoch, within = divmod(group, _own_groups(groups, process, len(positions)))
-        return epoch, within * len(positions) + process
+        A batch of rows in a line holds a handful of documents, and its gradient is theirs, not the
+        corpus's.
+        """
+        tokens = documents.map(Tokens(encoder))
+        return PackedRows(tokens, seq_len=seq_len, workers=workers, shuffle_seed=shuffle_seed)
 
-    epoch, first = min(place(process, p["group"]) for process, p in enumerate(positions))
-    within = len(range(index, first, count))  # own groups before the first unfinished one
-    first_own = epoch * _own_groups(groups, index, count)
-    return {"group": first_own + within, "cursor": 0, "head": []}
+    def remap_positions(
+        self, positions: Sequence[dict[str, Any]], files: Sequence[int], *, index: int, count: int
+    ) -> dict[str, Any]:
+        """At the first of its own row groups that they had not all finished.
+
+        Up to a row group per process is read twice, none is skipped.
+        """
+
+        def place(process: int, group: int) -> tuple[int, int]:
+            own = self.share(files, index=process, count=len(positions))
+            epoch, within = divmod(group, own)
+            return epoch, within * len(positions) + process
+
+        epoch, first = min(place(process, p["group"]) for process, p in enumerate(positions))
+        within = len(range(index, first, count))  # own groups before the first unfinished one
+        first_own = epoch * self.share(files, index=index, count=count)
+        return {"group": first_own + within, "cursor": 0, "head": []}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Nothing: what every run had before there was another packing."""
+        return {}
 
 
-def epochs(position: dict[str, Any], groups: int, *, index: int, count: int) -> float:
-    """How often process `index` of `count` has read its own of the `groups`, in whole row groups.
+class Tokens:
+    """Texts to one int32 array, each document behind its start token; sent to worker processes."""
 
-    1.25: once, and a quarter of them a second time.
-    """
-    return position["group"] / _own_groups(groups, index, count)
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
 
-
-def _own_groups(groups: int, index: int, count: int) -> int:
-    """Row groups of one process in an epoch: every count-th."""
-    return len(range(index, groups, count))
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int32), *self.encoder.encode_documents(texts)])
 
 
 class PackedRows(grain.IterDataset):
@@ -74,14 +98,7 @@ class PackedRows(grain.IterDataset):
 
     def groups_from(self, start: int) -> grain.DatasetIterator:
         """Iterator over groups start, start + 1, … counted through all epochs."""
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        groups = self.groups.repeat().slice(slice(start, None)).to_iter_dataset(ahead)
-        if self.workers:
-            options = grain.MultiprocessingOptions(
-                num_workers=self.workers, per_worker_buffer_size=1
-            )
-            groups = groups.mp_prefetch(options)
-        return iter(groups)
+        return read_ahead(self.groups, start, workers=self.workers)
 
     def order(self, count: int, group: int) -> np.ndarray:
         """Which of the `count` rows that end in `group`, counted through all epochs, come first."""
