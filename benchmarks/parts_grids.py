@@ -20,7 +20,7 @@ LEFT_OUT = {"EXIT_GATE": "trains a gate alone, on a model that is trained alread
 # Registered and without a row so far.
 NOT_MEASURED: tuple[str, ...] = ()
 
-SLOW_VECTORS = {"optim.vector_learning_rate": 0.001}
+VECTORS_RATE = {"optim.groups.low_rank.learning_rate": 0.02}  # the rate of vectors
 
 
 def part(name: str, **settings: Any) -> dict[str, Any]:
@@ -46,12 +46,12 @@ ROWS: dict[str, dict[str, Values]] = {
         "hyper_connections, each loop": part("hyper_connections", each_loop=True),
         "kv_shift": part("kv_shift"),
         "loop_adapters": part("loop_adapters"),
-        "loop_adapters, rate 0.001": part("loop_adapters") | SLOW_VECTORS,
+        "loop_adapters, rate 0.02": part("loop_adapters") | VECTORS_RATE,
         "loop_embedding, learned": part("loop_embedding"),
         "loop_embedding, sinusoidal": part("loop_embedding", kind="sinusoidal"),
         "loop_gains": part("loop_gains"),
         "loop_lora": part("loop_lora"),
-        "loop_lora, rate 0.001": part("loop_lora") | SLOW_VECTORS,
+        "loop_lora, rate 0.02": part("loop_lora") | VECTORS_RATE,
         "prelude, 1 layer": part("prelude", layers=1),
         "residual_scalars": part("residual_scalars"),
         "residual_scalars, each loop": part("residual_scalars", each_loop=True),
