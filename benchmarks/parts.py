@@ -24,6 +24,7 @@ from looped_jax.errors import ConfigError, TrainingError
 from looped_jax.experiments import throughput, workers
 from looped_jax.experiments.experiment import Experiment, has_diverged, is_complete
 from looped_jax.plotting import figure_files
+from looped_jax.runtime.compilation_cache import keep_compiled
 
 TURN, ROUNDS, SECONDS = 6, 9, 0.1  # rows that are timed in turns with the baseline, and how
 
@@ -40,8 +41,8 @@ def time_steps(place: str, only: tuple[str, ...], out: Path) -> None:
     """Seconds of a step of each row over those of the baseline, into <out>/times.json."""
     runs = {run.row.label: run for run in equal_tokens(place, only).runs(Path())}
     first, rows_left = runs.pop(BASELINE), list(runs.values())
-    path = out / "times.json"
-    known = read_times(out)
+    path, known = out / "times.json", read_times(out)
+    keep_compiled()
     for at in range(0, len(rows_left), TURN):
         turn = rows_left[at : at + TURN]
         jax.clear_caches()
