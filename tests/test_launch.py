@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -121,16 +122,116 @@ def test_a_tpu_pod_gets_one_quoted_command():
     assert r"run_dir=/disk/my\ run" in found
 
 
-def test_kubernetes_gets_yaml_whatever_the_arguments():
-    found = dry("kubernetes.sh", "--config.train.run_dir=runs/it's mine", IMAGE="img:1", NODES="3")
-    service, job = yaml.safe_load_all(found)
+# ---- Kubernetes: the forms, filled in ------------------------------------------------------------
+
+DEVICES = {
+    "nvidia": {"ACCELERATOR": "nvidia-h100-80gb"},
+    "tpu": {
+        "DEVICE": "tpu",
+        "ACCELERATOR": "tpu-v5-lite-podslice",
+        "TOPOLOGY": "4x4",
+        "NODES": "4",
+    },
+}
+# What jobset.x-k8s.io/v1alpha2 has, of what is used here.
+JOBSET = {
+    "network": {"enableDNSHostnames", "publishNotReadyAddresses", "subdomain"},
+    "failurePolicy": {"maxRestarts", "restartStrategy", "rules"},
+    "rules": {"action", "name", "onJobFailureReasons"},
+    "replicatedJobs": {"name", "replicas", "template"},
+}
+
+
+def manifests(kind, device, *arguments, **environment):
+    """What kubectl would get, and the job in it."""
+    found = list(
+        yaml.safe_load_all(
+            dry(
+                "kubernetes.sh",
+                *arguments,
+                KIND=kind,
+                IMAGE="img:1",
+                **DEVICES[device],
+                **environment,
+            )
+        )
+    )
+    if kind == "job":
+        return found, found[1]
+    (one,) = found[0]["spec"]["replicatedJobs"]
+    return found, {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, **one["template"]}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["job", "jobset"])
+def test_manifests_are_what_the_api_takes(kind, device):
+    found, job = manifests(kind, device, QUEUE="team")
+    for one in found if kind == "job" else [job]:
+        kubernetes_validate.validate(one, "1.31", strict=True)
+    if kind == "jobset":
+        spec = found[0]["spec"]
+        assert spec.keys() == {"network", "failurePolicy", "replicatedJobs"}
+        (rule,), (one,) = spec["failurePolicy"]["rules"], spec["replicatedJobs"]
+        parts = {**spec, "rules": rule, "replicatedJobs": one}
+        for name, fields in JOBSET.items():
+            assert parts[name].keys() == fields
+        assert spec["failurePolicy"]["restartStrategy"] in ("Recreate", "BlockingRecreate")
+    assert found[-1]["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team"}
+
+
+@pytest.mark.parametrize("kind", ["job", "jobset"])
+def test_pods_find_the_first_share_their_disk_and_have_memory_to_share(kind):
+    _, job = manifests(kind, "nvidia", "--config.train.run_dir=runs/it's a&b", NODES="3")
     spec = job["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
-    assert service["metadata"]["name"] == spec["subdomain"] == "looped-jax"
     assert container["command"][:3] == ["python", "-m", "looped_jax.train"]
-    assert container["command"][-1] == "--config.train.run_dir=runs/it's mine"
+    assert container["command"][-1] == "--config.train.run_dir=runs/it's a&b"
     given = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert given["LOOPED_JAX_COORDINATOR"] == "looped-jax-0.looped-jax:8476"
+    first = {"job": "looped-jax-0", "jobset": "looped-jax-train-0-0"}[kind]
+    assert given["LOOPED_JAX_COORDINATOR"] == f"{first}.{spec['subdomain']}:8476"
     assert given["LOOPED_JAX_PROCESSES"] == "3"
-    assert "@" not in found
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    for folder in ("runs", "data"):
+        assert "persistentVolumeClaim" in volumes[mounts[f"/looped_jax/{folder}"]]
+
+
+def test_devices_are_asked_for_by_name_and_topology():
+    for device, resource, count in (("nvidia", "nvidia.com/gpu", 8), ("tpu", "google.com/tpu", 4)):
+        _, job = manifests("job", device)
+        spec = job["spec"]["template"]["spec"]
+        assert spec["containers"][0]["resources"]["limits"] == {resource: count}
+        assert [toleration["key"] for toleration in spec["tolerations"]] == [resource]
+        chosen = {name.split("-", 1)[1]: value for name, value in spec["nodeSelector"].items()}
+        assert "accelerator" in chosen or chosen["tpu-topology"] == "4x4"
+
+
+def test_pods_stopped_early_are_replaced_and_not_counted():
+    """The first rule that fits a pod decides: Ignore makes another, without a count."""
+    _, job = manifests("job", "nvidia")
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    by_code = {
+        code: rule["action"]
+        for rule in rules
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
+    assert by_code == {errors.STOPPED_EARLY: "Ignore", 2: "FailJob"}
+    assert rules[0]["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert rules[0]["action"] == "Ignore" and "backoffLimitPerIndex" in job["spec"]
+    found, job = manifests("jobset", "nvidia")
+    (rule,) = found[0]["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    ends = job["spec"]["podFailurePolicy"]["rules"]
+    assert {rule["action"] for rule in ends} == {"FailJob"}
+    assert ends[1]["onExitCodes"]["values"] == [errors.STOPPED_EARLY]
+
+
+def test_a_slice_that_its_nodes_do_not_make_up_is_refused():
+    done = subprocess.run(
+        [LAUNCH / "kubernetes.sh", "--dry-run"], capture_output=True, text=True,
+        env={**os.environ, **DEVICES["tpu"], "IMAGE": "img:1", "NODES": "3"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "TOPOLOGY=4x4 has 16 chips, NODES=3 of COUNT=4 have 12\n"
