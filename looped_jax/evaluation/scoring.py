@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -17,13 +17,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.model import loss, transformer
+from looped_jax.model import attention_kernels, loss, transformer
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
 
 Array = jax.Array
+LONGEST = 10  # rows, in model.seq_len: where the rotary tables of the reference end
 
 
+def longest_row(model: ModelConfig) -> int:
+    """Tokens up to which prompts are whole where nothing else is asked for."""
+    return LONGEST * model.seq_len
+
+
+@functools.lru_cache(maxsize=8)  # many checkpoints of a run compile once
 def make_score_step(
     model: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...]
 ) -> jax.stages.Wrapped:
@@ -52,6 +59,7 @@ def make_score_step(
     )
 
 
+@functools.lru_cache(maxsize=8)
 def make_hit_step(
     model: ModelConfig, mesh: Mesh, loop_counts: tuple[int, ...]
 ) -> jax.stages.Wrapped:
@@ -123,7 +131,7 @@ class Span(Protocol):
 
 
 class SpanScorer:
-    """Scores many rows of any lengths; lengths and spans are rounded up so that few shapes compile.
+    """Scores many rows of any lengths, those of like length together, in few compiled shapes.
 
     What a row scores does not depend on the others: attention is causal and rows are padded on
     the right.
@@ -139,13 +147,15 @@ class SpanScorer:
         batch_size: int,
         progress: Callable[[int, int], None] | None = None,
     ):
-        """`batch_size` rows at once on each device that takes a share of the batch.
+        """`batch_size` rows of model.seq_len at once on each device with a share of the batch.
 
-        `progress` is told rows done and rows in all after every batch.
+        Of longer rows fewer, so that they take no more memory. `progress` is told rows done and
+        rows in all after every batch.
         """
         self._mesh = mesh
         self._params = jax.device_put(params, transformer.shardings(model, mesh))
-        self._rows = batch_size * sharding.batch_devices(mesh)
+        self._devices, self._batch_size = sharding.batch_devices(mesh), batch_size
+        self._seq_len, self._tile = model.seq_len, attention_kernels.tile(model, mesh)
         self._step = functools.partial(make_span_step, model, mesh, tuple(loop_counts))
         self._loops, self._progress = len(loop_counts), progress
 
@@ -153,30 +163,47 @@ class SpanScorer:
         """(mean nats float32 [rows, N], all targets hit bool [rows, N]), in the order of `rows`."""
         nats = np.zeros((len(rows), self._loops), np.float32)
         hits = np.zeros((len(rows), self._loops), bool)
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, row in enumerate(rows):
-            length = _round_up(len(row.tokens) - 1, 64, 2)  # the last token only is a target
-            alike[length + 1, _round_up(row.end - row.start, 16, 4)].append(index)
         spec, done = P(sharding.BATCH_AXES), 0
-        for (length, width), indices in sorted(alike.items()):
-            for first in range(0, len(indices), self._rows):
-                batch = indices[first : first + self._rows]
-                tokens = np.zeros((self._rows, length), np.int32)
-                starts, ends = np.ones((2, self._rows), np.int32)
-                for slot, index in enumerate(batch):
-                    row = rows[index]
-                    tokens[slot, : len(row.tokens)] = row.tokens
-                    starts[slot], ends[slot] = row.start, row.end
-                arguments = (sharding.put(a, self._mesh, spec) for a in (tokens, starts, ends))
-                found = jax.device_get(self._step(width)(self._params, *arguments))
-                nats[batch], hits[batch] = (array[: len(batch)] for array in found)
-                done += len(batch)
-                if self._progress is not None:
-                    self._progress(done, len(rows))
+        for length, width, size, batch in self._batches(rows):
+            tokens = np.zeros((size, length), np.int32)
+            starts, ends = np.ones((2, size), np.int32)
+            for slot, index in enumerate(batch):
+                row = rows[index]
+                tokens[slot, : len(row.tokens)] = row.tokens
+                starts[slot], ends[slot] = row.start, row.end
+            arguments = (sharding.put(a, self._mesh, spec) for a in (tokens, starts, ends))
+            found = jax.device_get(self._step(width)(self._params, *arguments))
+            nats[batch], hits[batch] = (array[: len(batch)] for array in found)
+            done += len(batch)
+            if self._progress is not None:
+                self._progress(done, len(rows))
         return nats, hits
 
+    def _batches(self, rows: Sequence[Span]) -> Iterator[tuple[int, int, int, list[int]]]:
+        """Length, span and rows to compile for, and the indices of the rows; the longest first."""
+        by_width: dict[int, list[int]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            by_width[power_up(row.end - row.start, 16, 4)].append(index)
+        for width, alike in sorted(by_width.items()):
+            left = sorted(alike, key=lambda index: -len(rows[index].tokens))
+            while left:
+                inputs = round_up(len(rows[left[0]].tokens) - 1, self._tile)  # the last one is a
+                fewer = min(1, self._seq_len / inputs)  # target only
+                size = max(1, int(self._batch_size * fewer)) * self._devices
+                yield inputs + 1, width, size, left[:size]
+                left = left[size:]
 
-def _round_up(size: int, least: int, factor: int) -> int:
+
+def round_up(length: int, tile: int) -> int:
+    """The next multiple of `tile`, or of the largest power of two within an eighth of `length`.
+
+    So a row is filled up by less than an eighth, or to one tile more, and few shapes compile.
+    """
+    unit = max(tile, 1 << max(length.bit_length() - 4, 0))
+    return -(-max(length, 1) // unit) * unit
+
+
+def power_up(size: int, least: int, factor: int) -> int:
     """The first of least, factor · least, factor² · least, … that is not below `size`."""
     while least < size:
         least *= factor

@@ -102,6 +102,12 @@ def fall_back(config: ModelConfig, mesh: Mesh) -> str | None:
     return str(choice) if choice.reason else None
 
 
+def tile(config: ModelConfig, mesh: Mesh) -> int:
+    """What row lengths should be multiples of, so that the best kernel takes them."""
+    splash = choose(config, attention_support(mesh), time=TILE).kernel == "splash"
+    return TILE if splash else 16
+
+
 def for_mesh(config: ModelConfig, mesh: Mesh, *, training: bool = False) -> Attend:
     """Attention for programs on the devices of `mesh`, by the best kernel for each row length."""
     support = attention_support(mesh)
