@@ -41,11 +41,14 @@ def _train(flags: argparse.ArgumentParser) -> None:
 
 def _evaluate(flags: argparse.ArgumentParser) -> None:
     _add_checkpoint(flags)
-    modes = ("bpb", "ppl", "core", "sample", "validation")
+    modes = ("bpb", "sample", "core", "ppl", "validation")
     flags.add_argument(
         "--modes", type=_some_of(modes),
-        help="any of bpb,ppl,core,sample of a text model; validation of any other [all]",
+        help="any of bpb,sample,core,ppl of a text model; validation of any other [all]",
     )  # fmt: skip
+    flags.add_argument(
+        "--all_steps", action="store_true", help="every checkpoint kept, with a curve; not --step"
+    )
     flags.add_argument("--loops", type=counts, help="loop counts, as 1,3,6; those of training")
     flags.add_argument(
         "--data", type=on_disk, help="text for bpb, as data.path; the run's own by default"
@@ -54,12 +57,19 @@ def _evaluate(flags: argparse.ArgumentParser) -> None:
         "--eval_tokens", type=at_least(1),
         help="targets; by default 1,048,576 for bpb, the run's train.eval_tokens for validation",
     )  # fmt: skip
-    flags.add_argument("--wikitext", type=on_disk, help="WikiText-2 test split, text or parquet")
+    flags.add_argument(
+        "--wikitext", type=on_disk,
+        help="WikiText-2 test split, text or parquet; downloaded by default",
+    )  # fmt: skip
     flags.add_argument(
         "--bundle", type=on_disk, help="folder of the CORE bundle; downloaded by default"
     )
     flags.add_argument("--bundle_url", help="where it is downloaded from")
     flags.add_argument("--max_per_task", type=at_least(1), help="examples per task; by default all")
+    flags.add_argument(
+        "--max_len", type=at_least(2),
+        help="tokens of a prompt of core or ppl, the last ones; 10 model.seq_len by default",
+    )  # fmt: skip
     flags.add_argument("--batch_size", type=at_least(1), default=32, help="rows per device")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; all as data by default")
     flags.add_argument("--out", type=on_disk, help="folder for results; inside the run by default")

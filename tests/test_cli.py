@@ -227,7 +227,7 @@ def test_values_in_every_form():
         (["generate", "--checkpoint=x", "--samples=0"], "--samples: 0 is no whole number from 1"),
         (["evaluate", "--checkpoint=x", "--loops=0"], "--loops: 0 are no whole numbers from 1"),
         (["evaluate", "--checkpoint=x", "--batch_size=0"], "--batch_size: 0 is no whole number"),
-        (["evaluate", "--checkpoint=x", "--modes=bpb,cor"], "'cor': choose from bpb, ppl, core"),
+        (["evaluate", "--checkpoint=x", "--modes=bpb,cor"], "'cor': choose from bpb, sample, core"),
         (["lr-find", "--config=flt:tiny", "--loops=1,a"], "--loops: 1,a are no whole numbers"),
         (["lr_find", "--config=flt:tiny", "--low=5", "--high=4"], "give 0 < low < high"),
         (["lr-find", "--config=flt:tiny", "--steps=5"], "--steps: 5 is no whole number from 16"),

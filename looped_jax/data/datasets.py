@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,13 @@ import pyarrow.parquet as pq
 from looped_jax.data.fetch import fetch
 from looped_jax.errors import DataError
 
+HUB = "https://huggingface.co"
 _LISTED = 1_000  # files that the hub names in one answer, at most
+
+
+def hub() -> str:
+    """Where the hub is: $HF_ENDPOINT, else its own address."""
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,11 @@ class Dataset:
     pattern: str = "*.parquet"  # of the names there
     check: Callable[[Path], None] | None = field(default=check_parquet)
     sharded: bool = False  # training files may be left out, from the last
+
+    def remote_file(self, name: str) -> RemoteFile:
+        """One of the hub's files, whose name is known."""
+        where = f"{self.repository}/resolve/main/{self.folder}"
+        return RemoteFile(name, f"{hub()}/datasets/{where}/{name}", check=self.check)
 
     def remote_files(self, listing: Path, *, endpoint: str, **settings: Any) -> list[RemoteFile]:
         """Its files, validation first. The hub's list is kept at `listing` for a moment."""

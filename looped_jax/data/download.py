@@ -31,7 +31,7 @@ from typing import Any
 from looped_jax import cli
 from looped_jax.config.options import either
 from looped_jax.data import openwebtext
-from looped_jax.data.datasets import DATASETS, RemoteFile, check_parquet
+from looped_jax.data.datasets import DATASETS, HUB, RemoteFile, check_parquet, hub
 from looped_jax.data.fetch import BUNDLE_URL, fetch, fetch_bundle
 from looped_jax.data.tokenizer import read_tokenizer
 from looped_jax.errors import DataError
@@ -39,7 +39,6 @@ from looped_jax.files import default_cache_dir
 
 DATASET = "karpathy/fineweb-edu-100b-shuffle"
 LAST_SHARD = 1822
-HUB = "https://huggingface.co"
 
 
 def shard_name(index: int) -> str:
@@ -248,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
         cli.stop("--start_after N and a command after -- belong together")
     if args.start_after is not None and not args.start_after < (args.shards or 0):
         cli.stop(f"--start_after={args.start_after} must be from 1 to --shards − 1")
-    endpoint = (args.endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    endpoint = (args.endpoint or hub()).rstrip("/")
     token = os.environ.get("HF_TOKEN")
     if urllib.parse.urlsplit(endpoint).scheme not in ("http", "https"):
         cli.stop(f"--endpoint={endpoint!r} is no URL; give one, as {HUB}")

@@ -39,9 +39,10 @@ class CoreEvaluation:
         self.every = config.train.core_every
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._loop_counts, self._bundle = loop_counts, core.load_bundle(folder)
+        self._max_len = scoring.longest_row(config.model)
         for task in self._bundle.tasks:
             drawn = core.draw(task, config.train.core_examples)
-            core.rows(drawn, 0, tokenizer.encode, tokenizer.bos_id, config.model.seq_len)
+            core.rows(drawn, 0, tokenizer.encode, tokenizer.bos_id, self._max_len)
 
     def __call__(self, params: Params, step: int) -> EvaluationResult:
         """core/mean_loops_k, and core/<task>_loops_k for every task: accuracy above guessing."""
@@ -60,7 +61,7 @@ class CoreEvaluation:
                 self._tokenizer.bos_id,
                 scorer,
                 loop_counts=self._loop_counts,
-                max_len=self._config.model.seq_len,
+                max_len=self._max_len,
                 max_per_task=train.core_examples,
             )
         except core.PromptError as error:  # an example is no reason to lose a run

@@ -17,6 +17,7 @@ from looped_jax import files
 from looped_jax.config.registry import TASKS
 from looped_jax.data import fetch, pipeline
 from looped_jax.data.corpus import Corpus
+from looped_jax.data.datasets import DATASETS
 from looped_jax.errors import DataError
 from looped_jax.evaluation import bits_per_byte, core, perplexity, scoring
 from looped_jax.files import check_writable
@@ -26,6 +27,7 @@ from looped_jax.runtime import distributed, sharding
 
 Scores = dict[str, list[float]]  # metric -> a value per loop count
 TOKENS_OF_TEXT = 1_048_576  # scored by default
+PROMPTED = ("CORE", "core ", "ppl LAMBADA")  # begin names of what depends on prompts
 COLUMNS = 8  # loop counts side by side in a table
 
 
@@ -40,6 +42,7 @@ class Evaluator:
             sorted({*model.config.train.eval_loops, model.config.model.loops})
         )
         self.mesh, self.params = model.mesh, model.params
+        self.max_len = args.max_len or scoring.longest_row(model.config.model)
         self.first = jax.process_index() == 0
         if self.first:
             self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")
@@ -120,26 +123,32 @@ class Evaluator:
         return found
 
     def ppl(self) -> Scores:
-        """Perplexity of the text given as --wikitext, and of LAMBADA's last words."""
-        config, found = self.model.config, {}
-        spans = self.spans("ppl")
-        if self.args.wikitext:
-            lines = perplexity.read_lines(Path(self.args.wikitext))
-            self.log(f"ppl: {self.args.wikitext}, {len(lines)} lines ...")
-            found["ppl WikiText-2"] = perplexity.text_perplexity(
-                spans, self.model.tokenizer, lines, seq_len=config.model.seq_len
-            ).tolist()
-        else:
-            self.log("ppl: WikiText-2 left out; give its file as --wikitext FILE")
+        """Perplexities of LAMBADA's last words and of WikiText-2, which is fetched when absent."""
+        tokenizer, spans = self.model.tokenizer, self.spans("ppl")
         lambada = self.bundle() / "eval_data" / "language_understanding" / "lambada_openai.jsonl"
-        self.log(f"ppl: {lambada} ...")
-        found["ppl LAMBADA"] = perplexity.last_word_perplexity(
-            spans,
-            self.model.tokenizer,
-            lambada,
-            max_len=config.model.seq_len,
-            limit=self.args.max_per_task,
-        ).tolist()
+        rows = perplexity.last_words(
+            tokenizer, lambada, max_len=self.max_len, limit=self.args.max_per_task
+        )
+        cropped = sum(row.cropped for row in rows)
+        self.log(f"ppl: {lambada}, {len(rows):,} last words ({cropped} contexts cropped) ...")
+        of_tokens, of_words = perplexity.last_word_perplexities(spans, rows)
+        found = {
+            "ppl LAMBADA per token": of_tokens.tolist(),
+            "ppl LAMBADA per word": of_words.tolist(),
+        }
+        try:
+            path = self.wikitext()
+        except DataError as error:
+            if self.args.modes:  # asked for by name
+                raise
+            self.log(f"ppl: WikiText-2 left out: {error}; or give it as --wikitext FILE")
+            return found
+        lines = perplexity.read_lines(path)
+        for name, of in (("all lines", lines), ("text lines", [line for line in lines if line])):
+            self.log(f"ppl: {path}, {len(of):,} {name} ...")
+            found[f"ppl WikiText-2 {name}"] = perplexity.text_perplexity(
+                spans, tokenizer, of, seq_len=self.model.config.model.seq_len
+            ).tolist()
         return found
 
     def core(self) -> Scores:
@@ -159,7 +168,7 @@ class Evaluator:
             model.tokenizer.bos_id,
             self.spans(),
             loop_counts=self.loops,
-            max_len=model.config.model.seq_len,
+            max_len=self.max_len,
             max_per_task=self.args.max_per_task,
             state_file=state_file,
             identity={
@@ -173,6 +182,7 @@ class Evaluator:
         for index, k in enumerate(self.loops):
             text = core.format_csv(results, index)
             files.write_text(self.out / f"core_loops_{k}.csv", text)
+        files.write_text(self.out / "core.csv", core.format_all(results, self.loops))
         found = {f"core {r.name}": r.centered.tolist() for r in results}
         return {"CORE": core.core_mean(results).tolist(), **found}
 
@@ -199,13 +209,34 @@ class Evaluator:
         of_run = self.model.config.data.core_bundle
         if of_run and (Path(of_run) / "core.yaml").is_file():  # not where a run was moved to
             return Path(of_run)
-        folder = core.cached_bundle()
-        if not self.first:
-            distributed.gather_json(None)  # until the first process has it
-        found = fetch.fetch_bundle(folder, self.args.bundle_url, progress=self._downloaded)
+        return self._fetched(
+            lambda: fetch.fetch_bundle(
+                core.cached_bundle(), self.args.bundle_url, progress=self._downloaded
+            )
+        )
+
+    def wikitext(self) -> Path:
+        """WikiText-2's test split: the file given, or the cache's, downloaded once."""
+        if self.args.wikitext:
+            return Path(self.args.wikitext)
+        test = DATASETS["wikitext-2"].remote_file("test-00000-of-00001.parquet")
+        path = files.default_cache_dir() / "wikitext-2" / test.name
+        return self._fetched(lambda: fetch.fetch(test.url, path, check=test.check, retries=2))
+
+    def _fetched(self, get: Callable[[], Path]) -> Path:
+        """What `get` finds or downloads; the first process does, while the others wait.
+
+        Raises DataError, in all of them.
+        """
+        failure = None
         if self.first:
-            distributed.gather_json(None)
-        return found
+            try:
+                get()
+            except DataError as error:
+                failure = str(error)
+        if failure := distributed.gather_json(failure)[0]:
+            raise DataError(failure)
+        return get()  # at once, where the cache is shared
 
     def _downloaded(self, have: int, total: int | None) -> None:
         if have == total or have % (16 << 20) < (1 << 20):
@@ -214,7 +245,8 @@ class Evaluator:
     def write(self, scores: Scores) -> None:
         """JSON, TensorBoard and the figure of every metric against the loop count.
 
-        What scores.json holds of this checkpoint, of other metrics or loop counts, stays in it.
+        What scores.json holds of this checkpoint, of other metrics or loop counts, stays in it;
+        but not scores of prompts that were cropped or drawn otherwise, beside such as are new.
         """
         if not self.first:
             return
@@ -229,10 +261,22 @@ class Evaluator:
             "step": self.model.step,
             "saved": checkpoint.stat().st_mtime,  # a run of the same name may have taken its place
         }
-        loops, merged = merge(read_scores(path, **of), (self.loops, scores))
+        before = read_scores(path, **of)
+        prompts: dict[str, Any] | None = {
+            "max_len": self.max_len,
+            "max_per_task": self.args.max_per_task,
+        }
+        known = json.loads(path.read_text("utf-8")).get("prompts") if path.is_file() else None
+        if not any(name.startswith(PROMPTED) for name in scores):
+            prompts = known
+        elif prompts != known:
+            others = {n: v for n, v in before[1].items() if not n.startswith(PROMPTED)}
+            before = before[0], others
+        loops, merged = merge(before, (self.loops, scores))
         report = {
             **of,
             "trained_loops": self.model.config.model.loops,
+            "prompts": prompts,
             "loops": list(loops),
             "scores": merged,
         }
@@ -277,11 +321,16 @@ def merge(before: Found, now: Found) -> tuple[list[int], dict[str, list[float | 
 
 def table(scores: Scores, loops: Sequence[int]) -> str:
     """A line per metric, a column per loop count; many loop counts in several tables."""
-    width = max(map(len, scores))
+    width = max(map(len, ("loops", *scores)))
     blocks = []
     for some in (slice(at, at + COLUMNS) for at in range(0, len(loops), COLUMNS)):
         lines = [f"{'loops':<{width}}" + "".join(f"{k:>12}" for k in loops[some])]
         for name, values in scores.items():
-            lines.append(f"{name:<{width}}" + "".join(f"{v:>12.5g}" for v in values[some]))
+            lines.append(f"{name:<{width}}" + "".join(f"{cell(v):>12}" for v in values[some]))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def cell(value: float) -> str:
+    """Four decimals, so that columns line up; large numbers in fewer digits."""
+    return f"{value:.4f}" if abs(value) < 100_000 else f"{value:.4g}"

@@ -113,6 +113,31 @@ def against_loops(
     return figure
 
 
+def against_steps(
+    scores: Mapping[str, Mapping[int, Mapping[int, float]]], *, trained: int
+) -> Figure:
+    """A panel per metric, a line per loop count: step -> value; that of the trained count is red.
+
+    scores: metric -> loop count -> step -> value
+    """
+    columns = min(4, len(scores))
+    figure, axes = panels(columns, -(-len(scores) // columns), width=3.2, height=2.3)
+    for axis in axes.flat[len(scores) :]:
+        axis.set_visible(False)
+    for axis, (name, lines) in zip(axes.flat, scores.items(), strict=False):
+        for color, (k, line) in zip(shades(len(lines)), lines.items(), strict=True):
+            axis.plot(
+                [*line], [*line.values()], color=RED if k == trained else color,
+                marker="o", markersize=3, label=f"{k} loop{'s' if k > 1 else ''}",
+            )  # fmt: skip
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=8)
+        tidy(axis)
+    axes.flat[0].legend(fontsize=7)
+    figure.supxlabel(f"step (red: trained at {trained} loops)", fontsize=9)
+    return figure
+
+
 def accuracy(
     lines: Mapping[str, Sequence[float | None]],
     by_difficulty: Mapping[int, Sequence[float | None]],

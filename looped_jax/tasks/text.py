@@ -32,7 +32,7 @@ from looped_jax.training.run_meta import Scores
 class Text(Task):
     """The corpus and the tokenizer that the settings name."""
 
-    modes = ("bpb", "ppl", "core", "sample")
+    modes = ("bpb", "sample", "core", "ppl")  # what may have to be downloaded comes last
 
     def __init__(self, settings: Settings):
         self.corpus = Corpus.open(settings.data)

@@ -155,6 +155,12 @@ def _kept(keep: int, every: int, best: int) -> policies.PreservationPolicy:
     return policies.AnyPreservationPolicy(kinds)
 
 
+def saved_steps(run_dir: str | Path) -> list[int]:
+    """Steps of the complete checkpoints of a run, in order."""
+    folder = Path(run_dir).resolve() / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
 def load_params(
     run_dir: str | Path, shapes: Mapping[str, Any], *, step: int | None = None
 ) -> tuple[int, dict[str, jax.Array]]:
@@ -163,8 +169,7 @@ def load_params(
     Arrays lie where the shardings of `shapes` say, on one device without them: wherever they were
     saved from. Raises CheckpointError that names what is missing or misshapen.
     """
-    folder = Path(run_dir).resolve() / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    folder, steps = Path(run_dir).resolve() / "checkpoints", saved_steps(run_dir)
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(
             f"{folder} holds no checkpoint of step {step}; choose one of {steps}"

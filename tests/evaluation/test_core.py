@@ -174,6 +174,31 @@ def test_results_and_tables(tmp_path):
     assert "K=2" in core.format_table([one, two], (1, 2))
 
 
+def test_cropped_prompts_are_counted_and_shown(tmp_path):
+    folder, state = write_bundle(tmp_path / "b"), tmp_path / "state.jsonl"
+    for max_len in (64, 11, 10, 4):
+        for result, drawn in zip(
+            run(folder, max_len=max_len), core.load_bundle(folder).tasks, strict=True
+        ):
+            drawn = core.draw(drawn, None)
+            whole = [rows(drawn, index, encode, 256, 64) for index in range(len(drawn.items))]
+            longest = [max(len(row.tokens) for row in example) for example in whole]
+            assert result.cropped == sum(length > max_len for length in longest)
+            assert result.cut == 0
+    one, two = run(folder, max_len=4, state_file=state)
+    lines = core.format_table([one, two], (1, 2)).splitlines()
+    assert lines[0].split()[-1] == "cropped" and lines[1].endswith("6 of 6")
+    table = list(csv.DictReader(core.format_all([one, two], (1, 2)).splitlines()))
+    assert [(row["task"], row["loops"], row["cropped"]) for row in table] == [
+        ("one", "1", "6"), ("one", "2", "6"), ("two", "1", "5"), ("two", "2", "5"),
+        ("CORE", "1", "11"), ("CORE", "2", "11"),
+    ]  # fmt: skip
+    assert [r.cropped for r in run(folder, max_len=4, state_file=state)] == [6, 5]  # remembered
+    state.write_text(state.read_text().replace('"cropped"', '"trimmed"'))
+    with pytest.raises(ResumeError, match="written by an earlier version; delete the file"):
+        run(folder, max_len=4, state_file=state)
+
+
 @pytest.mark.parametrize(("choices", "chosen"), [(("a", "ab"), 0), (("ab", "a"), 0)])
 def test_an_empty_span_wins_only_where_it_comes_first(tmp_path, choices, chosen):
     """As NaN fares in Python's min, which decides in the reference; any scores will do for it."""

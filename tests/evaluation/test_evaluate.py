@@ -1,8 +1,10 @@
 """Evaluator: the same decisions whatever the batch, the devices and the company of loop counts."""
 
+import csv
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from looped_jax import evaluate
+import looped_jax
+from looped_jax import cli, evaluate
+from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.data.tokenizer import train_tokenizer
 from looped_jax.errors import DataError
@@ -115,6 +119,24 @@ def test_spans_equal_a_plain_forward_pass_of_each_row(model):
             assert hits[index, column] == best.all()
 
 
+def test_rows_are_filled_up_by_an_eighth_and_few_shapes_compile(model):
+    chance = np.random.default_rng(1)
+    lengths = [*range(2, 700, 3), *chance.integers(2, 700, 200)]
+    rows = [Row(np.zeros(length, np.int32), 1, 2) for length in chance.permutation(lengths)]
+    spans = scorer(model, batch_size=8)
+    seen, shapes, tokens = [], set(), 0
+    for length, width, size, batch in spans._batches(rows):
+        seen += batch
+        shapes.add((length, width, size))
+        longest = max(len(rows[index].tokens) for index in batch)
+        assert longest <= length <= max(longest * 9 / 8, longest + 16)
+        assert 1 <= len(batch) <= size and size * (length - 1) <= max(8 * 64, length - 1)
+        tokens += len(batch) * length
+    assert sorted(seen) == list(range(len(rows)))
+    assert len(shapes) <= 28  # 8 an octave above 128
+    assert tokens <= 1.2 * sum(lengths)
+
+
 def test_a_row_whose_targets_are_all_likeliest_is_a_hit(model):
     tokens = [5, 9]
     for _ in range(4):
@@ -172,7 +194,7 @@ def test_all_22_tasks_decide_alike_on_any_batch_size_and_devices(model, capsys):
 def test_the_command_prints_and_draws_everything(run_dir, tmp_path, monkeypatch, capsys):
     flags = [
         "--checkpoint", str(run_dir), "--batch_size", "2",
-        "--loops", "1,2,3", "--bundle", str(BUNDLE), "--max_per_task", "12",
+        "--loops", "1,2,3", "--bundle", str(BUNDLE), "--max_per_task", "12", "--max_len", "64",
         "--wikitext", str(tmp_path / "text.txt"), "--eval_tokens", "2048",
         "--out", str(tmp_path / "out"),
         "--data", str(ROOT / ".." / "shared" / "data" / "fineweb_edu" / "base_data"),
@@ -187,8 +209,11 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path, monkeypatch,
     for text in (
         "bpb validation",
         "bpb train",
-        "ppl WikiText-2",
-        "ppl LAMBADA",
+        "ppl WikiText-2 all lines",
+        "ppl WikiText-2 text lines",
+        "ppl LAMBADA per token",
+        "ppl LAMBADA per word",
+        "cropped",
         "CORE",
         "3 loops:",
     ):
@@ -196,6 +221,7 @@ def test_the_command_prints_and_draws_everything(run_dir, tmp_path, monkeypatch,
     out = tmp_path / "out"
     scores = json.loads((out / "scores.json").read_text())
     assert scores["loops"] == [1, 2, 3] and len(scores["scores"]["CORE"]) == 3
+    assert "core.csv" in {path.name for path in out.iterdir()}
     assert (out / "core_loops_2.csv").read_text().splitlines()[-1].startswith("CORE")
     assert (out / "scores.png").stat().st_size > 10_000 and (out / "scores.svg").exists()
     evaluate.main([*flags, "--modes", "core"])
@@ -264,7 +290,7 @@ def test_bad_flags_are_refused(run_dir, capsys):
         with pytest.raises(SystemExit) as stopped:
             evaluate.main(["--checkpoint", str(run_dir), *arguments])
         assert stopped.value.code == 2
-    assert "choose from bpb, ppl, core, sample" in capsys.readouterr().err
+    assert "choose from bpb, sample, core, ppl" in capsys.readouterr().err
 
 
 class Words:
@@ -291,14 +317,40 @@ def test_perplexities_count_the_right_tokens(tmp_path):
     assert [row.tokens.tolist() for row in seen] == [[0, 1, 2, 3, 0], [0, 4, 0, 1, 1]]
     np.testing.assert_allclose(found, np.exp(np.log(2) / 4))
     seen.clear()
+    perplexity.text_perplexity(score, Words(), ["a bb", "", "", "ccc"], seq_len=2)
+    assert [row.tokens.tolist() for row in seen] == [[0, 1, 2], [2, 0, 0], [0, 0, 3]]
+
+
+def test_last_words_are_judged_per_token_and_per_word(tmp_path):
     path = tmp_path / "lambada.jsonl"
-    path.write_text('{"context": "a bb ccc", "continuation": "dddd eeeee"}\n')
-    found = perplexity.last_word_perplexity(score, Words(), path, max_len=4)
-    assert seen[0].tokens.tolist() == [2, 3, 4, 5] and (seen[0].start, seen[0].end) == (2, 4)
-    np.testing.assert_allclose(found, 2)  # the word's loss is the sum over its tokens
+    path.write_text(
+        '{"context": "a bb ccc", "continuation": "dddd eeeee"}\n'
+        '{"context": "a", "continuation": "bb"}\n'
+    )
+    two, one = rows = perplexity.last_words(Words(), path, max_len=5)
+    assert two.tokens.tolist() == [1, 2, 3, 4, 5] and (two.start, two.end, two.cropped) == (3, 5, 1)
+    assert one.tokens.tolist() == [0, 1, 2] and (one.start, one.end, one.cropped) == (2, 3, 0)
+
+    def score(rows):
+        nats = {5: np.log(2.0), 3: np.log(8.0)}  # means over two tokens, and over one
+        return np.array([[nats[len(row.tokens)]] for row in rows]), None
+
+    of_tokens, of_words = perplexity.last_word_perplexities(score, rows)
+    np.testing.assert_allclose(of_tokens, 32 ** (1 / 3))
+    np.testing.assert_allclose(of_words, 32 ** (1 / 2))
     path.write_text('{"context": "a"}\n')
     with pytest.raises(DataError, match="line 1: no context and continuation"):
-        perplexity.last_word_perplexity(score, Words(), path, max_len=4)
+        perplexity.last_words(Words(), path, max_len=4)
+
+
+def test_a_limit_draws_last_words_as_core_draws_examples(tmp_path):
+    path, words = tmp_path / "lambada.jsonl", ["a" * n for n in range(1, 9)]
+    lines = [json.dumps({"context": "a", "continuation": word}) for word in words]
+    path.write_text("\n".join(lines))
+    few = perplexity.last_words(Words(), path, max_len=9, limit=3)
+    assert [row.tokens[-1] - 1 for row in few] == [0, 3, 7]  # seed 1337: test_core's golden draw
+    every = perplexity.last_words(Words(), path, max_len=9)
+    assert [row.tokens[-1] for row in every] == list(range(1, 9))
 
 
 @pytest.mark.skipif(not WIKITEXT.is_file(), reason="needs shared/data beside the project")
@@ -306,3 +358,103 @@ def test_wikitext_is_the_same_as_text_and_as_parquet():
     parquet = perplexity.read_lines(WIKITEXT.parent / "validation-00000-of-00001.parquet")
     text = perplexity.read_lines(WIKITEXT)
     assert [line.split() for line in text] == [line.split() for line in parquet]
+    assert len(text) == 3760 and [not line for line in text] == [not line for line in parquet]
+    assert 0 < sum(not line for line in text) < 3760 / 2  # which the reference gives a start each
+
+
+def test_all_steps_are_judged_in_one_process_with_a_table_and_a_curve(
+    model, run_dir, tmp_path, capsys
+):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(run_dir, run)
+    _, params = model
+    checkpoints = Checkpoints(run)
+    checkpoints.save(12, TrainState(params, (), jnp.array(12)), RunMeta(step=12))
+    checkpoints.wait()
+    (tmp_path / "text.txt").write_text((ROOT / "README.md").read_text())
+    flags = ["--checkpoint", str(run), "--modes", "bpb", "--data", str(tmp_path / "text.txt"),
+             "--loops", "1,2", "--batch_size", "2", "--eval_tokens", "512",
+             "--out", str(out)]  # fmt: skip
+    found = evaluate.main([*flags, "--all_steps"])
+    assert found["steps"] == [7, 12] and found["scores"]["bpb validation"].shape == (2, 2)
+    assert (found["scores"]["bpb validation"][0] == found["scores"]["bpb validation"][1]).all()
+    printed = capsys.readouterr().out
+    assert "step 12 (2 of 2)" in printed and f"all steps: {out}/all_steps.png" in printed
+    with (out / "all_steps.csv").open() as file:
+        numbers = list(csv.DictReader(file))
+    assert [(n["panel"], n["series"], n["x"]) for n in numbers] == [
+        ("bpb validation", f"{k} loop{'s' * (k > 1)}", str(step))
+        for k in (1, 2)
+        for step in (7, 12)
+    ]
+    assert (out / "all_steps.svg").is_file() and (out / "step_000007" / "scores.json").is_file()
+    with pytest.raises(SystemExit):
+        evaluate.main([*flags, "--all_steps", "--step", "7"])
+    assert "--step=7 is one checkpoint" in capsys.readouterr().err
+
+
+def test_numbers_line_up():
+    lines = evaluator.table({"bpb": [1.5, -0.0125], "ppl": [8.4e8, 1234.5]}, (1, 2)).split("\n")
+    assert [line.split() for line in lines[1:]] == [
+        ["bpb", "1.5000", "-0.0125"], ["ppl", "8.4e+08", "1234.5000"],
+    ]  # fmt: skip
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_what_cannot_be_had_offline_is_left_out_at_the_end_unless_asked_for(
+    run_dir, tmp_path, monkeypatch
+):
+    """WikiText-2 comes after all else; no server answers at the port."""
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    folder = tmp_path / "bundle" / "eval_data" / "language_understanding"
+    folder.mkdir(parents=True)
+    (folder / "lambada_openai.jsonl").write_text('{"context": "A run", "continuation": "of"}\n')
+    flags = ["--checkpoint", str(run_dir), "--out", str(tmp_path / "out"), "--loops", "1,2",
+             "--bundle", str(tmp_path / "bundle")]  # fmt: skip
+    lines = []
+    args = cli.parse("evaluate", flags)
+    found = evaluator.Evaluator(looped_jax.load(run_dir), args, lines.append).ppl()
+    assert found.keys() == {"ppl LAMBADA per token", "ppl LAMBADA per word"}
+    assert "WikiText-2 left out: http://127.0.0.1:9/" in lines[-1] and "--wikitext" in lines[-1]
+    args = cli.parse("evaluate", [*flags, "--modes", "ppl"])
+    with pytest.raises(DataError, match=r"127.0.0.1:9/datasets/Salesforce/wikitext/.* failed"):
+        evaluator.Evaluator(looped_jax.load(run_dir), args, lines.append).ppl()
+    assert TASKS["text"].modes[-1] == "ppl"
+
+
+def test_scores_of_prompts_that_were_cropped_otherwise_are_not_mixed(run_dir, tmp_path):
+    def write(scores, *more):
+        flags = ["--checkpoint", str(run_dir), "--out", str(tmp_path), *more]
+        judge = evaluator.Evaluator(looped_jax.load(run_dir), cli.parse("evaluate", flags), print)
+        judge.write(scores)
+        report = json.loads((tmp_path / "scores.json").read_text())
+        return report["loops"], report["scores"], report["prompts"]["max_len"]
+
+    write({"CORE": [0.1], "bpb train": [2.0]}, "--loops", "1")
+    same = [1, 2], {"CORE": [0.1, 0.2], "bpb train": [2.0, None]}, 640
+    assert write({"CORE": [0.2]}, "--loops", "2") == same
+    more = [1, 2], {**same[1], "ppl WikiText-2 all lines": [3.0, None]}, 640
+    assert write({"ppl WikiText-2 all lines": [3.0]}, "--loops", "1", "--max_len", "64") == more
+    loops, scores, max_len = write({"CORE": [0.3]}, "--loops", "2", "--max_len", "64")
+    assert max_len == 64 and scores["CORE"] == [None, 0.3]
+    assert scores["bpb train"] == [2.0, None]
+
+
+def test_scores_that_are_no_numbers_are_null_and_read_again(run_dir, tmp_path):
+    args = cli.parse("evaluate", ["--checkpoint", str(run_dir), "--out", str(tmp_path),
+                                  "--loops", "1,2"])  # fmt: skip
+    judge = evaluator.Evaluator(looped_jax.load(run_dir), args, print)
+    judge.write({"bpb validation": [float("nan"), float("inf")], "ppl": [2.0, float("nan")]})
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (tmp_path / "scores.json").read_text()
+    scores = json.loads(text, parse_constant=no_constant)["scores"]
+    assert scores == {"bpb validation": [None, None], "ppl": [2.0, None]}
+    judge.write({"CORE": [0.1, 0.2]})  # and the figure of all of them is drawn
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == {
+        **scores, "CORE": [0.1, 0.2],
+    }  # fmt: skip

@@ -6,6 +6,7 @@ No model code here: anything that can score rows of tokens can be evaluated.
 """
 
 from looped_jax.evaluation.core.bundle import (
+    SHUFFLE_SEED,
     Bundle,
     BundleError,
     Item,
@@ -20,6 +21,7 @@ from looped_jax.evaluation.core.metric import (
     centered,
     core_mean,
     decide,
+    format_all,
     format_csv,
     format_table,
 )
@@ -27,6 +29,7 @@ from looped_jax.evaluation.core.prompts import PromptError, Row, rows
 from looped_jax.evaluation.core.runner import ResumeError, evaluate_tasks
 
 __all__ = [
+    "SHUFFLE_SEED",
     "Bundle",
     "BundleError",
     "Item",
@@ -41,6 +44,7 @@ __all__ = [
     "decide",
     "draw",
     "evaluate_tasks",
+    "format_all",
     "format_csv",
     "format_table",
     "load_bundle",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +17,14 @@ class TaskResult:
     """Which examples of a task were right at which loop count.
 
     correct: bool [n_examples, n_loops], in the order of the drawn task; baseline in percent;
-    cut: examples whose scored span did not fit the model's length.
+    cropped: examples whose prompt lost its beginning, for longer than max_len; cut: those of which
+    not even the scored span fitted.
     """
 
     name: str
     baseline: float
     correct: np.ndarray
+    cropped: int = 0
     cut: int = 0
 
     @property
@@ -72,11 +76,20 @@ def format_csv(results: Sequence[TaskResult], loop_index: int) -> str:
 
 
 def format_table(results: Sequence[TaskResult], loop_counts: Sequence[int]) -> str:
-    """Centred accuracies for the console: a line per task, a column per loop count, CORE below."""
+    """Centred accuracies for the console: a line per task, a column per loop count, CORE below.
+
+    The last column says how many prompts were cropped, of how many.
+    """
     width = max(len(name) for name in ("task (centered)", *(result.name for result in results)))
     lines = [
-        f"{'task (centered)':<{width}}" + "".join(f"{f'K={k}':>9}" for k in loop_counts),
-        *(f"{result.name:<{width}}{_cells(result.centered)}" for result in results),
+        f"{'task (centered)':<{width}}"
+        + "".join(f"{f'K={k}':>9}" for k in loop_counts)
+        + f"{'cropped':>16}",
+        *(
+            f"{result.name:<{width}}{_cells(result.centered)}"
+            + f"{f'{result.cropped} of {len(result.correct)}':>16}"
+            for result in results
+        ),
         f"{'CORE':<{width}}{_cells(core_mean(results))}",
     ]
     for result in results:
@@ -84,6 +97,22 @@ def format_table(results: Sequence[TaskResult], loop_counts: Sequence[int]) -> s
             size = len(result.correct)
             lines.append(f"{result.name}: {result.cut} of {size} answers cut to the model's length")
     return "\n".join(lines) + "\n"
+
+
+def format_all(results: Sequence[TaskResult], loop_counts: Sequence[int]) -> str:
+    """CSV of all loop counts: task, loops, examples, cropped, accuracy, centered; CORE last."""
+    table = io.StringIO()
+    lines = csv.writer(table, lineterminator="\n")
+    lines.writerow(("task", "loops", "examples", "cropped", "accuracy", "centered"))
+    for result in results:
+        for k, accuracy, above in zip(loop_counts, result.accuracy, result.centered, strict=True):
+            told = (result.name, k, len(result.correct), result.cropped)
+            lines.writerow((*told, f"{accuracy:.6f}", f"{above:.6f}"))
+    examples = sum(len(result.correct) for result in results)
+    cropped = sum(result.cropped for result in results)
+    for k, value in zip(loop_counts, core_mean(results), strict=True):
+        lines.writerow(("CORE", k, examples, cropped, "", f"{value:.6f}"))
+    return table.getvalue()
 
 
 def _cells(values: np.ndarray) -> str:

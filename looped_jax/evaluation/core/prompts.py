@@ -34,12 +34,14 @@ class Row:
 
     The loss at position j predicts token j + 1, so the span's losses are losses[start-1 : end-1];
     1 <= start <= end <= len(tokens). An empty span (start == end) occurs in multiple choice, where
-    one choice is the beginning of another. `cut` says that part of the span did not fit.
+    one choice is the beginning of another. `cropped` says that the beginning did not fit, and `cut`
+    that part of the span did not.
     """
 
     tokens: np.ndarray  # int32 [n]
     start: int
     end: int
+    cropped: bool = False
     cut: bool = False
 
 
@@ -116,4 +118,5 @@ def _row(sequence: list[int], start: int, max_len: int) -> Row:
     tokens = np.asarray(sequence[cropped:], np.int32)
     # A first token, BOS or not, has nothing before it and so no loss.
     fits = max(start - cropped, 1)
-    return Row(tokens, fits, len(tokens), cut=cropped > 0 and start - cropped < 1)
+    cut = cropped > 0 and start - cropped < 1
+    return Row(tokens, fits, len(tokens), cropped=cropped > 0, cut=cut)

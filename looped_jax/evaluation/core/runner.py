@@ -100,10 +100,10 @@ def _run(
     max_len: int,
     rows_per_call: int,
     on_progress: OnProgress | None,
-) -> tuple[np.ndarray, int]:
-    """Decisions, bool [n_examples, n_loops], and the number of examples with a cut span."""
+) -> tuple[np.ndarray, int, int]:
+    """Decisions, bool [n_examples, n_loops], and how many examples were cropped, and cut."""
     correct: list[np.ndarray] = []
-    cut = 0
+    cropped = cut = 0
     for examples in _chunks(task, encode, bos_id, max_len, rows_per_call):
         flat = [row for example in examples for row in example]
         losses, exact = (np.asarray(values) for values in score_rows(flat))
@@ -122,11 +122,12 @@ def _run(
             if task.kind != "language_modeling":
                 _settle_empty(candidates, example)
             correct.append(decide(task.kind, candidates, gold))
+            cropped += any(row.cropped for row in example)
             cut += any(row.cut for row in example)
             first += len(example)
         if on_progress is not None:
             on_progress(task.name, len(correct), len(task.items))
-    return np.stack(correct), cut
+    return np.stack(correct), cropped, cut
 
 
 def _settle_empty(losses: np.ndarray, example: list[Row]) -> None:
@@ -204,10 +205,12 @@ def _to_json(result: TaskResult, loop_counts: Sequence[int]) -> Json:
         str(count): "".join("01"[int(right)] for right in result.correct[:, index])
         for index, count in enumerate(loop_counts)
     }
-    return {"task": result.name, "cut": result.cut, "correct": decisions}
+    return {"task": result.name, "cropped": result.cropped, "cut": result.cut, "correct": decisions}
 
 
 def _from_json(line: Json, task: Task, loop_counts: Sequence[int], path: Path) -> TaskResult:
+    if "cropped" not in line:
+        raise ResumeError(f"{path} was written by an earlier version; delete the file")
     columns = [line["correct"].get(str(count), "") for count in loop_counts]
     if any(len(column) != len(task.items) or set(column) - {"0", "1"} for column in columns):
         raise ResumeError(
@@ -215,4 +218,4 @@ def _from_json(line: Json, task: Task, loop_counts: Sequence[int], path: Path) -
             "delete the file"
         )
     correct = np.array([[digit == "1" for digit in column] for column in columns]).T
-    return TaskResult(task.name, task.baseline, correct, line["cut"])
+    return TaskResult(task.name, task.baseline, correct, line["cropped"], line["cut"])
