@@ -189,19 +189,23 @@ def _download(flags: argparse.ArgumentParser) -> None:
 
 def _convert(flags: argparse.ArgumentParser) -> None:
     commands = flags.add_subparsers(dest="command", required=True, metavar="DIRECTION")
-    there = commands.add_parser("from-reference", help="a reference run into ours")
-    there.add_argument("run_dir", type=path)
-    there.add_argument("out", type=path)
-    there.add_argument("--step", type=int, help="the last by default")
-    there.add_argument("--tokenizer", type=path, help="tokenizer.json or nanochat's tokenizer.pkl")
-    there.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="what the converted model computes in",
-    )  # fmt: skip
-    back = commands.add_parser("to-reference", help="a run of ours into the reference's layout")
-    back.add_argument("run_dir", type=path)
-    back.add_argument("out", type=path)
-    back.add_argument("--step", type=int, help="the last by default")
+    for name, source in (("from-reference", "a reference"), ("from-nanochat", "a nanochat")):
+        there = commands.add_parser(name, help=f"{source} checkpoint into a run folder of ours")
+        there.add_argument("run_dir", type=path)
+        there.add_argument("out", type=path)
+        there.add_argument("--step", type=int, help="the last by default")
+        there.add_argument(
+            "--tokenizer", type=path, help="tokenizer.json or nanochat's tokenizer.pkl"
+        )
+        there.add_argument(
+            "--dtype", choices=("float32", "bfloat16"), default="float32",
+            help="what the converted model computes in",
+        )  # fmt: skip
+    for name, layout in (("to-reference", "the reference's layout"), ("to-nanochat", "nanochat's")):
+        back = commands.add_parser(name, help=f"a run of ours into {layout}")
+        back.add_argument("run_dir", type=path)
+        back.add_argument("out", type=path)
+        back.add_argument("--step", type=int, help="the last by default")
     words = commands.add_parser("tokenizer", help="tokenizer.pkl into tokenizer.json, or back")
     words.add_argument("file", type=path)
     words.add_argument("out", type=path)

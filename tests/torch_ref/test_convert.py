@@ -27,6 +27,7 @@ from looped_jax.runtime import sharding  # noqa: E402
 from looped_jax.training.run_folder import write_config  # noqa: E402
 from tests.programs import finish, start  # noqa: E402
 from torch_ref import tiktoken_reader  # noqa: E402
+from torch_ref.checkpoint_files import narrowed  # noqa: E402
 from torch_ref.convert import ConvertError, from_reference, main, to_reference  # noqa: E402
 from torch_ref.loss import bits_per_byte, nats_and_bytes, token_losses  # noqa: E402
 from torch_ref.model import LoopedTransformer  # noqa: E402
@@ -151,11 +152,9 @@ def test_weights_trained_further_go_back_as_float32(tmp_path):
     """Narrowing them to the remembered bfloat16 would lose what training added."""
     _, weights, _ = write(tmp_path / "theirs", embed="bfloat16")
     key = "transformer.wte.weight"
-    from torch_ref.convert import narrowed
-
-    wide = weights[key].float()
-    assert narrowed(wide, "bfloat16").dtype == torch.bfloat16
-    assert narrowed(wide + 1e-6, "bfloat16").dtype == torch.float32
+    wide = weights[key].float().numpy()
+    for values, dtype in ((wide, torch.bfloat16), (wide + 1e-6, torch.float32)):
+        assert narrowed({key: values}, {key: "bfloat16"})[key].dtype == dtype
 
 
 WQ = "transformer.h.0.attn.c_q.weight"
