@@ -125,6 +125,8 @@ class Evaluator:
     def ppl(self) -> Scores:
         """Perplexities of LAMBADA's last words and of WikiText-2, which is fetched when absent."""
         tokenizer, spans = self.model.tokenizer, self.spans("ppl")
+        given = self.args.wikitext
+        lines = perplexity.read_lines(Path(given)) if given else []  # a bad file shows at once
         lambada = self.bundle() / "eval_data" / "language_understanding" / "lambada_openai.jsonl"
         rows = perplexity.last_words(
             tokenizer, lambada, max_len=self.max_len, limit=self.args.max_per_task
@@ -143,7 +145,7 @@ class Evaluator:
                 raise
             self.log(f"ppl: WikiText-2 left out: {error}; or give it as --wikitext FILE")
             return found
-        lines = perplexity.read_lines(path)
+        lines = lines or perplexity.read_lines(path)
         for name, of in (("all lines", lines), ("text lines", [line for line in lines if line])):
             self.log(f"ppl: {path}, {len(of):,} {name} ...")
             found[f"ppl WikiText-2 {name}"] = perplexity.text_perplexity(

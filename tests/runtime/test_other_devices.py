@@ -167,7 +167,7 @@ def test_meshes_and_processes_change_no_text_and_no_score(home, trained, tmp_pat
 def test_tasks_are_decided_alike_in_two_processes(home, trained, tmp_path):
     _, run_dir = trained
     core = ("-m", "looped_jax.evaluate", "--checkpoint", run_dir, "--modes=core", "--loops=1,2")
-    core += (f"--bundle={BUNDLE}", "--max_per_task=11")
+    core += (f"--bundle={BUNDLE}", "--max_per_task=11", "--max_len=64")
     run(home, 1, *core, f"--out={tmp_path / 'one'}")
     first, second = together(home, 2, *core, f"--out={tmp_path / 'two'}")
     assert "CORE" in first and second == ""
