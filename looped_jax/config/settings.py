@@ -135,6 +135,7 @@ class OptimConfig:
     newton_schulz_dtype: str = one_of(DTYPES, "bfloat16", "Muon, what they compute in")
     grad_clip_norm: float = at_least(0.0, 1.0, "largest global gradient norm; 0 = no clipping")
     warmup_ratio: float = share(0.0, "share of all steps in which the rates rise")
+    warmup_steps: int | None = at_least(0, None, "in which they rise, instead of a share")
     warmdown_ratio: float = share(0.2, "share of all steps in which they fall")
     final_lr_fraction: float = share(0.0, "learning rate at the end, as a share of the peak")
     reference_batch_tokens: int | None = at_least(
@@ -527,6 +528,11 @@ def _validate(config: Settings) -> None:
         raise ConfigError(
             f"model.window_pattern={m.window_pattern!r} must be made of L (full) and S (short); "
             "for example SSL"
+        )
+    if o.warmup_ratio and o.warmup_steps is not None:
+        raise ConfigError(
+            f"optim.warmup_ratio={o.warmup_ratio} and optim.warmup_steps={o.warmup_steps} both say "
+            "how long the rates rise; give one"
         )
     if o.warmup_ratio + o.warmdown_ratio > 1:
         raise ConfigError(

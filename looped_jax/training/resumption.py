@@ -14,8 +14,8 @@ from looped_jax.training.train_state import TrainState
 def check_extends(config: Config, before: int, done: int) -> None:
     """Raise CheckpointError unless a run of `before` steps, `done` taken, may have train.steps.
 
-    It may while its learning rates so far are those that a run of that length would have had:
-    before the warm-down began, where there is no warm-up by share.
+    It may while its learning rates, momentum and decay so far are those that a run of that length
+    would have had: before the warm-down began, where there is no warm-up by share.
     """
     steps, run = config.train.steps, config.train.run_dir
     if done > steps:

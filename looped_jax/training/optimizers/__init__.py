@@ -12,16 +12,20 @@ from looped_jax.training.optimizers.choice import (
     make_optimizer,
     of_weights,
 )
-from looped_jax.training.optimizers.learning_rate_schedule import (
+from looped_jax.training.optimizers.muon import Muon, MuonSettings
+from looped_jax.training.optimizers.newton_schulz import orthogonalize
+from looped_jax.training.optimizers.orthogonal_momentum import scale_by_muon
+from looped_jax.training.optimizers.schedules import (
+    decay_multiplier,
     learning_rate_multiplier,
+    muon_momentum,
     restarted,
     same_until,
 )
-from looped_jax.training.optimizers.muon import Muon, muon_momentum, scale_by_muon
-from looped_jax.training.optimizers.newton_schulz import orthogonalize
 
 __all__ = [
-    "AdamW", "AdamWSettings", "Muon", "Optimizer", "RunScale", "evaluation_params",
+    "AdamW", "AdamWSettings", "Muon", "MuonSettings", "Optimizer", "RunScale",
+    "decay_multiplier", "evaluation_params",
     "learning_rate_multiplier", "learning_rates", "make_optimizer", "muon_momentum", "of_weights",
     "orthogonalize", "restarted", "same_until", "scale_by_muon",
 ]  # fmt: skip

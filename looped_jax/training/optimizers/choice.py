@@ -15,7 +15,7 @@ from looped_jax.model.transformer import Params
 from looped_jax.model.weights import Weights
 from looped_jax.training.optimizers import group_rates
 from looped_jax.training.optimizers.base import Optimizer, RunScale
-from looped_jax.training.optimizers.learning_rate_schedule import learning_rate_multiplier
+from looped_jax.training.optimizers.schedules import learning_rate_multiplier
 from looped_jax.training.train_state import TrainState
 
 
