@@ -19,6 +19,7 @@ from absl import logging
 from looped_jax import cli, errors, files
 from looped_jax.config.registry import TASKS
 from looped_jax.files import check_writable
+from looped_jax.model import transformer
 from looped_jax.plotting import figure_files, figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -59,11 +60,12 @@ def run(args: argparse.Namespace) -> None:
     }
     files.write_json(out / "lr_find.json", record)
     figure_files.save(figures.learning_rate_ramps(ramps), out / "lr_find")
+    groups = {weight.group for weight in transformer.weights(config.model).values()}
     for k, found in ramps.items():
         points = f"steepest at ×{found.steepest:.3g}, elbow at ×{found.elbow:.3g}, lowest at "
         print(
             f"{k} loops: {points}×{found.lowest:.3g} of the config's rates; for the elbow:\n"
-            f"  --config.model.loops={k} {overrides(config.optim, found.elbow)}"
+            f"  --config.model.loops={k} {overrides(config.optim, found.elbow, groups)}"
         )
     print(f"written: {out}/lr_find.json, .png, .svg, .pdf and .csv")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,12 @@ def analyse(multipliers: np.ndarray, losses: np.ndarray, smoothed: np.ndarray) -
     return Ramp(multipliers, losses, smoothed, *places)
 
 
-def overrides(config: OptimConfig, multiplier: float) -> str:
-    """The command line that sets all rates to `multiplier` times the config's."""
-    rates = optimizers.learning_rates(config).items()
+def overrides(config: OptimConfig, multiplier: float, groups: Collection[str] = ()) -> str:
+    """The command line that sets all rates to `multiplier` times the config's.
+
+    `groups` are those of the model's weights.
+    """
+    rates = optimizers.learning_rates(config, groups).items()
     return " ".join(f"--config.{name}={rate * multiplier:.3g}" for name, rate in rates)
 
 

@@ -79,6 +79,8 @@ def test_overrides_scale_all_rates_of_the_optimizer_in_use():
     text = lr_range_test.overrides(OptimConfig(optimizer="adamw"), 2)
     assert "optim.matrix_learning_rate" not in text
     assert text.endswith("--config.optim.optimizers.adamw.matrix_learning_rate=0.006")
+    text = lr_range_test.overrides(OptimConfig(), 2, {"matrix", "low_rank"})
+    assert text.endswith("--config.optim.groups.low_rank.learning_rate=0.002")
 
 
 def test_the_program_draws_prints_overrides_and_names_a_missing_run(

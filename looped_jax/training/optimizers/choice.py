@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -57,12 +59,15 @@ def of_weights(
     )
 
 
-def learning_rates(config: OptimConfig) -> dict[str, float]:
-    """Every learning rate of the optimizer in use, by the name of its setting."""
+def learning_rates(config: OptimConfig, groups: Collection[str] = ()) -> dict[str, float]:
+    """Every learning rate of the optimizer in use, by the name of its setting.
+
+    `groups` are those of the model's weights: rates of their own are among them.
+    """
     name, chosen = config.optimizer, OPTIMIZERS[config.optimizer]
     rates = {f"optim.{rate}": getattr(config, rate) for rate in chosen.rates}
     own = vars(config.optimizers[name]) if hasattr(chosen, "Settings") else {}
-    rates |= group_rates.own_rates(config) if chosen.takes_groups else {}
+    rates |= group_rates.own_rates(config, groups) if chosen.takes_groups else {}
     return rates | {
         f"optim.optimizers.{name}.{key}": value
         for key, value in own.items()

@@ -7,6 +7,7 @@ algorithms", 2022, arXiv 2205.10287).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +74,10 @@ def refuse(config: OptimConfig, group: str, names: tuple[str, ...], instead: str
             raise ConfigError(f"optim.groups.{group}.{name}={value} has no effect; {instead}")
 
 
-def own_rates(config: OptimConfig) -> dict[str, float]:
-    """Learning rates that groups have of their own, by the name of the setting."""
-    own = {group: settings.learning_rate for group, settings in config.groups.changed().items()}
+def own_rates(config: OptimConfig, groups: Collection[str]) -> dict[str, float]:
+    """Learning rates that `groups` or those above them are given, by the name of the setting."""
+    found = sorted({one for group in groups for one in lineage(group)})
+    own = {group: config.groups[group].learning_rate for group in found}
     return {f"optim.groups.{g}.learning_rate": rate for g, rate in own.items() if rate is not None}
 
 
