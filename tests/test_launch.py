@@ -115,11 +115,81 @@ def test_a_slurm_array_trains_every_rule_with_every_seed_and_then_compares():
     ]  # fmt: skip
 
 
+# ---- a TPU pod: two folders are its hosts --------------------------------------------------------
+
+GCLOUD = """#!/bin/bash
+cd "$POD"; echo "$4" >>calls; last=${*: -1}
+case $4 in
+  describe) cat state ;;
+  create) echo READY >state ;;
+  delete) rm -r state host? ;;
+  scp) for host in host0 host1; do mkdir -p $host; cp "$5" $host/; done ;;
+  ssh) for host in host0 host1; do HOME=$POD/$host bash -c "${last#--command=}"; done ;;
+esac
+"""
+PYTHON = """#!/bin/bash
+if [[ "$*" == *"uv venv"* ]]; then
+  mkdir -p "${*: -1}/bin"; echo "$*" >>"$POD/installs"
+  printf '%s\\n' '#!/bin/bash' 'echo "$LOOPED_JAX_CLUSTER $*"' \
+    'until [[ -f $POD/code ]]; do sleep 0.1; done; exit $(<$POD/code)' >"${*: -1}/bin/python"
+  chmod +x "${*: -1}/bin/python"
+fi
+"""
+
+
 def test_a_tpu_pod_gets_one_quoted_command():
-    found = dry("tpu_pod.sh", "pod", "us-east1-d", "--config.train.run_dir=/disk/my run")
-    assert found.startswith("gcloud compute tpus tpu-vm ssh pod --zone=us-east1-d --worker=all")
-    assert "LOOPED_JAX_CLUSTER=auto python -m looped_jax.train" in found
-    assert r"run_dir=/disk/my\ run" in found
+    copied, started = dry(
+        "tpu_pod.sh", "pod", "us-east1-d", "--config.train.run_dir=/a/my run"
+    ).splitlines()
+    where = "--zone=us-east1-d --worker=all"
+    assert copied.startswith("gcloud compute tpus tpu-vm scp ") and copied.endswith(where)
+    assert started.startswith(f"gcloud compute tpus tpu-vm ssh pod {where} --command=")
+    assert r"run_dir=/a/my\ run" in started
+
+
+def test_a_tpu_pod_is_made_started_left_alone_and_comes_back(tmp_path):
+    for name, text in {"gcloud": GCLOUD, "python3": PYTHON}.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+    def call(*more):
+        done = subprocess.run(
+            [LAUNCH / "tpu_pod.sh", "pod", "zone", "--config.train.run_dir=/a/my run", *more],
+            capture_output=True, text=True,
+            env={**os.environ, "PATH": path, "POD": str(tmp_path), "TYPE": "v5litepod-8",
+                 "SETUP": "echo mounted >>setup"},
+        )  # fmt: skip
+        told = [line.split(":")[0] for line in done.stdout.splitlines()]
+        return done.returncode, told
+
+    def end(code):
+        (tmp_path / "code").write_text(code)
+        for host in ("host0", "host1"):  # until its lock is free
+            subprocess.run(["flock", tmp_path / host / "looped_jax.lock", "true"], check=True)
+        (tmp_path / "code").unlink()
+
+    assert call() == (75, ["pod", "started", "started"])  # it was missing
+    assert call() == (75, ["running", "running"])
+    log = (tmp_path / "host1" / "looped_jax.log").read_text()
+    assert log == (
+        "auto -m looped_jax.train --config configs/flt.py --config.mesh.data=-1 "
+        "--config.train.run_dir=/a/my run\n"
+    )
+    assert (tmp_path / "host1" / "looped_jax" / "pyproject.toml").is_file()
+    end("134")  # another host died
+    assert call() == (75, ["started", "started"])
+    assert len((tmp_path / "installs").read_text().splitlines()) == 2  # once a host
+    (tmp_path / "state").write_text("PREEMPTED")
+    end("75")
+    assert call() == (75, ["pod", "started", "started"])
+    assert len((tmp_path / "installs").read_text().splitlines()) == 4
+    assert (tmp_path / "host0" / "setup").read_text() == "mounted\n"  # on the new disk
+    end("0")
+    assert call() == (0, ["complete", "complete"])
+    assert call("--config.train.steps=9") == (75, ["started", "started"])
+    end("0")
 
 
 # ---- Kubernetes: the forms, filled in ------------------------------------------------------------
