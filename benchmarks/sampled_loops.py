@@ -18,10 +18,10 @@ import numpy as np
 
 from looped_jax.config import presets
 from looped_jax.config.settings import MeshConfig, Settings
+from looped_jax.model.loop_costs import step_flops
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import optimizers, train_step
-from looped_jax.training.loop_sampler import step_flops
 from looped_jax.training.row_draws import RowDraws
 
 CASES = {
@@ -101,7 +101,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, case in cases.items():
         spent, backward = np.mean(case.loops, axis=0)
-        flops = [step_flops(c.config, *np.mean(c.loops, axis=0)) for c in (case, fixed)]
+        flops = [step_flops(c.config.model, *np.mean(c.loops, axis=0)) for c in (case, fixed)]
         ratios = by_round(case) / by_round(fixed)
         print(
             f"| {name} | {spent:.2f} | {backward:.2f} | {flops[0] / flops[1]:.2f} | "

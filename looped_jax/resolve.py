@@ -10,12 +10,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from looped_jax.config import presets
-from looped_jax.config.options import either
+from looped_jax.config import depth_scaling, horizon, presets
+from looped_jax.config.options import Optimizers, WeightGroups, either
 from looped_jax.config.resolved import Config, ModelConfig, TrainConfig
-from looped_jax.config.settings import PERFORMANCE, ModelSettings, Settings, plain
+from looped_jax.config.settings import (
+    PARAMETER_COUNTS,
+    PERFORMANCE,
+    ModelSettings,
+    OptimConfig,
+    Settings,
+    plain,
+)
 from looped_jax.errors import ConfigError
-from looped_jax.model import transformer
+from looped_jax.model import loop_costs, parameter_counts
+from looped_jax.model.weight_groups import lineage
 
 # Settings that the first part of a name holds.
 NAMED = {
@@ -25,7 +33,8 @@ NAMED = {
 } | {"data.task"}  # fmt: skip
 DATA = ("task", "path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
         "tokenizer_vocab_size", "bos_token", "packing")  # fmt: skip
-TRAIN = ("seed", "steps", "tokens_per_step", "init_from", "init_optimizer")
+TRAIN = ("seed", "steps", "target_flops", "tokens_per_parameter", "scaled_by", "scaled_from_layers",
+         "tokens_per_step", "init_from", "init_optimizer")  # fmt: skip
 LONGEST = 40  # of what differs from the preset, then a hash stands for it
 
 
@@ -34,10 +43,11 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
 
     None takes model.vocab_size, as a run's own config.json has it. The length is by default 20
     tokens per parameter (Hoffmann et al., "Training compute-optimal large language models", 2022).
-    Raises ConfigError for sizes that do not divide or contradict each other, and for an objective
-    that does not fit them.
+    With train.scaled_from_layers batch, rates and decay are those that follow from it; the result
+    no longer asks for it. Raises ConfigError for sizes that do not divide or contradict each other,
+    and for an objective that does not fit them.
     """
-    m, train = settings.model, settings.train
+    m, train, optim = settings.model, settings.train, settings.optim
     vocab_size = vocab_size or m.vocab_size
     if vocab_size is None:
         raise ConfigError("model.vocab_size is missing; give the tokenizer's number of entries")
@@ -46,19 +56,115 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
             f"model.vocab_size={m.vocab_size} is smaller than the tokenizer's {vocab_size} "
             "entries; leave it out or raise it"
         )
+    model = _model(m, vocab_size)
+    model.scored_loops()  # an objective that does not fit the model says so
+    tokens_per_step = train.tokens_per_step
+    if train.scaled_from_layers is not None:
+        scale, reference = scale_of(settings, model)
+        tokens_per_step, optim = scale.batch_tokens, _scaled(optim, scale, reference)
+    steps = horizon.steps(
+        train,
+        tokens_per_step=tokens_per_step,
+        parameters=lambda: parameter_counts.count(model, train.scaled_by),
+        flops_per_token=lambda: loop_costs.run_flops(
+            model, train.loop_sampling, rows=_rows_together(settings)
+        ),
+    )
+    run_dir = train.run_dir or f"runs/{run_name(settings)}"
+    resolved = TrainConfig(
+        **_fields(train)
+        | {"steps": steps, "run_dir": run_dir}
+        | {"tokens_per_step": tokens_per_step, "scaled_from_layers": None}
+    )
+    return Config(**_fields(settings) | {"model": model, "optim": optim, "train": resolved})
+
+
+def _model(m: ModelSettings, vocab_size: int) -> ModelConfig:
+    """With its sizes. Raises ConfigError."""
     whole = m.head_width or 1
     width = m.width or math.ceil(m.width_per_layer * m.layers / whole) * whole
     heads, kv_heads = _heads(m, width)
-    model = ModelConfig(
+    return ModelConfig(
         **_fields(m)
         | {"width": width, "heads": heads, "kv_heads": kv_heads}
         | {"vocab_size": m.vocab_size or vocab_size}
     )
-    model.scored_loops()  # an objective that does not fit the model says so
-    steps = train.steps or max(1, 20 * parameters(model) // train.tokens_per_step)
-    run_dir = train.run_dir or f"runs/{run_name(settings)}"
-    resolved = TrainConfig(**_fields(train) | {"steps": steps, "run_dir": run_dir})
-    return Config(**_fields(settings) | {"model": model, "train": resolved})
+
+
+def scale_of(settings: Settings, model: ModelConfig) -> tuple[depth_scaling.Scale, int]:
+    """What follows from train.scaled_from_layers for `model`, and B_ref.
+
+    Its reference is the same model of so many layers in one loop. train.tokens_per_step is B_ref,
+    unless optim.reference_batch_tokens is given: then it is B. Raises ConfigError for a width that
+    does not follow from layers.
+    """
+    m, train, given = settings.model, settings.train, settings.optim.reference_batch_tokens
+    layers = train.scaled_from_layers
+    assert layers is not None
+    for name in ("width", "heads", "kv_heads"):
+        if (value := getattr(m, name)) is not None:
+            raise ConfigError(
+                f"train.scaled_from_layers={layers}: the model of {layers} layers has another "
+                f"width, and model.{name}={value} would be as here; leave it out, and give "
+                "model.width_per_layer and model.head_width"
+            )
+    reference = _model(dataclasses.replace(m, layers=layers, loops=1), model.vocab_size)
+    tokens, reference_tokens = (
+        depth_scaling.tokens(
+            train.tokens_per_parameter, parameter_counts.count(each, train.scaled_by)
+        )
+        for each in (model, reference)
+    )
+    if not tokens:
+        raise ConfigError(
+            f"train.tokens_per_parameter={train.tokens_per_parameter} is no token for this model; "
+            "raise it: train.scaled_from_layers goes by it"
+        )
+    batch = None if given is None else train.tokens_per_step
+    known = given or train.tokens_per_step
+    return depth_scaling.scale(tokens, reference_tokens, known, batch), known
+
+
+def _scaled(optim: OptimConfig, scale: depth_scaling.Scale, reference_batch: int) -> OptimConfig:
+    """Rates for another batch, which the groups of weights heed, and Muon's decay."""
+    kinds, groups = dict(optim.optimizers), dict(optim.groups)
+    if optim.optimizer == "muon":
+        muon = kinds["muon"]
+        kinds["muon"] = dataclasses.replace(muon, weight_decay=scale.decay * muon.weight_decay)
+        for name, group in groups.items():
+            if group.weight_decay is not None and lineage(name)[-1] == "matrix":
+                decay = scale.decay * group.weight_decay
+                groups[name] = dataclasses.replace(group, weight_decay=decay)
+    return dataclasses.replace(
+        optim,
+        reference_batch_tokens=reference_batch,
+        optimizers=Optimizers(kinds),
+        groups=WeightGroups(groups),
+    )
+
+
+def _rows_together(settings: Settings) -> int:
+    """Rows of a micro-batch on the devices that the mesh names; an axis left open counts once."""
+    return settings.train.batch_size * max(settings.mesh.data, 1) * max(settings.mesh.fsdp, 1)
+
+
+def describe_scale(settings: Settings, config: Config) -> list[str]:
+    """Lines for the console: the parameter counts, and what follows from them."""
+    train, model = settings.train, config.model
+    counts = {how: parameter_counts.count(model, how) for how in PARAMETER_COUNTS}
+    told = ", ".join(f"{how} {number:,}" for how, number in counts.items())
+    lines = [
+        f"parameters by count: {told}; train.scaled_by={train.scaled_by}",
+        f"{config.train.steps:,} steps of {config.train.tokens_per_step:,} tokens, by "
+        f"{horizon.reason(train)}",
+    ]
+    if train.scaled_from_layers is not None:
+        scale, reference = scale_of(settings, model)
+        lines.append(
+            f"scaled from {train.scaled_from_layers} layers: {scale.batch_tokens:,} tokens a step "
+            f"for {reference:,}, rates × {scale.rates:.4f}, decay of matrices × {scale.decay:.4f}"
+        )
+    return lines
 
 
 def _heads(m: ModelSettings, width: int) -> tuple[int, int]:
@@ -104,11 +210,6 @@ def _of_width(m: ModelSettings, width: int) -> int:
             f"choose {either(near)}; or give model.head_width"
         )
     return heads
-
-
-def parameters(model: ModelConfig) -> int:
-    """How many numbers are trained; nothing is computed."""
-    return sum(weight.size for weight in transformer.weights(model).values())
 
 
 def _fields(settings: Any) -> dict[str, Any]:

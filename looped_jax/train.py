@@ -21,10 +21,10 @@ from absl import logging
 from looped_jax import cli, errors
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config, micro_batches
-from looped_jax.config.settings import Settings
+from looped_jax.config.settings import PARAMETER_COUNTS, Settings
 from looped_jax.errors import CheckpointError, TrainingError
-from looped_jax.model import attention_kernels, flops
-from looped_jax.resolve import resolve
+from looped_jax.model import attention_kernels, flops, parameter_counts
+from looped_jax.resolve import describe_scale, resolve
 from looped_jax.runtime import distributed, hardware, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.runtime.profiler import Profile
@@ -91,7 +91,7 @@ def _train(
     log = Console(quiet=not first_process)
     log(config.describe())
     log(str(attention))
-    for line in draws.loops.describe():
+    for line in (*describe_scale(settings, config), *draws.loops.describe()):
         log(line)
     if jax.process_count() > 1:
         log(
@@ -251,6 +251,9 @@ def _train(
                     flops=step_logger.flops,
                     config=config.to_dict(),
                     fingerprint=this_run,
+                    parameters={
+                        how: parameter_counts.count(model, how) for how in PARAMETER_COUNTS
+                    },
                 )
                 checkpoints.save(step, state, meta)
                 step_logger.throughput.skip()

@@ -67,6 +67,7 @@ RENAMED = {
     "data.follow_hosts": "data.allow_host_change",
 }
 REMATS = ("loop", "offload", "dots", "none")
+PARAMETER_COUNTS = ("all", "unique", "usage_weighted", "flop_matched")
 CURRICULA = ("none", "linear", "sqrt", "switch")
 
 
@@ -225,7 +226,24 @@ class TrainSettings:
         None, "folder of the run; by default runs/ and a name that tells what differs"
     )
     seed: int = at_least(0, 0, "of the first weights, and of rows that a task generates")
-    steps: int | None = at_least(1, None, "of the optimizer; by default 20 tokens per parameter")
+    steps: int | None = at_least(1, None, "of the optimizer; by default as the next two say")
+    target_flops: float | None = at_least(
+        1.0,
+        None,
+        "of training, every loop counted, that steps follow from where they are not given",
+    )
+    tokens_per_parameter: float = at_least(
+        0.0, 20.0, "trained on, where neither steps nor target_flops are given"
+    )
+    scaled_by: str = one_of(
+        PARAMETER_COUNTS, "all", "parameters that count for it: see model/parameter_counts.py"
+    )
+    scaled_from_layers: int | None = at_least(
+        1,
+        None,
+        "of the model that batch, rates and decay are for; this one's follow, as in "
+        "config/depth_scaling.py",
+    )
     tokens_per_step: int = at_least(1, 524_288, "of a step, over all devices and micro-batches")
     batch_size: int = at_least(1, 8, "sequences per device and micro-batch")
     log_every: int = at_least(1, 10, "steps between console lines; files have every step")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 
-from looped_jax.config.registry import LOOP_DISTRIBUTIONS, LOOP_RULES
+from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import Config
 from looped_jax.errors import ConfigError
-from looped_jax.model import flops
+from looped_jax.model import loop_costs
 
 KEY = "train.loop_sampling"
 
@@ -49,7 +48,7 @@ class LoopSampler:
     def backward(self, step: int) -> int:
         """k, the last loops of `step` that gradients pass, at most."""
         share = self._share(self._settings.backward_curriculum, step)
-        return max(1, math.ceil(share * self.longest))
+        return int(loop_costs.grown(self.longest, share))
 
     def expected(self, step: int) -> float:
         """Mean loops of a row in `step`, over all that could be drawn."""
@@ -62,7 +61,8 @@ class LoopSampler:
         for step in range(1, train.steps + 1):
             spent = self.draw(step).reshape(micro_batches, -1).max(1)
             backward = np.minimum(spent, self.backward(step))
-            total += step_flops(self._config, float(spent.mean()), float(backward.mean()))
+            model = self._config.model
+            total += loop_costs.step_flops(model, float(spent.mean()), float(backward.mean()))
         return train.tokens_per_step * total
 
     def describe(self) -> list[str]:
@@ -92,20 +92,15 @@ class LoopSampler:
 
     @functools.cached_property
     def _probabilities(self) -> np.ndarray:
-        return probabilities(self._config)
+        return loop_costs.probabilities(self._settings, self._config.model.loops)
 
     def _grown(self, counts: np.ndarray, step: int) -> np.ndarray:
-        share = self._share(self._settings.curriculum, step)
-        return np.maximum(1, np.ceil(share * counts)).astype(int)
+        return loop_costs.grown(counts, self._share(self._settings.curriculum, step))
 
     def _share(self, curriculum: str, step: int) -> float:
         """The share of full depth in `step`: 0 at the first, 1 from curriculum_share of them on."""
-        done, grown = step - 1, self._settings.curriculum_share * self._config.train.steps
-        if curriculum == "none" or done >= grown:
-            return 1.0
-        return {"linear": done / grown, "sqrt": 1 - math.sqrt(1 - done / grown), "switch": 0.0}[
-            curriculum
-        ]
+        end = self._settings.curriculum_share * self._config.train.steps
+        return loop_costs.growth(curriculum, step - 1, end)
 
 
 def check(config: Config) -> None:
@@ -129,26 +124,12 @@ def check(config: Config) -> None:
             f"model.loss={model.loss} reads loops before the last, which a step with {KEY} may "
             "not have; give model.loss=END"
         )
-    most, backward = len(probabilities(config)), settings.longest(model.loops)
+    most, backward = (
+        len(loop_costs.probabilities(settings, model.loops)),
+        settings.longest(model.loops),
+    )
     if most < backward:
         raise ConfigError(
             f"{KEY}.backward_loops={backward} is more than the {most} loops that "
             f"{KEY}.distribution={settings.distribution} gives at most; give {most} or fewer"
         )
-
-
-def probabilities(config: Config) -> np.ndarray:
-    """Of 1, 2, … loops in a step of full depth, float64 [N]."""
-    sampling = config.train.loop_sampling
-    distribution = LOOP_DISTRIBUTIONS[sampling.distribution]()
-    return distribution.probabilities(sampling, config.model.loops)
-
-
-def step_flops(config: Config, loops: float, backward: float) -> float:
-    """Training FLOPs per token of a step of `loops` loops, `backward` of them with gradients.
-
-    A loop is worth three forward passes with gradients and one without; see model/flops.py.
-    """
-    model = config.model
-    more = (loops - model.loops) + 2 * (backward - model.loops)
-    return flops.count(model).flops + more * flops.loop(model)

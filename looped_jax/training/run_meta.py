@@ -24,6 +24,7 @@ class RunMeta:
     seconds: spent on these steps, over all resumes; not on compiling, scoring and saving
     flops: of these steps, over all resumes; None of an older run
     config: the resolved config; fingerprint: see training/fingerprint.py
+    parameters: of the model, by each count of model/parameter_counts.py; {} of an older run
     reference: of a converted checkpoint, what the reference knew of it
     """
 
@@ -38,6 +39,7 @@ class RunMeta:
     flops: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
     fingerprint: Fingerprint = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import jax
 import numpy as np
 
 from looped_jax.config.resolved import Config
-from looped_jax.model import flops
-from looped_jax.training.loop_sampler import step_flops
+from looped_jax.model import flops, loop_costs
 from looped_jax.training.metric_log import EMA, EvaluationResult, MetricLog
 from looped_jax.training.progress import Console, Throughput, duration, memory_in_use
 from looped_jax.training.run_meta import Scores
@@ -113,7 +112,7 @@ class StepLogger:
         flops_per_token, loops = self._costs.flops, {}
         if "loops" in values:
             spent, backward = values["loops"]["spent"], values["loops"]["backward"]
-            flops_per_token = step_flops(self._config, spent, backward)
+            flops_per_token = loop_costs.step_flops(self._config.model, spent, backward)
             loops = {"loop/expected": submitted.expected_loops}
             loops |= {f"loop/{name}": value for name, value in values["loops"].items()}
         self.flops += self._settings.tokens_per_step * flops_per_token

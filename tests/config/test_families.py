@@ -13,8 +13,8 @@ from looped_jax.config.families import FAMILIES
 from looped_jax.config.resolved import micro_batches
 from looped_jax.config.settings import Settings
 from looped_jax.errors import ConfigError
-from looped_jax.model import transformer
-from looped_jax.resolve import parameters, resolve, run_name
+from looped_jax.model import parameter_counts, transformer
+from looped_jax.resolve import resolve, run_name
 from looped_jax.training.loop_sampler import LoopSampler
 from tests.model.test_part import TOKENS, check_decoding, loud
 from tests.programs import ROOT, losses, run_here
@@ -67,7 +67,7 @@ def test_every_file_and_preset_resolves(name, preset):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_its_papers_size(name):
     ours, theirs = SIZES[name]
-    assert parameters(resolved(name, "paper").model) == ours
+    assert parameter_counts.count(resolved(name, "paper").model, "all") == ours
     assert theirs is None or abs(ours / theirs - 1) < 0.12
     assert f"{ours / 1e9:.2f} B" in page() or f"{ours / 1e6:.1f} M" in page()
 

@@ -18,12 +18,12 @@ from looped_jax.config.settings import (
     all_settings,
 )
 from looped_jax.errors import CheckpointError, ConfigError
-from looped_jax.model import flops, transformer
+from looped_jax.model import flops, loop_costs, transformer
 from looped_jax.resolve import resolve, run_name
 from looped_jax.training import fingerprint, resumption
 from looped_jax.training.checkpoint import load_params
 from looped_jax.training.loop_distributions import LogNormalPoissonSettings, UniformSettings
-from looped_jax.training.loop_sampler import LoopSampler, step_flops
+from looped_jax.training.loop_sampler import LoopSampler
 from looped_jax.training.metric_log import read_log
 from looped_jax.training.run_folder import read_config
 
@@ -192,9 +192,11 @@ def test_a_rule_that_reads_the_embedding_once_is_warned_of():
 def test_flops_are_those_of_the_loops_that_were_run():
     config = config_of("poisson", loops=4)
     three, four = (flops.count(config_of(loops=k).model).flops for k in (3, 4))
-    assert step_flops(config, 4, 4) == four
-    assert step_flops(config, 3, 3) == pytest.approx(three)
-    assert step_flops(config, 7, 3) == pytest.approx(three + 4 * (four - three) / 3)
+    assert loop_costs.step_flops(config.model, 4, 4) == four
+    assert loop_costs.step_flops(config.model, 3, 3) == pytest.approx(three)
+    assert loop_costs.step_flops(config.model, 7, 3) == pytest.approx(
+        three + 4 * (four - three) / 3
+    )
 
 
 def test_it_belongs_to_what_a_run_is():
@@ -257,7 +259,9 @@ def test_a_run_goes_on_with_what_it_would_have_drawn(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert len({e["loop/drawn"] for e in whole}) > 3
     assert [e["loop/expected"] for e in whole] == pytest.approx([4 + np.exp(-4)] * 6)
-    spent = [step_flops(config, e["loop/spent"], e["loop/backward"]) for e in whole]
+    spent = [
+        loop_costs.step_flops(config.model, e["loop/spent"], e["loop/backward"]) for e in whole
+    ]
     total = config.train.tokens_per_step * np.cumsum(spent)
     np.testing.assert_allclose([e["total/flops"] for e in whole], total)
     assert LoopSampler(config).flops(2) == pytest.approx(total[-1])  # of 16 rows on 8 devices
