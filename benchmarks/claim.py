@@ -36,7 +36,6 @@ from looped_jax.experiments.comparison import run_record, verdict
 from looped_jax.experiments.comparison.verdict import TAIL, Verdict
 from looped_jax.experiments.experiment import Experiment
 from looped_jax.experiments.grid import Grid, Run
-from looped_jax.training.metric_log import to_json
 
 NORMS_EVERY = 5  # steps between recorded norms of the residual stream
 
@@ -144,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")  # the workers have the devices
     with errors.printed():
         lines = sweep(setting, runs, count=count)
-    files.write_text(out / "runs.jsonl", "".join(to_json(line) + "\n" for line in lines))
+    files.write_text(out / "runs.jsonl", "".join(files.to_json(line) + "\n" for line in lines))
     judged = judge_all(lines, setting)
     table = claim_figures.table(judged, reference=given.keys() <= {"loops", "rules", "seeds"}
                                 and args.preset == "laptop")  # fmt: skip

@@ -22,7 +22,6 @@ from benchmarks.claim_grid import PRESETS
 from looped_jax import files
 from looped_jax.config.registry import TASKS
 from looped_jax.experiments.grid import Grid, Run
-from looped_jax.training.metric_log import to_json
 from torch_ref.config import ModelConfig
 from torch_ref.loss import score
 from torch_ref.model import LoopedTransformer
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         key = (*of_run, run.seed, 1.0, run.config.train.steps)
         if of_run in RUNS and key not in done:
             done[key] = line = train(run)
-            files.write_text(path, "".join(to_json(each) + "\n" for each in done.values()))
+            files.write_text(path, "".join(files.to_json(each) + "\n" for each in done.values()))
             print(f"{run.name}: {line['seconds']:.0f} s", flush=True)
     ours = claim.judge_all(claim.read(args.out / "runs.jsonl"), setting)
     found = table(ours, claim.judge_all(list(done.values()), setting))
