@@ -44,10 +44,10 @@ def make_config(**model):
 def make_optimizer(config, mesh=None):
     """With the rates of width 64 for all of them: narrower ones would learn faster than a test of
     equal numbers on other meshes can bear."""
-    return optimizers.of_weights(
-        config.optim, transformer.weights(config.model), width=64, mesh=mesh,
-        multiplier=optimizers.learning_rate_multiplier(config.optim, 20),
-    )  # fmt: skip
+    run = optimizers.RunScale(
+        width=64, steps=20, multiplier=optimizers.learning_rate_multiplier(config.optim, 20)
+    )
+    return optimizers.of_weights(config.optim, transformer.weights(config.model), run, mesh)
 
 
 def mesh_of(*sizes):

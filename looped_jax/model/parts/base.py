@@ -132,7 +132,7 @@ class Here(NamedTuple):
     @property
     def x0(self) -> Array:
         """norm(e) [B, T, D], what a loop starts from; e where a part has normed it at the entry."""
-        return self.e if NORMED in self.entry else rms_norm(self.e)
+        return self.e if NORMED in (self.entry or ()) else rms_norm(self.e)
 
     @property
     def training(self) -> bool:
