@@ -73,6 +73,10 @@ def uninterrupted(home, tmp_path_factory):
 def test_a_run_reports_scores_saves_and_speaks(uninterrupted):
     run_dir, out = uninterrupted
     assert "model.loops = 2" in out  # the resolved configuration
+    assert f"{STEPS} steps of 512 tokens, by train.steps={STEPS}" in out
+    counted = Checkpoints(run_dir).meta(STEPS).parameters
+    assert counted["usage_weighted"] > counted["unique"] > 0
+    assert f"parameters by count: all {counted['all']:,}, unique {counted['unique']:,}" in out
     assert out.index("temporaries") < out.index(f"step 1/{STEPS} ")
     final = [line for line in out.splitlines() if "validation bits per byte" in line][-1]
     assert "at 1 loops" in final and "at 2 loops" in final and "best unigram model" in final
