@@ -31,6 +31,8 @@ import pyarrow.parquet as pq
 import pytest
 from absl import flags
 
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    jax.devices()  # made now: later a test may have set the environment for a program of its own
 gc.set_threshold(200_000, 20, 100)  # what tracing makes lives on: looking often finds nothing
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 if "LOOPED_JAX_TARGETS" not in os.environ:  # TPU kernels refuse it for bfloat16
