@@ -14,7 +14,7 @@ import numpy as np
 
 from looped_jax.config.registry import PACKINGS
 from looped_jax.config.settings import DataConfig, plain
-from looped_jax.errors import ConfigError
+from looped_jax.errors import ConfigError, DataError
 
 
 class Encoder(Protocol):
@@ -101,6 +101,14 @@ def read_ahead(groups: grain.MapDataset, start: int, *, workers: int) -> grain.D
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         elements = elements.mp_prefetch(options)
     return iter(elements)
+
+
+def nothing_to_read(groups: int) -> DataError:
+    """What is raised after an epoch of so many row groups without a document."""
+    return DataError(
+        f"data.path: all {groups} row groups that this process trains on are empty; "
+        "add text or use fewer processes"
+    )
 
 
 def of(data: DataConfig) -> Packing:

@@ -22,8 +22,7 @@ import numpy as np
 
 from looped_jax.config.options import at_least, one_of
 from looped_jax.config.registry import PACKINGS
-from looped_jax.data.packing.base import Encoder, Packing, read_ahead
-from looped_jax.errors import DataError
+from looped_jax.data.packing.base import Encoder, Packing, nothing_to_read, read_ahead
 
 RECENT = 1_000  # documents taken, over about so many the recent share is averaged
 
@@ -169,10 +168,7 @@ class BestFitIterator(grain.DatasetIterator):
     def _next_group(self) -> None:
         self._empty = 0 if len(self._texts[1]) else self._empty + 1
         if self._empty == len(self._rows.documents):
-            raise DataError(
-                f"data.path: all {self._empty} row groups that this process trains on are empty; "
-                "add text or use fewer processes"
-            )
+            raise nothing_to_read(self._empty)
         assert self._source is not None
         self._texts = next(self._source)
         self._group, self._read = self._group + 1, 0

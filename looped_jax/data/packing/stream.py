@@ -15,8 +15,7 @@ import grain
 import numpy as np
 
 from looped_jax.config.registry import PACKINGS
-from looped_jax.data.packing.base import Encoder, Packing, read_ahead
-from looped_jax.errors import DataError
+from looped_jax.data.packing.base import Encoder, Packing, nothing_to_read, read_ahead
 
 
 @PACKINGS.register("stream")
@@ -138,10 +137,7 @@ class PackedRowsIterator(grain.DatasetIterator):
         tokens = next(self._source)
         self._empty = 0 if len(tokens) else self._empty + 1
         if self._empty == len(self._rows.groups):
-            raise DataError(
-                f"data.path: all {self._empty} row groups that this process trains on are empty; "
-                "add text or use fewer processes"
-            )
+            raise nothing_to_read(self._empty)
         self._head = head
         self._buffer = np.concatenate([head, tokens])
         rows = max(len(self._buffer) - 1, 0) // self._rows.seq_len
