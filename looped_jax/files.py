@@ -100,19 +100,35 @@ def _let_others_in(path: Path, mode: int) -> None:
     path.chmod(mode & ~mask)
 
 
-def lock(file: IO) -> None:
-    """Wait until this process alone has locked the open file; closing it, or dying, lets go."""
+def lock(file: IO, *, wait: bool = True) -> bool:
+    """Lock the open file for this process alone; closing it, or dying, lets go.
+
+    While another process has it, wait, or without `wait` return False. Raises OSError where the
+    file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:
-        import msvcrt  # Windows
+        return _lock_on_windows(file, wait)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
-        while True:
-            try:
-                return msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore
-            except OSError:
-                time.sleep(0.1)
-    fcntl.flock(file, fcntl.LOCK_EX)
+
+def _lock_on_windows(file: IO, wait: bool) -> bool:
+    import msvcrt
+
+    file.seek(1 << 30)  # a byte behind all others: what is locked cannot be read there
+    while True:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore
+            return True
+        except OSError:
+            if not wait:
+                return False
+            time.sleep(0.1)
 
 
 def check_writable(folder: Path, given_as: str = "train.run_dir") -> None:

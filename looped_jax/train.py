@@ -42,6 +42,7 @@ from looped_jax.training.metric_log import EMA
 from looped_jax.training.progress import Console, memory_of
 from looped_jax.training.row_draws import RowDraws
 from looped_jax.training.run_folder import write_config
+from looped_jax.training.run_lock import RunLock
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.save_schedule import SaveSchedule
 from looped_jax.training.step_logger import NonFiniteLossError, StepLogger
@@ -82,6 +83,7 @@ def _train(
     optimizer = optimizers.make_optimizer(config, mesh)
     abstract_state = train_step.abstract(config, optimizer, mesh)
     this_run = json_round_trip(fingerprint.of(config, rows=task.fingerprint(), hosts=shard.count))
+    lock = opened.enter_context(RunLock(run_dir))
     checkpoints = opened.enter_context(
         Checkpoints(
             run_dir, keep=train.keep, keep_every=train.keep_every, keep_best=train.keep_best
@@ -91,6 +93,8 @@ def _train(
     log = Console(quiet=not first_process)
     log(config.describe())
     log(str(attention))
+    if lock.warning:
+        log(lock.warning)
     for line in (*describe_scale(settings, config), *draws.loops.describe()):
         log(line)
     if jax.process_count() > 1:

@@ -1,0 +1,58 @@
+"""A folder in which one run trains at a time."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from looped_jax import files
+from looped_jax.errors import CheckpointError
+from looped_jax.training.run_lock import RunLock
+from tests.programs import ROOT, run_here
+
+HOLDS = """
+import sys, time
+from looped_jax.training.run_lock import RunLock
+with RunLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_start_is_refused_by_who_is_at_it_until_that_one_is_killed(home, tmp_path):
+    run = tmp_path / "run"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, run], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline() == "held\n"
+        code, out, err = run_here(home, run, steps=1)
+    finally:
+        first.kill()
+        first.wait()
+    assert code == 1 and "compiled" not in out
+    assert err.startswith(f"error: train.run_dir={run} is in use: process {first.pid} on ")
+    assert socket.gethostname() in err and "since 20" in err and err.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == [".lock"]  # nothing of the other was touched
+    code, out, err = run_here(home, run, steps=1)
+    assert code == 0, err
+
+
+def test_the_lock_is_let_go_at_the_end_and_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), RunLock(tmp_path):
+            with pytest.raises(CheckpointError, match=f"process {os.getpid()} on"):
+                RunLock(tmp_path).__enter__()
+            raise KeyError
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+    def lock(file, *, wait):
+        raise OSError(errno.ENOLCK, "none")
+
+    monkeypatch.setattr(files, "lock", lock)
+    with RunLock(tmp_path) as held:
+        assert "No locks available" in held.warning and "second start" in held.warning
