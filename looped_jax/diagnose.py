@@ -74,8 +74,7 @@ def traced_tokens(model: TrainedModel, tokens: TokenMeasurements, text: str | No
     """Ids of the given text, or of the beginning of the first row, TRACED at most."""
     if text is None:
         return tokens.inputs[0, :TRACED]
-    ids = [model.tokenizer.bos_id, *model.tokenizer.encode(text)][:TRACED]
-    return np.array(ids, np.int32)
+    return np.array(model.tokenizer.prompt(text)[:TRACED], np.int32)
 
 
 def log(line: str, last: bool = True) -> None:

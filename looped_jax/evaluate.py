@@ -55,7 +55,11 @@ def _one_step(args: argparse.Namespace, mesh: Mesh, log: Console) -> tuple[Evalu
     model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
     evaluator = Evaluator(model, args, log)
     scores: Scores = {}
-    for mode in chosen_modes(args.modes, model.config.data.task):
+    modes = args.modes
+    if modes is None and model.config.data.task == "text" and not model.has_text:
+        modes = ("bpb",)
+        log("no tokenizer, so no text: nats per token alone")
+    for mode in chosen_modes(modes, model.config.data.task):
         scores |= getattr(evaluator, mode)()
         evaluator.write(scores)
     if scores:

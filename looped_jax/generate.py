@@ -111,7 +111,7 @@ def check_interactive(args: argparse.Namespace) -> None:
 
 def warn_of_length(model: TrainedModel, prompts: Sequence[str], tokens: int) -> None:
     """Say on standard error that a text goes on where training has never been."""
-    longest = 1 + tokens + max(len(model.tokenizer.encode(prompt)) for prompt in prompts)
+    longest = tokens + max(len(model.tokenizer.prompt(prompt)) for prompt in prompts)
     if longest > (trained := model.config.model.seq_len):
         print(
             f"warning: up to {longest} tokens from a model that was trained on rows of {trained}; "

@@ -65,6 +65,8 @@ def vocabulary(config: Settings) -> int:
         return config.model.vocab_size
     if config.data.task != "text":
         return TASKS[config.data.task](config).vocab_size
+    if Path(config.data.path).suffix == ".bin" or any(Path(config.data.path).glob("*.bin")):
+        return TASKS["text"](config).vocab_size
     if path is None:
         return config.data.tokenizer_vocab_size
     if not Path(path).is_file():

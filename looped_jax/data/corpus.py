@@ -1,7 +1,8 @@
 """Which files are trained on, which validate, and whether they are fit for it.
 
 A corpus is a file of text or a folder of them: parquet with a string column `text`, JSON lines with
-a field `text`, or plain text. What a file is for is read from its name, as sets of the hub have it.
+a field `text`, or plain text; or files of tokens. What a file is for is read from its name, as sets
+of the hub have it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from looped_jax.config.settings import DataConfig
 from looped_jax.data.builtin_corpus import BUILTIN_VAL_SHARD, build_builtin
 from looped_jax.data.document_files import DocumentFile, ParquetFile, Share
 from looped_jax.data.text_files import JSONLinesFile, TextFile
+from looped_jax.data.token_files import TokenFile, looks_like_tokens
 from looped_jax.errors import DataError
 
 KINDS: dict[str, type[DocumentFile]] = {
     ".parquet": ParquetFile,
     ".jsonl": JSONLinesFile,
     ".txt": TextFile,
+    ".bin": TokenFile,
 }
-_TABLES = (".json", ".csv", ".tsv", ".arrow", ".bin")  # what is in them is no running text
+_TABLES = (".json", ".csv", ".tsv", ".arrow")  # what is in them is no running text
 VAL_SHARE = 0.05  # of the documents of a corpus of one file
 # Words in the name of a file, or of its folder inside the corpus, that say what it is for.
 _WORDS = {
@@ -64,6 +67,7 @@ class Corpus:
             )
         for file in (*corpus.train, *corpus.val):
             file.check()
+        corpus.check_formats()
         _check_shares(corpus.train, corpus.val)
         return corpus
 
@@ -89,8 +93,28 @@ class Corpus:
                 )
         for file in (*corpus.train[:1], *corpus.val):
             file.check()
+        corpus.check_formats()
         _check_shares(corpus.val)
         return corpus
+
+    @property
+    def token_files(self) -> tuple[TokenFile, ...]:
+        """All files, if they hold tokens; none of a corpus of text."""
+        return tuple(file for file in (*self.train, *self.val) if isinstance(file, TokenFile))
+
+    def check_formats(self) -> None:
+        """Raise DataError for files of tokens that are not all written in one format."""
+        for file in (found := self.token_files)[1:]:
+            if file.format != found[0].format:
+                raise DataError(
+                    f"data.path: {found[0].path} and {file.path} hold tokens of different formats, "
+                    f"{found[0].format.dtype} and {file.format.dtype}; keep those of one"
+                )
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise DataError for a token file with an id that so many entries do not hold."""
+        for file in self.token_files:
+            file.check_ids(vocab_size)
 
     def fingerprint(self) -> dict[str, Any]:
         """What two corpora of the same text share, ready for JSON."""
@@ -114,7 +138,7 @@ class RowGroups:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, i: int) -> list[str]:
+    def __getitem__(self, i: int) -> list[Any]:
         which = int(np.searchsorted(self._ends, i, side="right"))
         return self._files[which][self._groups[which][i - int(self._ends[which])]]
 
@@ -204,6 +228,7 @@ def _text_files(root: Path) -> list[Path]:
             and not any(part.startswith(".") for part in path.relative_to(root).parts)
             and path.stem.lower() not in _NO_CORPUS
         ]
+        found = _all_text_or_all_tokens(found)
         # What lies beside parquet shards, such as a list of their addresses, is no text of theirs.
         shards = [path for path in found if path.suffix == ".parquet"]
         if shards and len(shards) < len(found) and not any(split_of(p, root) for p in found):
@@ -213,6 +238,21 @@ def _text_files(root: Path) -> list[Path]:
         if found:
             return found
     raise DataError(f"data.path: {root} holds no {kinds} file; give a folder that does")
+
+
+def _all_text_or_all_tokens(found: list[Path]) -> list[Path]:
+    """Token files, where some lie beside text, which is then what they were made of.
+
+    Other files end with .bin, too: beside text those that do not look like tokens are left out.
+    """
+    binary = [path for path in found if path.suffix == ".bin"]
+    if not 0 < len(binary) < len(found):
+        return found
+    text = [path for path in found if path.suffix != ".bin"]
+    kept, others = (binary, text) if any(map(looks_like_tokens, binary)) else (text, binary)
+    of = "token files" if kept is binary else "text"
+    print(f"data.path: beside {of}, left out: {others[0].name}", flush=True)
+    return kept
 
 
 def split_of(path: Path, root: Path) -> str | None:

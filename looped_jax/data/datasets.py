@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from looped_jax.data.fetch import fetch
+from looped_jax.data.token_files import layout_of
 from looped_jax.errors import DataError
 
 HUB = "https://huggingface.co"
@@ -53,12 +53,8 @@ def check_parquet(path: Path) -> None:
 
 
 def check_token_shard(path: Path) -> None:
-    """Raise DataError unless it is a header of 256 int32, which tells how many uint16 follow."""
-    header = np.fromfile(path, "<i4", 256)
-    if len(header) < 256 or tuple(header[:2]) != (20240520, 1):
-        raise DataError(f"{path} is no shard of GPT-2 tokens; remove it")
-    if (size := path.stat().st_size) != 1024 + 2 * int(header[2]):
-        raise DataError(f"{path} has {size} bytes for {header[2]} tokens; remove it")
+    """Raise DataError unless it is a whole shard of tokens."""
+    layout_of(path)
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,7 @@ DATASETS = {
     ),
     "fineweb10b-gpt2": Dataset(
         about="10 B tokens of FineWeb as GPT-2 cuts them, 104 files of 200 MB, no text",
-        use="{out} holds token files, which data.path does not take",
+        use="--config.data.path={out}",
         repository="kjj0/fineweb10B-gpt2",
         pattern="fineweb_*.bin",
         check=check_token_shard,

@@ -1,6 +1,7 @@
 """Files of documents, read a row group at a time; parquet is the kind that is made for it.
 
-Plain text and JSON lines are in text_files.py.
+Plain text and JSON lines are in text_files.py; files whose documents are tokens already, not texts,
+in token_files.py.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from looped_jax.errors import DataError
 
+Document = str | np.ndarray  # a text, or its tokens, int32
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -25,15 +28,17 @@ _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 class Share:
     """Of a file's documents those that validate, or the others.
 
-    A hash of its text decides for each document. So both kinds are spread over the whole file, the
-    same text, should it be there twice, is never in both, and more documents move none of the old.
+    A hash of its text, or of its tokens, decides for each document. So both kinds are spread over
+    the whole file, the same text, should it be there twice, is never in both, and more documents
+    move none of the old.
     """
 
     of_all: float  # share of documents that validate, 0 … 1
     validates: bool
 
-    def __contains__(self, text: str) -> bool:
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    def __contains__(self, document: Document) -> bool:
+        content = document.encode() if isinstance(document, str) else document.tobytes()
+        digest = hashlib.blake2b(content, digest_size=8).digest()
         return (int.from_bytes(digest, "big") < self.of_all * 2**64) == self.validates
 
 
@@ -61,7 +66,7 @@ class DocumentFile(abc.ABC):
         """Bytes of all of them, unpacked."""
 
     @abc.abstractmethod
-    def _read(self, group: int) -> list[str]: ...
+    def _read(self, group: int) -> list[Any]: ...
 
     @abc.abstractmethod
     def _check_format(self) -> None: ...
@@ -69,8 +74,9 @@ class DocumentFile(abc.ABC):
     @abc.abstractmethod
     def _describe(self) -> dict[str, Any]: ...
 
-    def __getitem__(self, group: int) -> list[str]:
-        return [text for text in self._read(group) if self.share is None or text in self.share]
+    def __getitem__(self, group: int) -> list[Any]:
+        """Its documents: all of the file are texts, or all are tokens."""
+        return [each for each in self._read(group) if self.share is None or each in self.share]
 
     def check(self) -> None:
         """Raise DataError unless the file is whole."""

@@ -1,6 +1,7 @@
 """From files to batches: row groups of documents → tokens → packed rows → batches of rows.
 
-Training rows are endless and resumable; validation rows are a fixed list.
+Documents of token files are tokens already, and pass the second step as they are. Training rows are
+endless and resumable; validation rows are a fixed list.
 """
 
 from __future__ import annotations
@@ -11,17 +12,50 @@ import grain
 import numpy as np
 
 from looped_jax.data.corpus import Corpus, RowGroups
-from looped_jax.data.packing.base import Packing
+from looped_jax.data.document_files import Document
+from looped_jax.data.packing.base import Encoder, Packing
 from looped_jax.data.packing.stream import Stream, Tokens
 from looped_jax.data.tokenizer import Tokenizer
-from looped_jax.errors import DataError
+from looped_jax.errors import ConfigError, DataError
 
 _SHUFFLED = 8 << 20  # bytes of text shuffled together; more mix better and start later
 _ELEMENTS = 16  # such parts in an epoch, at least, where row groups allow it: processes share them
 
 
+class AsTheyAre:
+    """The encoder of documents that are tokens already."""
+
+    def encode_documents(self, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return list(documents)
+
+
+def encoder_of(corpus: Corpus, tokenizer: Tokenizer | None) -> Encoder:
+    """What makes tokens of the documents of `corpus`. Raises DataError for text without one."""
+    if corpus.token_files:
+        return AsTheyAre()
+    if tokenizer is None:
+        raise DataError(
+            f"{corpus.val[0].path} is text, and no tokenizer is known that cuts it as the tokens "
+            "that were trained on; give a token file"
+        )
+    return tokenizer
+
+
+def check_packing(packing: Packing, corpus: Corpus, tokenizer: Tokenizer | None) -> None:
+    """Raise ConfigError where `packing` has to know where documents begin, and nobody does."""
+    if not packing.needs_starts:
+        return
+    unknown = next((file.path for file in corpus.token_files if file.document_start is None), None)
+    if unknown or not (corpus.token_files or tokenizer is None or tokenizer.start):
+        where = unknown or f"data.tokenizer of {tokenizer.vocab_size} entries"  # type: ignore
+        raise ConfigError(
+            f"data.packing={packing.name} has to know where documents begin, and {where} has no "
+            "start token that tells; use data.packing=stream"
+        )
+
+
 def document_groups(corpus: Corpus, *, shuffle_seed: int | None = None) -> grain.MapDataset:
-    """An epoch of training documents, a list[str] for each row group, in the order of the files.
+    """An epoch of training documents, a list for each row group, in the order of the files.
 
     With a seed in another order each epoch: row groups are drawn from the whole corpus, and the
     documents of as many as fill _SHUFFLED bytes are shuffled together and come as one element.
@@ -44,17 +78,17 @@ def groups_by_file(corpus: Corpus, *, shuffle_seed: int | None = None) -> list[i
     return [len(document_groups(corpus, shuffle_seed=shuffle_seed))]
 
 
-def _joined(groups: Sequence[list[str]]) -> list[str]:
-    return [text for group in groups for text in group]
+def _joined(groups: Sequence[list[Document]]) -> list[Document]:
+    return [document for group in groups for document in group]
 
 
-def _shuffled(texts: list[str], random: np.random.Generator) -> list[str]:
-    return [texts[i] for i in random.permutation(len(texts))]
+def _shuffled(documents: list[Document], random: np.random.Generator) -> list[Document]:
+    return [documents[i] for i in random.permutation(len(documents))]
 
 
 def train_rows(
     corpus: Corpus,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     *,
     packing: Packing | None = None,
     seq_len: int,
@@ -69,9 +103,11 @@ def train_rows(
 
     Each shard takes every shard_count-th row group, of each file where `packing` (by default one
     stream) shares files. `get_state()` of the iterator is the position of the next batch, as JSON.
-    Raises DataError when there are too few row groups.
+    Raises DataError when there are too few row groups, and ConfigError for a packing that needs to
+    know where documents begin where nobody does.
     """
     packing = packing or Stream()
+    check_packing(packing, corpus, tokenizer)
     files = groups_by_file(corpus, shuffle_seed=shuffle_seed)
     if not packing.share(files, index=shard_count - 1, count=shard_count):
         most = (
@@ -90,7 +126,11 @@ def train_rows(
         groups = document_groups(corpus, shuffle_seed=shuffle_seed)
         documents = groups.slice(slice(shard_index, None, shard_count))
     rows = packing.rows(
-        documents, tokenizer, seq_len=seq_len, workers=workers, shuffle_seed=shuffle_seed
+        documents,
+        encoder_of(corpus, tokenizer),
+        seq_len=seq_len,
+        workers=workers,
+        shuffle_seed=shuffle_seed,
     )
     batches = rows.batch(batch_size)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
@@ -98,7 +138,7 @@ def train_rows(
 
 def val_rows(
     corpus: Corpus,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     *,
     seq_len: int,
     batch_size: int,
@@ -117,7 +157,7 @@ def val_rows(
             f"{max_tokens} validation tokens are less than one row of model.seq_len={seq_len}; "
             "raise eval_tokens"
         )
-    groups, tokenize = RowGroups(corpus.val), Tokens(tokenizer)
+    groups, tokenize = RowGroups(corpus.val), Tokens(encoder_of(corpus, tokenizer))
     pieces, have, wanted = [np.zeros(0, np.int32)], 0, max_tokens // seq_len * seq_len + 1
     for i in range(len(groups)):
         pieces.append(tokenize(groups[i]))

@@ -1,4 +1,7 @@
-"""Text to token ids and back: any byte-level `tokenizer.json`, or one trained on the corpus."""
+"""Text to token ids and back: any byte-level `tokenizer.json`, or one trained on the corpus.
+
+Beside it one whose tokens are characters: alphabets.py.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from looped_jax import files
 from looped_jax.config.settings import DataConfig
+from looped_jax.data import alphabets, nanogpt_meta
 from looped_jax.data.corpus import Corpus, RowGroups
-from looped_jax.errors import DataError
+from looped_jax.errors import ArgumentError, DataError
 
 # nanochat's: GPT-4's pattern, but digits in groups of one or two. The `+` after a quantifier makes
 # it possessive.
@@ -47,13 +51,18 @@ _SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
 class Tokenizer:
-    """A byte-level tokenizer with its document start, stop tokens and byte lengths.
+    """A tokenizer with its document start, stop tokens and byte lengths.
 
-    Special strings inside a text are ordinary text. Picklable, for worker processes.
+    Byte-level, or of single characters, as alphabets.of_characters makes it. One without special
+    tokens has no document start. Special strings inside a text are ordinary text. Picklable, for
+    worker processes.
+
+    start: what documents and prompts begin with: the id of the start token, or nothing
     """
 
     def __init__(self, core: tokenizers.Tokenizer, *, bos_token: str | None, source: str):
-        if not isinstance(core.decoder, decoders.ByteLevel):
+        self._of_characters = _of_characters(core)
+        if not (isinstance(core.decoder, decoders.ByteLevel) or self._of_characters):
             raise DataError(
                 f"data.tokenizer: {source} is not byte-level (its decoder is "
                 f"{type(core.decoder).__name__}), so tokens have no byte lengths; give one that is"
@@ -66,14 +75,15 @@ class Tokenizer:
         specials = {token.content: i for i, token in self._added.items() if token.special}
         wanted = (bos_token,) if bos_token else _BOS_CANDIDATES
         found = [token for token in wanted if token in specials]
-        if not found:
+        if not found and (specials or bos_token):
             raise DataError(
                 f"data.bos_token: {source} has no special token {' or '.join(wanted)}; "
                 f"choose one of {', '.join(specials) or 'none: it has no special tokens'}"
             )
-        self.bos_token, self.bos_id = found[0], specials[found[0]]
+        self.bos_token = found[0] if found else None
+        self.start = [specials[token] for token in found[:1]]
         stops = {specials[t] for t in _STOP_CANDIDATES if t in specials}
-        self.stop_ids = frozenset({self.bos_id, *stops})
+        self.stop_ids = frozenset({*self.start, *stops})
 
     def __reduce__(self):
         return _rebuild, (self.to_json(), self.bos_token)
@@ -83,13 +93,45 @@ class Tokenizer:
         """V: one more than the largest id."""
         return max(self._core.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, text: str) -> list[int]:
-        return self._core.encode(text, add_special_tokens=False).ids
+    @property
+    def bos_id(self) -> int:
+        """The id of the start token. Raises DataError where there is none."""
+        if not self.start:
+            raise DataError(
+                f"the tokenizer of {self.vocab_size} entries has no start token, which is wanted "
+                "here; use one that has"
+            )
+        return self.start[0]
 
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """[BOS] + tokens of each text, int32."""
+    def encode(self, text: str) -> list[int]:
+        """Raises DataError for a character that is none of its characters."""
+        return self._known(text, self._core.encode(text, add_special_tokens=False).ids)
+
+    def encode_documents(self, texts: Sequence[str], /) -> list[np.ndarray]:
+        """[BOS] + tokens of each text, int32; without a start token its tokens alone."""
         encoded = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([self.bos_id, *e.ids], np.int32) for e in encoded]
+        return [
+            np.array([*self.start, *self._known(text, e.ids)], np.int32)
+            for text, e in zip(texts, encoded, strict=True)
+        ]
+
+    def prompt(self, text: str) -> list[int]:
+        """What a model goes on from: as a document, but not without a token: ArgumentError."""
+        if ids := [*self.start, *self.encode(text)]:
+            return ids
+        raise ArgumentError(
+            "an empty prompt is no token for a tokenizer without a start token; give one, as a "
+            "line end or a letter"
+        )
+
+    def _known(self, text: str, ids: list[int]) -> list[int]:
+        if self._of_characters and len(ids) < len(text):  # what is unknown makes no token
+            unknown = next(each for each in text if self._core.token_to_id(each) is None)
+            raise DataError(
+                f"{unknown!r} in {text[:40]!r} is none of the {self.vocab_size} characters that "
+                "the tokenizer knows; leave it out, or train with one that knows it"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -100,7 +142,8 @@ class Tokenizer:
         """Raw bytes of each token, int32 [V]; 0 for special tokens and unused ids."""
         sizes = np.zeros(self.vocab_size, np.int32)
         for token, index in self._core.get_vocab(with_added_tokens=False).items():
-            sizes[index] = len(token)  # one character of the byte-level alphabet is one byte
+            # One character of the byte-level alphabet is one byte.
+            sizes[index] = len(token.encode() if self._of_characters else token)
         for index, added in self._added.items():
             sizes[index] = 0 if added.special else len(added.content.encode())
         return sizes
@@ -118,16 +161,39 @@ class Tokenizer:
         }
 
 
-def _rebuild(text: str, bos_token: str) -> Tokenizer:
+def _of_characters(core: tokenizers.Tokenizer) -> bool:
+    return isinstance(core.decoder, decoders.Fuse) and all(len(t) == 1 for t in core.get_vocab())
+
+
+def _rebuild(text: str, bos_token: str | None) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text), bos_token=bos_token, source="a copy")
 
 
-def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
+def _tokenizer_of_tokens(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
+    """Whose tokens the files of `corpus` hold: data.tokenizer; else meta.pkl's, or bytes.
+
+    None where nobody says. Errors as in load_tokenizer, and nanogpt_meta's.
+    """
+    first = corpus.token_files[0]
+    if data.tokenizer is not None:
+        return read_tokenizer(Path(data.tokenizer).expanduser(), bos_token=data.bos_token)
+    if (meta := first.path.with_name(nanogpt_meta.NAME)).is_file():
+        core = alphabets.of_characters(nanogpt_meta.read_characters(meta))
+        return Tokenizer(core, bos_token=data.bos_token, source=str(meta))
+    if all(file.format.dtype == "u1" for file in corpus.token_files):
+        return Tokenizer(alphabets.of_bytes(), bos_token=data.bos_token, source="bytes")
+    return None
+
+
+def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
     """The tokenizer.json that data.tokenizer names; else one trained on the corpus and cached.
 
+    Of token files the one that they were written with; None where nobody knows it.
     Without data.bos_token documents start with the first that exists of _BOS_CANDIDATES. Raises
     DataError for a file that is missing, damaged, not byte-level or without such a token.
     """
+    if corpus.token_files:
+        return _tokenizer_of_tokens(data, corpus)
     path, vocab_size = data.tokenizer, data.tokenizer_vocab_size
     if path is None:
         shards = json.dumps(corpus.fingerprint()["train"], sort_keys=True)

@@ -2,6 +2,8 @@
 
 Σ nats over targets that have bytes ÷ (ln 2 · Σ bytes): a ratio of sums, not a mean of ratios.
 Special tokens have no bytes and do not count.
+
+Of tokens that nobody knows the text of, each counts as a byte; what comes out is bits per token.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from looped_jax.data.tokenizer import Tokenizer
 from looped_jax.model.transformer import Params
 from looped_jax.runtime import sharding
 
@@ -55,6 +58,11 @@ def perplexity(bits_per_byte: float, counts: np.ndarray, token_bytes: np.ndarray
     nats = bits_per_byte * math.log(2) * np.dot(counts, token_bytes)
     with np.errstate(over="ignore"):
         return float(np.exp(nats / counts.sum()))
+
+
+def bytes_of(tokenizer: Tokenizer | None, vocab_size: int) -> np.ndarray:
+    """How much each token counts, int32 [V]: its bytes, or 1 where nobody knows them."""
+    return np.ones(vocab_size, np.int32) if tokenizer is None else tokenizer.token_bytes
 
 
 def count_targets(batches: Iterable[Batch], vocab_size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +89,17 @@ class Evaluator:
         return {metric: [of[k] for k in self.loops] for metric, of in scores.items()}
 
     def bpb(self) -> Scores:
-        """Bits per byte of the first file that is trained on, if it is here, and of validation."""
-        config, tokenizer = self.model.config, self.model.tokenizer
+        """Bits per byte of the first file that is trained on, if it is here, and of validation.
+
+        Nats per token of a model without a tokenizer.
+        """
+        config, tokenizer = self.model.config, None
+        if self.model.has_text:
+            tokenizer = self.model.tokenizer
+        vocab_size = config.model.vocab_size
+        unit, metric = (1.0, "bpb") if tokenizer else (math.log(2), "nats")
         corpus = Corpus.to_judge(config.data, self.args.data)
+        corpus.check_ids(vocab_size)
         if not corpus.train:
             self.log(
                 f"bpb: train left out; beside {corpus.val[0].path} nothing to train on is here"
@@ -115,11 +124,11 @@ class Evaluator:
                 score,
                 self.params,
                 batches,
-                tokenizer.token_bytes,
+                bits_per_byte.bytes_of(tokenizer, vocab_size),
                 loop_counts=self.loops,
                 mesh=self.mesh,
             )
-            found[f"bpb {name}"] = list(scores.values())
+            found[f"{metric} {name}"] = [unit * score for score in scores.values()]
         return found
 
     def ppl(self) -> Scores:

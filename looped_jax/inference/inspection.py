@@ -176,8 +176,7 @@ def token_ids(model: Model, tokens: Any) -> np.ndarray:
     if isinstance(tokens, str):
         tokens = [tokens]
     if isinstance(tokens, Sequence) and tokens and all(isinstance(t, str) for t in tokens):
-        tokenizer = model.tokenizer
-        rows = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in tokens]
+        rows = [model.tokenizer.prompt(text) for text in tokens]
         if len({len(row) for row in rows}) > 1:
             raise ArgumentError(
                 f"texts of {sorted({len(row) for row in rows})} tokens make no rows of one length; "

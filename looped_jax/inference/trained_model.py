@@ -58,6 +58,11 @@ class TrainedModel:
         )
 
     @property
+    def has_text(self) -> bool:
+        """Whether there is a tokenizer."""
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Raises CheckpointError where there is none, as in a model of no text: logits it has."""
         if self._tokenizer is None and (task := self.config.data.task) != "text":
@@ -188,7 +193,7 @@ class TrainedModel:
         Characters whose bytes are spread over several tokens come with the last of them.
         """
         tokenizer = self.tokenizer
-        starts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+        starts = [tokenizer.prompt(prompt) for prompt in prompts]
         new: list[list[int]] = [[] for _ in prompts]
         shown = [""] * len(prompts)
         live = [True] * len(prompts)

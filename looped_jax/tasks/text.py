@@ -1,8 +1,12 @@
-"""Text: rows of packed documents, judged by bits per byte."""
+"""Text: rows of packed documents, judged by bits per byte.
+
+Files of tokens whose text nobody knows are judged by nats per token.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +22,7 @@ from looped_jax.config.settings import Settings
 from looped_jax.data import packing, pipeline
 from looped_jax.data.corpus import Corpus
 from looped_jax.data.tokenizer import load_tokenizer
+from looped_jax.errors import ConfigError, UserError
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.evaluation.core_evaluation import CoreEvaluation
 from looped_jax.inference.trained_model import TrainedModel
@@ -37,7 +42,16 @@ class Text(Task):
     def __init__(self, settings: Settings):
         self.corpus = Corpus.open(settings.data)
         self.tokenizer = load_tokenizer(settings.data, self.corpus)
-        self.vocab_size = self.tokenizer.vocab_size
+        if self.tokenizer:
+            self.vocab_size = self.tokenizer.vocab_size
+        else:
+            self.vocab_size = self.corpus.token_files[0].format.vocab_size
+            print(
+                f"data.path: nobody says which tokenizer its {self.vocab_size} ids are of, so "
+                "scores are nats per token and there is no text; data.tokenizer would",
+                flush=True,
+            )
+        self.corpus.check_ids(self.vocab_size)
         self.shuffle_seed = settings.data.shuffle_seed
         self.packing = packing.of(settings.data)
 
@@ -45,7 +59,11 @@ class Text(Task):
         data = self.corpus.fingerprint() | self.packing.fingerprint()
         if self.shuffle_seed is not None:
             data |= {"shuffle_seed": self.shuffle_seed, "shuffled": "documents and rows"}
-        return {"data": data, "tokenizer": self.tokenizer.fingerprint()}
+        words = self.tokenizer
+        return {
+            "data": data,
+            "tokenizer": words.fingerprint() if words else {"vocab_size": self.vocab_size},
+        }
 
     def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:
         rows = pipeline.train_rows(
@@ -81,18 +99,31 @@ class Text(Task):
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
     ) -> BitsPerByte:
-        return BitsPerByte(self, config, mesh, loop_counts, shard)
+        judge = BitsPerByte if self.tokenizer else NatsPerToken
+        return judge(self, config, mesh, loop_counts, shard)
 
     def evaluations(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...]
     ) -> list[Evaluation]:
         found: list[Evaluation] = [Samples(self, config, mesh)]
+        if self.tokenizer and config.train.sample_tokens:
+            for prompt in config.train.sample_prompts:
+                try:
+                    self.tokenizer.prompt(prompt)
+                except UserError as error:
+                    raise ConfigError(f"train.sample_prompts: {error}") from error
         if config.train.core_every:
+            if not (self.tokenizer and self.tokenizer.start):
+                raise ConfigError(
+                    f"train.core_every={config.train.core_every}: CORE's prompts begin with a "
+                    "start token, which these tokens have not; leave it out"
+                )
             found.append(CoreEvaluation(config, self.tokenizer, mesh, loop_counts=loop_counts))
         return found
 
     def save(self, run_dir: Path) -> None:
-        files.write_text(run_dir / "tokenizer.json", self.tokenizer.to_json())
+        if self.tokenizer:
+            files.write_text(run_dir / "tokenizer.json", self.tokenizer.to_json())
 
     def trained_model(
         self, config: Config, params: Params, *, step: int, mesh: Mesh
@@ -103,9 +134,11 @@ class Text(Task):
     def validation_batches(
         cls, model: TrainedModel, *, loops: int, batch_size: int, most: int, data: str | None = None
     ) -> list[dict[str, np.ndarray]]:
+        corpus = Corpus.to_judge(model.config.data, data)
+        corpus.check_ids(model.config.model.vocab_size)
         return pipeline.val_rows(
-            Corpus.to_judge(model.config.data, data),
-            model.tokenizer,
+            corpus,
+            model.tokenizer if model.has_text else None,
             seq_len=model.config.model.seq_len,
             batch_size=batch_size,
             max_tokens=most,
@@ -113,11 +146,15 @@ class Text(Task):
 
     @classmethod
     def decode(cls, model: TrainedModel, tokens: Sequence[int]) -> str:
-        return model.tokenizer.decode(list(tokens))
+        return (
+            model.tokenizer.decode(list(tokens))
+            if model.has_text
+            else super().decode(model, tokens)
+        )
 
     def samples(self, model: TrainedModel) -> list[str]:
         train = model.config.train
-        if not (train.sample_tokens and train.sample_prompts):
+        if not (self.tokenizer and train.sample_tokens and train.sample_prompts):
             return []
         texts = model.generate(
             train.sample_prompts,
@@ -133,9 +170,11 @@ class Text(Task):
         run = ["--checkpoint", train.run_dir]
         counts = ",".join(map(str, sorted({*train.eval_loops, config.model.loops, more})))
         prompt = next((["--prompt", p] for p in train.sample_prompts if p.isprintable()), [])
-        judged = ["--modes", "bpb,sample", "--eval_tokens", str(train.eval_tokens)]
+        modes = "bpb,sample" if self.tokenizer else "bpb"
+        judged = ["--modes", modes, "--eval_tokens", str(train.eval_tokens)]
+        text = {f"text from {more} loops": ["generate", *run, *prompt, "--loops", str(more)]}
         return {
-            f"text from {more} loops": ["generate", *run, *prompt, "--loops", str(more)],
+            **(text if self.tokenizer else {}),
             "what every loop does": ["diagnose", *run],
             "scores and samples by loops": ["evaluate", *run, "--loops", counts, *judged],
         }
@@ -151,7 +190,7 @@ class BitsPerByte:
         self, text: Text, config: Config, mesh: Mesh, loop_counts: tuple[int, ...], shard: Shard
     ):
         self._mesh, self._loop_counts = mesh, loop_counts
-        self._token_bytes = text.tokenizer.token_bytes
+        self._token_bytes = bits_per_byte.bytes_of(text.tokenizer, text.vocab_size)
         self._batches = pipeline.val_rows(
             text.corpus,
             text.tokenizer,
@@ -188,3 +227,16 @@ class BitsPerByte:
             f"bits per byte: {counts} (best unigram model of these tokens: {self._unigram:.4f}); "
             f"perplexity per token: {per_token}"
         )
+
+
+class NatsPerToken(BitsPerByte):
+    """Judges tokens whose bytes nobody knows: "nats", the mean loss, and "ppl"."""
+
+    def __call__(self, params: Params) -> Scores:
+        found = super().__call__(params)
+        return {"nats": {k: b * math.log(2) for k, b in found["bpb"].items()}, "ppl": found["ppl"]}
+
+    def describe(self, scores: Scores) -> str:
+        counts = ", ".join(f"{value:.4f} at {k} loops" for k, value in scores["nats"].items())
+        best = self._unigram * math.log(2)
+        return f"nats per token: {counts} (best unigram model of these tokens: {best:.4f})"

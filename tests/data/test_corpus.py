@@ -100,7 +100,7 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
         ),
         (["a.txt", "val.txt"], {"val_share": 0.1}, "val_share=0.1: .* has val.txt for validation"),
         (["a.txt", "b.txt"], {"val_share": 0.1, "val_shard": "b.txt"}, "has b.txt for validation"),
-        (["a.csv"], {}, "holds no .*parquet, .*jsonl or .*txt file"),
+        (["a.csv"], {}, "holds no .*parquet, .*jsonl, .*txt or .*bin f"),
     ],
 )
 def test_folders_that_make_no_corpus_are_named(tmp_path, names, settings, message):
@@ -139,7 +139,7 @@ def test_a_file_of_another_kind_is_plain_text_or_named(tmp_path):
     (tmp_path / "a.md").write_text("\n\n".join(f"word {i} " * 300 for i in range(99)))
     assert opened(tmp_path / "a.md", cache_dir=tmp_path).val[0][0][0].startswith("word ")
     (tmp_path / "a.csv").write_text("text")
-    with pytest.raises(DataError, match="a.csv is none of .*parquet, .*jsonl or .*txt; convert it"):
+    with pytest.raises(DataError, match="a.csv is none of .*parquet, .*txt or .*bin; convert it"):
         opened(tmp_path / "a.csv", cache_dir=tmp_path)
 
 
@@ -271,7 +271,7 @@ def test_damage_inside_a_row_group_is_named(tmp_path):
 def test_missing_folders_and_shards_are_named(tmp_path):
     with pytest.raises(DataError, match="there is no folder or file .*absent; .*download, or use"):
         opened(tmp_path / "absent")
-    with pytest.raises(DataError, match="holds no .*parquet, .*jsonl or .*txt file"):
+    with pytest.raises(DataError, match="holds no .*parquet, .*jsonl, .*txt or .*bin f"):
         opened(tmp_path)
     for name in "ab":
         shard(tmp_path / f"{name}.parquet")

@@ -151,9 +151,11 @@ def test_token_shards_are_checked_and_may_be_a_part(hub, tmp_path, capsys):
     assert names(tmp_path / "x") == [
         "fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin",
     ]  # fmt: skip
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert len(open_corpus(said.partition("path=")[2], tmp_path).train) == 2
     for bad in (tokens(9, header=(7, 1)), tokens(9)[:-1], b""):
         (tmp_path / "bad.bin").write_bytes(bad)
-        with pytest.raises(DataError, match="bad.bin (is no shard|has 1041 bytes for 9 tokens)"):
+        with pytest.raises(DataError, match="bad.bin (begins with 7|holds 9 tokens|has 0 bytes)"):
             check_token_shard(tmp_path / "bad.bin")
 
 

@@ -18,10 +18,10 @@ from looped_jax.errors import ConfigError, DataError
 
 
 class Encoder(Protocol):
-    """What makes tokens of texts; it can be sent to worker processes."""
+    """What makes tokens of documents; it can be sent to worker processes."""
 
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """[BOS] + tokens of each text, int32."""
+    def encode_documents(self, documents: Sequence[Any], /) -> list[np.ndarray]:
+        """Tokens of each, int32, behind a start token where there is one."""
         ...
 
 
@@ -34,9 +34,11 @@ class Packing(abc.ABC):
     """
 
     Settings: ClassVar[type | None] = None
-    name: str  # what it is registered as
+    name: str = ""  # what it is registered as
     # Whether processes share the row groups of each file, and not those of the whole corpus.
     shares_files: ClassVar[bool] = False
+    # Whether every document has to begin with a start token.
+    needs_starts: ClassVar[bool] = False
 
     def __init__(self, settings: Any = None):
         self.settings = settings

@@ -44,6 +44,7 @@ class BestFit(Packing):
 
     Settings = BestFitSettings
     shares_files: ClassVar[bool] = True
+    needs_starts: ClassVar[bool] = True
 
     def __init__(self, settings: BestFitSettings | None = None):
         super().__init__(settings or BestFitSettings())
