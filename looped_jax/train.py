@@ -25,7 +25,7 @@ from looped_jax.config.settings import PARAMETER_COUNTS, Settings
 from looped_jax.errors import CheckpointError, TrainingError
 from looped_jax.model import attention_kernels, flops, parameter_counts
 from looped_jax.resolve import describe_scale, resolve
-from looped_jax.runtime import distributed, hardware, sharding
+from looped_jax.runtime import agreement, distributed, hardware, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.runtime.profiler import Profile
 from looped_jax.tasks.task import Task
@@ -72,17 +72,21 @@ def _train(
 ) -> Ended:
     # ---- devices, rows, and everything the run is, now that the vocabulary is known -------------
     distributed.check_joined()
-    mesh = sharding.make_mesh(settings.mesh)
-    shard = sharding.data_shard(mesh)  # which part of every batch this process feeds
-    task: Task = TASKS[settings.data.task](settings)
-    config = resolve(settings, vocab_size=task.vocab_size)
+    with agreement.together():
+        mesh = sharding.make_mesh(settings.mesh)
+        shard = sharding.data_shard(mesh)  # which part of every batch this process feeds
+        task: Task = TASKS[settings.data.task](settings)
+        config = resolve(settings, vocab_size=task.vocab_size)
+    rows_read = task.fingerprint()
+    told = {f"{of}.{name}": value for of in rows_read for name, value in rows_read[of].items()}
+    agreement.check_alike(settings.leaves(paths=False) | told | {"jax": jax.__version__})
     model, train, run_dir = config.model, config.train, Path(config.train.run_dir)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     draws = RowDraws(config, shard)
     attention = attention_kernels.check(model, hardware.attention_support(mesh))
     optimizer = optimizers.make_optimizer(config, mesh)
     abstract_state = train_step.abstract(config, optimizer, mesh)
-    this_run = json_round_trip(fingerprint.of(config, rows=task.fingerprint(), hosts=shard.count))
+    this_run = json_round_trip(fingerprint.of(config, rows=rows_read, hosts=shard.count))
     lock = opened.enter_context(RunLock(run_dir))
     checkpoints = opened.enter_context(
         Checkpoints(
@@ -113,6 +117,7 @@ def _train(
 
     # ---- fresh weights, or the last checkpoint --------------------------------------------------
     start, meta = checkpoints.latest() or 0, RunMeta(step=0)
+    agreement.check_alike({"the last checkpoint": start})
     if start:
         meta = checkpoints.meta(start)
         if not meta.positions:

@@ -302,9 +302,13 @@ class Settings:
         """
         return plain(self)
 
-    def leaves(self) -> dict[str, Any]:
-        """Every setting by its dotted name."""
-        return {key: value for key, value, _ in _leaves(self, "")}
+    def leaves(self, *, paths: bool = True) -> dict[str, Any]:
+        """Every setting by its dotted name; without `paths` those that name no file or folder."""
+        return {
+            key: value
+            for key, value, rule in _leaves(self, "")
+            if paths or not rule.get("on_disk", False)
+        }
 
     def describe(self) -> str:
         """One `group.field = value` line per setting; parts that are off are left out."""

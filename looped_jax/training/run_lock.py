@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -14,15 +14,17 @@ import jax
 
 from looped_jax import files
 from looped_jax.errors import CheckpointError
-from looped_jax.runtime import distributed
+from looped_jax.runtime import agreement, distributed
 
 NAME = ".lock"
+VISIBLE_AFTER = 10.0  # seconds in which other hosts see what one has written: NFS keeps answers
 
 
 class RunLock:
     """Held on <run_dir>/.lock from `with` to its end, by process 0 for all of the run.
 
-    The system lets go of it when that process dies, however it dies; the file stays. Where the file
+    The others look there for what it wrote: the folder has to be on a disk that all share. The
+    system lets go of the lock when process 0 dies, however it dies; the file stays. Where the file
     system has no locks, `warning` says that a second start would not be noticed. Readers of a run
     need no lock.
     """
@@ -33,16 +35,16 @@ class RunLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RunLock:
-        """Raises CheckpointError in all processes when another run has the folder."""
-        refused = None
-        if jax.process_index() == 0:
-            try:
+        """Raises UserError in all processes: another run has the folder, or it is not shared."""
+        first = jax.process_index() == 0
+        with agreement.together():
+            if first:
                 files.check_writable(self.path.parent)
                 self._take()
-            except CheckpointError as error:
-                refused = str(error)
-        if refused := distributed.gather_json(refused)[0]:
-            raise CheckpointError(refused)
+        holder = distributed.gather_json(_read(self.path) if first else None)[0]
+        with agreement.together():
+            if not first:
+                self._expect(holder)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -59,25 +61,42 @@ class RunLock:
                 f"{self.path}: no locks on this file system ({os.strerror(error.errno or 0)}); "
                 "nothing would stop a second start from training here too"
             )
-            return
+            taken = True
         if not taken:
-            holder = self._holder()
             self._file.close()
             self._file = None
             raise CheckpointError(
-                f"train.run_dir={self.path.parent} is in use: {holder} trains there; wait for its "
-                "end, stop it, or give another train.run_dir"
+                f"train.run_dir={self.path.parent} is in use: {_words(_read(self.path))} trains "
+                "there; wait for its end, stop it, or give another train.run_dir"
             )
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         self._file.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, self._file)
         self._file.flush()
+        os.fsync(self._file.fileno())  # so that other hosts see it
 
-    def _holder(self) -> str:
-        """Who holds it, in words, as far as the file tells."""
-        assert self._file is not None
-        self._file.seek(0)
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            of = json.load(self._file)
-            return f"process {of['pid']} on {of['host']}, since {of['since']},"
+    def _expect(self, holder: dict[str, Any] | None) -> None:
+        deadline = time.monotonic() + VISIBLE_AFTER
+        while _read(self.path) != holder:
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"train.run_dir={self.path.parent} is not the folder that process 0 has: what "
+                    f"it wrote into {NAME} is not seen; give a folder on a disk that all hosts "
+                    "share"
+                )
+            time.sleep(0.1)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What the holder of a lock wrote of itself; None where there is nothing whole."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return found if {"host", "pid", "since"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _words(holder: dict[str, Any] | None) -> str:
+    if holder is None:
         return "another process"
+    return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"

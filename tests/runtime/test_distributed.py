@@ -1,5 +1,6 @@
 """Several processes on one machine as a cluster: they train as one, die as one, and come back."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,8 +32,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(home, run_dir, *overrides, processes=2, mesh="data=-1", steps=STEPS):
-    """`processes` × 8 / `processes` fake devices; a list of running programs."""
+def start(home, run_dir, *overrides, of_last=(), processes=2, mesh="data=-1", steps=STEPS):
+    """`processes` × 8 / `processes` fake devices; a list of running programs.
+
+    The last of them also has the overrides `of_last`.
+    """
     port = free_port()
     sizes = [f"--config.mesh.{part}" for part in mesh.split()]
     settings = (
@@ -41,7 +45,8 @@ def start(home, run_dir, *overrides, processes=2, mesh="data=-1", steps=STEPS):
     )  # fmt: skip
     return [
         start_one(
-            home, run_dir, *settings, *sizes, *overrides, steps=steps,
+            home, run_dir, *settings, *sizes, *overrides,
+            *(of_last if process == processes - 1 else ()), steps=steps,
             environment={
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} {QUICK}",
                 "LOOPED_JAX_HEARTBEAT": "10",
@@ -100,6 +105,31 @@ def test_two_processes_train_one_run(uninterrupted):
     meta = Checkpoints(run_dir).meta(STEPS)
     assert len(meta.positions) == 2 and meta.positions[0] != meta.positions[1]
     assert len(list((run_dir / "tensorboard").glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("of_last", "difference"),
+    [
+        ("--config.train.eval_every=9", "train.eval_every is 9, not 8, in process 1 on "),
+        ("--config.data.path={less}", "data.train is without b.parquet in process 1 on "),
+        ("--config.data.path={none}", "data.path: there is no folder or file {none}"),
+        ("--config.train.run_dir={own}", "{own} is not the folder that process 0 has"),
+    ],
+)  # fmt: skip
+def test_before_the_first_step_all_end_for_what_one_process_has_otherwise(
+    home, tmp_path, of_last, difference
+):
+    paths = {name: tmp_path / name for name in ("less", "none", "own")}
+    shutil.copytree(home / "text", paths["less"])
+    (paths["less"] / "b.parquet").unlink()
+    given = of_last.format(**paths)
+    codes, out, err = finish(start(home, tmp_path / "run", of_last=[given]))
+    assert codes == [1, 1]
+    assert "compiled" not in out[0]
+    for each in err:
+        assert difference.format(**paths) in each and "error: " in each
+    assert "process 1 on " in err[0]
 
 
 @pytest.mark.slow
