@@ -78,8 +78,8 @@ def _train(
         task: Task = TASKS[settings.data.task](settings)
         config = resolve(settings, vocab_size=task.vocab_size)
     rows_read = task.fingerprint()
-    told = {f"{of}.{name}": value for of in rows_read for name, value in rows_read[of].items()}
-    agreement.check_alike(settings.leaves(paths=False) | told | {"jax": jax.__version__})
+    of_rows = {f"{of}.{name}": value for of in rows_read for name, value in rows_read[of].items()}
+    agreement.check_alike(settings.leaves(paths=False) | of_rows | {"jax": jax.__version__})
     model, train, run_dir = config.model, config.train, Path(config.train.run_dir)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     draws = RowDraws(config, shard)
