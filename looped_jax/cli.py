@@ -176,7 +176,7 @@ def _download(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--out", type=path, help="their folder; data/NAME by default")
     flags.add_argument("--dataset", help="hub repository of fineweb-edu's shards")
     flags.add_argument("--bundle_url", help="where core is downloaded from")
-    flags.add_argument("--tokenizer", help="hub repository, as Qwen/Qwen3-4B")
+    flags.add_argument("--tokenizer", help="hub repository, as Qwen/Qwen3-4B; or gpt2")
     flags.add_argument("--tokenizer_out", type=path, help="data/<name>/tokenizer.json by default")
     flags.add_argument("--endpoint", help="of the hub; $HF_ENDPOINT or huggingface.co by default")
     flags.add_argument("--parallel", type=at_least(1), default=8, help="downloads at once")

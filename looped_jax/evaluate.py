@@ -26,6 +26,7 @@ from looped_jax.data import fetch
 from looped_jax.errors import ArgumentError, CheckpointError
 from looped_jax.evaluation.evaluator import Evaluator, Scores, table
 from looped_jax.evaluation.score_history import NAME, ScoreHistory
+from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.runtime import distributed, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 from looped_jax.training.checkpoint import saved_steps
@@ -55,11 +56,7 @@ def _one_step(args: argparse.Namespace, mesh: Mesh, log: Console) -> tuple[Evalu
     model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)
     evaluator = Evaluator(model, args, log)
     scores: Scores = {}
-    modes = args.modes
-    if modes is None and model.config.data.task == "text" and not model.has_text:
-        modes = ("bpb",)
-        log("no tokenizer, so no text: nats per token alone")
-    for mode in chosen_modes(modes, model.config.data.task):
+    for mode in chosen_modes(args.modes or possible_modes(model, log), model.config.data.task):
         scores |= getattr(evaluator, mode)()
         evaluator.write(scores)
     if scores:
@@ -92,6 +89,18 @@ def _every_step(args: argparse.Namespace, mesh: Mesh, log: Console) -> dict[str,
         metric: np.array([of[step] for step in sorted(of)]) for metric, of in history.scores.items()
     }
     return {"loops": evaluator.loops, "steps": steps, "scores": found}
+
+
+def possible_modes(model: TrainedModel, log: Console) -> Sequence[str]:
+    """All modes of the model's task that its tokenizer, or none, leaves; the others are told."""
+    modes = TASKS[model.config.data.task].modes
+    if model.config.data.task != "text" or (model.has_text and model.tokenizer.start):
+        return modes
+    if not model.has_text:
+        log("no tokenizer, so no text: nats per token alone")
+        return ("bpb",)
+    log("core and ppl left out: their prompts begin with a start token, which this tokenizer lacks")
+    return ("bpb", "sample")
 
 
 def chosen_modes(given: Sequence[str] | None, task: str) -> Sequence[str]:

@@ -21,7 +21,7 @@ from absl import logging
 from looped_jax import cli, errors, files
 from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import MeshConfig, Settings, parse_mesh
-from looped_jax.data.tokenizer import read_tokenizer
+from looped_jax.data.tokenizer import BYTES, CHARACTERS, read_tokenizer
 from looped_jax.errors import ConfigError
 from looped_jax.planning import planner
 from looped_jax.planning.table import describe
@@ -58,14 +58,15 @@ def run(args: argparse.Namespace) -> None:
 def vocabulary(config: Settings) -> int:
     """Entries of the task's vocabulary, or of the configured tokenizer.
 
-    Raises ConfigError if its file is not here.
+    Raises ConfigError if its file is not here, and DataError for text that its characters want.
     """
     path = config.data.tokenizer
     if config.model.vocab_size:
         return config.model.vocab_size
     if config.data.task != "text":
         return TASKS[config.data.task](config).vocab_size
-    if Path(config.data.path).suffix == ".bin" or any(Path(config.data.path).glob("*.bin")):
+    of_tokens = Path(config.data.path).suffix == ".bin" or any(Path(config.data.path).glob("*.bin"))
+    if of_tokens or path in (BYTES, CHARACTERS):
         return TASKS["text"](config).vocab_size
     if path is None:
         return config.data.tokenizer_vocab_size

@@ -163,7 +163,9 @@ class DataConfig:
         0, None, "documents and rows in another order; by default as they stand", high=2**32 - 1
     )
     tokenizer: str | None = on_disk(
-        None, "a tokenizer.json; else one is trained on the corpus, once", none="train"
+        None,
+        "a tokenizer.json, bytes or characters; else one is trained on the corpus, once",
+        none="train",
     )
     tokenizer_vocab_size: int = at_least(265, 4096, "entries of the trained tokenizer")
     bos_token: str | None = setting(

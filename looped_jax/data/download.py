@@ -30,7 +30,7 @@ from typing import Any
 
 from looped_jax import cli
 from looped_jax.config.options import either
-from looped_jax.data import openwebtext
+from looped_jax.data import gpt2_tokenizer, openwebtext
 from looped_jax.data.datasets import DATASETS, HUB, RemoteFile, check_parquet, hub
 from looped_jax.data.fetch import BUNDLE_URL, fetch, fetch_bundle
 from looped_jax.data.tokenizer import read_tokenizer
@@ -187,7 +187,12 @@ def download_dataset(
 def download_tokenizer(
     repository: str, path: Path, *, endpoint: str, token: str | None = None, **settings: float
 ) -> None:
-    """The tokenizer.json of a hub repository, checked by reading it. Raises DataError."""
+    """The tokenizer.json of a hub repository, checked by reading it. Raises DataError.
+
+    gpt2 is OpenAI's own, whatever the hub.
+    """
+    if repository == "gpt2":
+        return gpt2_tokenizer.download(path, **settings)
 
     def check(part: Path) -> None:
         read_tokenizer(part, bos_token=None)

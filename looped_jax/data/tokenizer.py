@@ -28,6 +28,7 @@ SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+BYTES, CHARACTERS = "bytes", "characters"  # what data.tokenizer may be beside a file
 SPECIAL_TOKENS = (
     "<|bos|>",
     "<|user_start|>",
@@ -162,7 +163,9 @@ class Tokenizer:
 
 
 def _of_characters(core: tokenizers.Tokenizer) -> bool:
-    return isinstance(core.decoder, decoders.Fuse) and all(len(t) == 1 for t in core.get_vocab())
+    """Whether it is one of alphabets.of_characters."""
+    tokens = core.get_vocab(with_added_tokens=False)
+    return isinstance(core.decoder, decoders.Fuse) and all(len(token) == 1 for token in tokens)
 
 
 def _rebuild(text: str, bos_token: str | None) -> Tokenizer:
@@ -175,6 +178,11 @@ def _tokenizer_of_tokens(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
     None where nobody says. Errors as in load_tokenizer, and nanogpt_meta's.
     """
     first = corpus.token_files[0]
+    if data.tokenizer in (BYTES, CHARACTERS):
+        raise DataError(
+            f"data.tokenizer={data.tokenizer}: {first.path} holds tokens, whose vocabulary is what "
+            "it is; leave it out, or give the tokenizer.json that they were written with"
+        )
     if data.tokenizer is not None:
         return read_tokenizer(Path(data.tokenizer).expanduser(), bos_token=data.bos_token)
     if (meta := first.path.with_name(nanogpt_meta.NAME)).is_file():
@@ -188,17 +196,26 @@ def _tokenizer_of_tokens(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
 def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
     """The tokenizer.json that data.tokenizer names; else one trained on the corpus and cached.
 
-    Of token files the one that they were written with; None where nobody knows it.
+    "bytes" are 256 and a start token, "characters" those that the corpus has, sorted, and a start
+    token only where data.bos_token names one. Of token files it is the one that they were written
+    with; None where nobody knows it.
     Without data.bos_token documents start with the first that exists of _BOS_CANDIDATES. Raises
     DataError for a file that is missing, damaged, not byte-level or without such a token.
     """
     if corpus.token_files:
         return _tokenizer_of_tokens(data, corpus)
     path, vocab_size = data.tokenizer, data.tokenizer_vocab_size
+    folder = files.default_cache_dir() / "tokenizers"
+    if path == BYTES:
+        core = alphabets.of_bytes(data.bos_token or SPECIAL_TOKENS[0])
+        return Tokenizer(core, bos_token=data.bos_token, source=path)
+    if path == CHARACTERS:
+        core = alphabets.of_characters(_characters(corpus, folder))
+        core.add_special_tokens([data.bos_token] if data.bos_token else [])
+        return Tokenizer(core, bos_token=data.bos_token, source=path)
     if path is None:
         shards = json.dumps(corpus.fingerprint()["train"], sort_keys=True)
         key = hashlib.sha256(f"{SPLIT_PATTERN} {shards}".encode()).hexdigest()[:16]
-        folder = files.default_cache_dir() / "tokenizers"
         cached = folder / f"bpe{vocab_size}-{key}.json"
         if not cached.exists():
             print(f"training a tokenizer of {vocab_size} entries (once) ...", flush=True)
@@ -207,6 +224,20 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
             train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
     return read_tokenizer(Path(path).expanduser(), bos_token=data.bos_token)
+
+
+def _characters(corpus: Corpus, folder: Path) -> str:
+    """All characters of the corpus, those of its validation text too, sorted; kept in `folder`."""
+    parts = json.dumps(corpus.fingerprint(), sort_keys=True)
+    cached = folder / f"characters-{hashlib.sha256(parts.encode()).hexdigest()[:16]}.json"
+    if not cached.exists():
+        found: set[str] = set()
+        for part in (corpus.train, corpus.val):
+            groups = RowGroups(part)
+            for i in range(len(groups)):
+                found.update(*groups[i])
+        files.write_json(cached, "".join(sorted(found)))
+    return json.loads(cached.read_text("utf-8"))
 
 
 def read_tokenizer(path: Path, *, bos_token: str | None) -> Tokenizer:
