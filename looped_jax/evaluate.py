@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logging.getLogger("absl").setLevel(logging.ERROR)
     keep_compiled()
     args.bundle_url = args.bundle_url or fetch.BUNDLE_URL
-    with errors.printed():
-        distributed.initialize()
+    with errors.printed(), distributed.joined():
         mesh = sharding.mesh_of(args.mesh, default="data=-1")
         log = Console(quiet=jax.process_index() > 0)
         if args.all_steps:

@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     keep_compiled()
-    with errors.printed():
-        distributed.initialize()
+    with errors.printed(), distributed.joined():
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
         mesh = sharding.mesh_of(args.mesh, default="data=-1" if jax.process_count() > 1 else None)
         model = looped_jax.load(args.checkpoint, step=args.step, mesh=mesh)

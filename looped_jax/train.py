@@ -336,8 +336,7 @@ def run(args: argparse.Namespace) -> None:
     logging.set_verbosity(logging.ERROR)
     with errors.printed():
         keep_compiled()
-        distributed.initialize()
-        with contextlib.ExitStack() as opened:
+        with distributed.joined(), contextlib.ExitStack() as opened:
             command = shlex.join(cli.command())
             ended = _train(args.settings, command, args.profile_steps, opened)
     if not ended.complete:

@@ -6,10 +6,11 @@ agrees on the step at which a preempted run stops.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,20 @@ from looped_jax.errors import ConfigError
 
 EXPLICIT = ("LOOPED_JAX_COORDINATOR", "LOOPED_JAX_PROCESSES", "LOOPED_JAX_PROCESS")
 HEARTBEAT_SECONDS = 60  # of silence, then a process counts as dead
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """`initialize` before the block, and after it leave together, whenever the last one is done.
+
+    JAX alone would end all of them, and a run that was complete with an error, when one came later
+    to the end than the heartbeat's time after another: process 0 draws and writes for all.
+    """
+    initialize()
+    yield
+    if jax.process_count() > 1 and jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices("the end")  # heartbeats go on meanwhile
+        jax.distributed.shutdown()
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:

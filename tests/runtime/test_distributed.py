@@ -1,5 +1,6 @@
 """Several processes on one machine as a cluster: they train as one, die as one, and come back."""
 
+import os
 import shutil
 import signal
 import socket
@@ -130,6 +131,32 @@ def test_before_the_first_step_all_end_for_what_one_process_has_otherwise(
     for each in err:
         assert difference.format(**paths) in each and "error: " in each
     assert "process 1 on " in err[0]
+
+
+LATE = """
+import time, jax
+from looped_jax.runtime import distributed
+with distributed.joined():
+    distributed.gather_json("here")
+    if jax.process_index() == 0:
+        time.sleep(12)
+"""
+
+
+@pytest.mark.slow
+def test_who_is_done_waits_longer_than_a_heartbeat_for_the_last_one():
+    address = f"localhost:{free_port()}"
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "LOOPED_JAX_HEARTBEAT": "5", "LOOPED_JAX_COORDINATOR": address,
+                 "LOOPED_JAX_PROCESSES": "2", "LOOPED_JAX_PROCESS": str(process)},
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    codes, _, err = finish(programs)
+    assert codes == [0, 0], err
 
 
 @pytest.mark.slow
