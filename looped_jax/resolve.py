@@ -31,8 +31,8 @@ NAMED = {
     for name in ("variant", "loops", "layers", "loss", "width", "attention", "latent_rank",
                  "kv_heads", "window_pattern")
 } | {"data.task"}  # fmt: skip
-DATA = ("task", "path", "val_shard", "val_share", "train_shards", "shuffle_seed", "tokenizer",
-        "tokenizer_vocab_size", "bos_token", "packing")  # fmt: skip
+DATA = ("task", "path", "val_shard", "val_share", "train_shards", "shuffle_seed", "order",
+        "tokenizer", "tokenizer_vocab_size", "bos_token", "packing")  # fmt: skip
 TRAIN = ("seed", "steps", "target_flops", "tokens_per_parameter", "scaled_by", "scaled_from_layers",
          "tokens_per_step", "init_from", "init_optimizer")  # fmt: skip
 LONGEST = 40  # of what differs from the preset, then a hash stands for it

@@ -162,6 +162,9 @@ class DataConfig:
     shuffle_seed: int | None = at_least(
         0, None, "documents and rows in another order; by default as they stand", high=2**32 - 1
     )
+    order: str = one_of(
+        ("epochs", "random"), "epochs", "of rows; random: each begins anywhere, as nanoGPT's do"
+    )
     tokenizer: str | None = on_disk(
         None,
         "a tokenizer.json, bytes or characters; else one is trained on the corpus, once",

@@ -132,7 +132,7 @@ class TokenFile(DocumentFile):
     def document_start(self) -> int | None:
         """The id that documents begin with, where they are known."""
         start = self.format.document_start
-        return start if start is not None and int(self._ids[0]) == start else None
+        return start if start is not None and int(self.ids[0]) == start else None
 
     @functools.cached_property
     def largest(self) -> int:
@@ -149,13 +149,13 @@ class TokenFile(DocumentFile):
             if (block >= vocab_size).any()
         )
         raise DataError(
-            f"{self.path}: token {place} is {int(self._ids[place])}, and the vocabulary has "
+            f"{self.path}: token {place} is {int(self.ids[place])}, and the vocabulary has "
             f"{vocab_size} entries; give the tokenizer that it was written with, as data.tokenizer"
         )
 
     def _read(self, group: int) -> list[np.ndarray]:
         start, end = self._begin(group), self._begin(group + 1)
-        ids = np.array(self._ids[start:end], np.int32)
+        ids = np.array(self.ids[start:end], np.int32)
         if self.document_start is None:
             return [ids]
         cuts = np.flatnonzero(ids == self.document_start)
@@ -167,7 +167,7 @@ class TokenFile(DocumentFile):
         if self.document_start is None or group == 0:
             return min(place, self._layout.tokens)
         while place < self._layout.tokens:
-            found = np.flatnonzero(self._ids[place : place + GROUP] == self.document_start)
+            found = np.flatnonzero(self.ids[place : place + GROUP] == self.document_start)
             if len(found):
                 return place + int(found[0])
             place += GROUP
@@ -189,7 +189,7 @@ class TokenFile(DocumentFile):
         return layout_of(self.path)
 
     @property
-    def _ids(self) -> np.ndarray:
+    def ids(self) -> np.ndarray:
         """All of them, mapped from the disk and not read."""
         dtype, (_, offset, tokens) = self.format.dtype, self._layout
         try:
@@ -199,7 +199,7 @@ class TokenFile(DocumentFile):
 
     def _blocks(self) -> Any:
         """(place, ids) of one block after the other."""
-        ids = self._ids
+        ids = self.ids
         for start in range(0, len(ids), _BLOCK):
             yield start, ids[start : start + _BLOCK]
 

@@ -5,7 +5,6 @@ Files of tokens whose text nobody knows are judged by nats per token.
 
 from __future__ import annotations
 
-import functools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -19,8 +18,10 @@ from looped_jax import files
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import Settings
-from looped_jax.data import packing, pipeline
+from looped_jax.data import pipeline
 from looped_jax.data.corpus import Corpus
+from looped_jax.data.epochs import Epochs
+from looped_jax.data.random_order import RandomOrder
 from looped_jax.data.tokenizer import load_tokenizer
 from looped_jax.errors import ConfigError, UserError
 from looped_jax.evaluation import bits_per_byte, scoring
@@ -52,49 +53,36 @@ class Text(Task):
                 flush=True,
             )
         self.corpus.check_ids(self.vocab_size)
-        self.shuffle_seed = settings.data.shuffle_seed
-        self.packing = packing.of(settings.data)
+        order = RandomOrder if settings.data.order == "random" else Epochs
+        self.order: Epochs | RandomOrder = order(
+            self.corpus, self.tokenizer, settings.data, seq_len=settings.model.seq_len
+        )
 
     def fingerprint(self) -> dict[str, dict]:
-        data = self.corpus.fingerprint() | self.packing.fingerprint()
-        if self.shuffle_seed is not None:
-            data |= {"shuffle_seed": self.shuffle_seed, "shuffled": "documents and rows"}
         words = self.tokenizer
         return {
-            "data": data,
+            "data": self.corpus.fingerprint() | self.order.fingerprint(),
             "tokenizer": words.fingerprint() if words else {"vocab_size": self.vocab_size},
         }
 
     def train_rows(self, config: Config, *, batch_size: int, shard: Shard = EVERYTHING) -> Rows:
-        rows = pipeline.train_rows(
-            self.corpus,
-            self.tokenizer,
-            packing=self.packing,
-            seq_len=config.model.seq_len,
+        rows = self.order.rows(
             batch_size=batch_size,
-            shard_index=shard.index,
-            shard_count=shard.count,
+            index=shard.index,
+            count=shard.count,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
-            shuffle_seed=self.shuffle_seed,
         )
         return iter(rows)
 
     def remap_positions(self, positions: list[dict[str, Any]], shard: Shard) -> dict[str, Any]:
-        return self.packing.remap_positions(
-            positions, self._groups, index=shard.index, count=shard.count
-        )
+        return self.order.remap_positions(positions, index=shard.index, count=shard.count)
 
     def epochs(self, position: dict[str, Any], shard: Shard) -> float:
-        return self.packing.epochs(position, self._groups, index=shard.index, count=shard.count)
+        return self.order.epochs(position, index=shard.index, count=shard.count)
 
     def metrics(self, position: dict[str, Any]) -> dict[str, float]:
-        return self.packing.metrics(position)
-
-    @functools.cached_property
-    def _groups(self) -> list[int]:
-        """Groups of documents in an epoch, by file."""
-        return pipeline.groups_by_file(self.corpus, shuffle_seed=self.shuffle_seed)
+        return self.order.metrics(position)
 
     def judge(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...], shard: Shard = EVERYTHING
