@@ -173,6 +173,10 @@ def _download(flags: argparse.ArgumentParser) -> None:
         "core",
     )  # fmt: skip
     flags.add_argument("--shards", type=int, help="files in all, the validation one included")
+    flags.add_argument(
+        "--documents", type=at_least(1),
+        help="the first so many alone, of tinystories, openwebtext or fineweb-edu",
+    )  # fmt: skip
     flags.add_argument("--out", type=path, help="their folder; data/NAME by default")
     flags.add_argument("--dataset", help="hub repository of fineweb-edu's shards")
     flags.add_argument("--bundle_url", help="where core is downloaded from")

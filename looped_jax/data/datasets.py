@@ -69,6 +69,7 @@ class Dataset:
     pattern: str = "*.parquet"  # of the names there
     check: Callable[[Path], None] | None = field(default=check_parquet)
     sharded: bool = False  # training files may be left out, from the last
+    in_part: bool = False  # its first documents may be had alone
 
     def remote_file(self, name: str) -> RemoteFile:
         """One of the hub's files, whose name is known."""
@@ -124,6 +125,7 @@ DATASETS = {
         use="--config.data.path={out}",
         repository="roneneldan/TinyStories",
         folder="data",
+        in_part=True,
     ),
     "openwebtext": Dataset(
         about="OpenWebText, 8 M web pages, 24 GB; 4,007 of them validate, the same as in nanoGPT",
@@ -131,6 +133,7 @@ DATASETS = {
         repository="Skylion007/openwebtext",
         folder="plain_text",
         pattern="train-*.parquet",
+        in_part=True,
     ),
     "fineweb10b-gpt2": Dataset(
         about="10 B tokens of FineWeb as GPT-2 cuts them, 104 files of 200 MB, no text",

@@ -2,6 +2,7 @@
 
     looped-jax download shakespeare
     looped-jax download fineweb-edu --shards 250 --tokenizer Qwen/Qwen3-4B
+    looped-jax download tinystories --documents 50000
 
 Of fineweb-edu N shards are N − 1 to train on, from the first, and the last of the dataset to
 validate on, which comes first and is the same however many there are. A second call continues what
@@ -30,7 +31,7 @@ from typing import Any
 
 from looped_jax import cli
 from looped_jax.config.options import either
-from looped_jax.data import gpt2_tokenizer, openwebtext
+from looped_jax.data import first_documents, gpt2_tokenizer, openwebtext
 from looped_jax.data.datasets import DATASETS, HUB, RemoteFile, check_parquet, hub
 from looped_jax.data.fetch import BUNDLE_URL, fetch, fetch_bundle
 from looped_jax.data.tokenizer import read_tokenizer
@@ -184,6 +185,34 @@ def download_dataset(
         openwebtext.split(names, into, folder)
 
 
+def download_first(
+    name: str,
+    count: int,
+    folder: Path,
+    *,
+    endpoint: str,
+    repository: str | None = None,
+    token: str | None = None,
+    log: Callable[[str], None] = print,
+    **settings: Any,
+) -> Path:
+    """The first `count` training documents of a data set, in one file. Raises DataError.
+
+    repository: of fineweb-edu's shards
+    """
+    if name == "fineweb-edu":
+        every = fineweb_edu(LAST_SHARD + 1, endpoint=endpoint, dataset=repository or DATASET)
+        wanted = every[1:]  # without the one that validates
+    else:
+        listing = folder / ".files.json"
+        found = DATASETS[name].remote_files(listing, endpoint=endpoint, token=token, **settings)
+        wanted = [file for file in found if "val" not in file.name]
+    progress = Progress(1, log)
+    return first_documents.download(
+        wanted, count, folder, progress=progress, token=token, **settings
+    )
+
+
 def download_tokenizer(
     repository: str, path: Path, *, endpoint: str, token: str | None = None, **settings: float
 ) -> None:
@@ -236,8 +265,14 @@ def run(args: argparse.Namespace) -> None:
         )
     if name and name not in NAMES:
         cli.stop(f"{name!r} is no data set; choose {either(NAMES)}")
-    if name == "fineweb-edu" and not args.shards:
-        cli.stop("fineweb-edu has 1823 shards; give --shards, as 250")
+    if args.documents is not None:
+        parts = ("fineweb-edu", *(n for n, dataset in DATASETS.items() if dataset.in_part))
+        if name not in parts:
+            cli.stop(f"--documents={args.documents} goes with {either(parts)}; leave it out")
+        if args.shards is not None or args.start_after is not None:
+            cli.stop(f"--documents={args.documents} says how much; leave --shards out")
+    elif name == "fineweb-edu" and not args.shards:
+        cli.stop("fineweb-edu has 1823 shards; give --shards, as 250, or --documents, as 50000")
     sharded = name == "fineweb-edu" or (name in DATASETS and DATASETS[name].sharded)
     if args.shards is not None and not sharded:
         cli.stop(f"--shards={args.shards}: {name} comes whole; leave it out")
@@ -271,6 +306,18 @@ def run(args: argparse.Namespace) -> None:
             folder = args.out or default_cache_dir() / "eval_bundle"
             bundle = fetch_bundle(folder, args.bundle_url or BUNDLE_URL, **settings)
             log(f"core: --bundle {bundle}" + ("" if args.out else ", where evaluate looks"))
+        elif name and args.documents is not None:
+            path = download_first(
+                name,
+                args.documents,
+                args.out or Path("data") / name.replace("fineweb-edu", "fineweb_edu"),
+                endpoint=endpoint,
+                repository=args.dataset,
+                token=token,
+                log=log,
+                **settings,
+            )
+            log(f"{name}: --config.data.path={path}")
         elif name in DATASETS:
             folder = args.out or Path("data") / name
             download_dataset(

@@ -229,11 +229,74 @@ def test_openwebtext_goes_on_where_it_was_stopped(hub, tmp_path, monkeypatch, st
     assert len(asked) == len(set(asked)) == len(WEB)  # nothing twice
 
 
+# ---- the first documents -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", ["cut", 500, "no ranges"])
+def test_the_first_documents_come_from_as_few_files_as_hold_them(hub, tmp_path, capsys, act):
+    hub.hold("plain_text", WEB)
+    names_of_files = sorted(WEB)
+    hub.acts = {names_of_files[0]: ["cut", act]}
+    flags = ["openwebtext", f"--out={tmp_path / 'web'}", f"--endpoint={hub.endpoint}"]
+    main([*flags, "--documents=3000", "--retries=2"])
+    path = tmp_path / "web" / "first_3000.parquet"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"openwebtext: --config.data.path={path}"
+    assert names(tmp_path / "web") == ["first_3000.parquet"]
+    assert pq.read_table(path)["text"].to_pylist() == PAGES[:3_000]
+    assert not any(names_of_files[2] in asked for asked, _ in hub.requests)
+    found = open_corpus(path, tmp_path)  # a share of which validates
+    assert sorted(texts(found.train) + texts(found.val)) == sorted(PAGES[:3_000])
+    assert 100 < len(texts(found.val)) < 200
+    asked = len(hub.requests)
+    main([*flags, "--documents=3000"])
+    assert len(hub.requests) == asked + 1  # the list alone
+
+
+def test_first_documents_go_on_where_they_were_stopped(hub, tmp_path, monkeypatch):
+    stories = {f"train-0000{i}-of-00002.parquet": parquet(PAGES[a:b])
+               for i, (a, b) in enumerate([(0, 500), (500, 900)])}  # fmt: skip
+    hub.hold("data", {**stories, "validation-00000-of-00001.parquet": parquet(["another"])})
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetWriter", None)
+        with pytest.raises(TypeError):
+            download(hub, tmp_path / "s", "tinystories", "--documents=700")
+    assert not (tmp_path / "s" / "first_700.parquet").exists()
+    download(hub, tmp_path / "s", "tinystories", "--documents=700")
+    assert pq.read_table(tmp_path / "s" / "first_700.parquet")["text"].to_pylist() == PAGES[:700]
+    asked = [path for path, _ in hub.requests if path.endswith(".parquet")]
+    assert len(asked) == 2 and not any("validation" in path for path in asked)  # nothing twice
+
+
+def test_more_documents_than_there_are_and_files_that_are_not_as_listed_are_refused(
+    hub, tmp_path, capsys
+):
+    hub.hold("data", STORIES)
+    with pytest.raises(SystemExit):
+        download(hub, tmp_path / "s", "tinystories", "--documents=61")
+    assert "--documents=61: there are 60 in all" in capsys.readouterr().err
+    hub.hold("data", STORIES, sha256="0" * 64)
+    with pytest.raises(SystemExit):
+        download(hub, tmp_path / "t", "tinystories", "--documents=3")
+    assert "has SHA-256" in capsys.readouterr().err
+    assert not [name for name in names(tmp_path / "t") if name.endswith(".parquet")]
+
+
+def test_first_documents_of_fineweb_edu_are_those_of_its_first_shards(hub, tmp_path):
+    for index in range(2):
+        hub.files[f"shard_0000{index}.parquet"] = parquet([f"{index} {i}" for i in range(50)])
+    download(hub, tmp_path / "f", "fineweb-edu", "--documents=60")
+    found = pq.read_table(tmp_path / "f" / "first_60.parquet")["text"].to_pylist()
+    assert found == [f"{i // 50} {i % 50}" for i in range(60)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["tinystories", "--shards=3"], "tinystories comes whole"),
         (["fineweb-edu"], "give --shards, as 250"),
+        (["shakespeare", "--documents=9"], "goes with fineweb-edu, tinystories or openwebtext"),
+        (["fineweb-edu", "--documents=9", "--shards=3"], "leave --shards out"),
         (["fineweb10b-gpt2", "--shards=1"], "give 2 or more"),
         (["shakespeare", "--start_after=2", "--", "true"], "goes with fineweb-edu"),
         (["tinystories", "--dataset=me/mine"], "--dataset goes with fineweb-edu"),
