@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from looped_jax import files
 from looped_jax.data.fetch import fetch
 from looped_jax.data.token_files import layout_of
 from looped_jax.errors import DataError
@@ -70,6 +71,7 @@ class Dataset:
     check: Callable[[Path], None] | None = field(default=check_parquet)
     sharded: bool = False  # training files may be left out, from the last
     in_part: bool = False  # its first documents may be had alone
+    finish: Callable[[Path], None] | None = None  # what is done in its folder when all is there
 
     def remote_file(self, name: str) -> RemoteFile:
         """One of the hub's files, whose name is known."""
@@ -114,11 +116,25 @@ SHAKESPEARE = RemoteFile(
     size=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
+
+
+def cut_shakespeare(folder: Path) -> None:
+    """Write the first nine tenths of the characters as train.txt, the rest as val.txt.
+
+    Source: nanoGPT (Karpathy, 2022), data/shakespeare_char/prepare.py.
+    """
+    text = (folder / SHAKESPEARE.name).read_text("utf-8")
+    cut = int(0.9 * len(text))
+    files.write_text(folder / "train.txt", text[:cut])
+    files.write_text(folder / "val.txt", text[cut:])
+
+
 DATASETS = {
     "shakespeare": Dataset(
-        about="tiny Shakespeare, 1 MB of plays",
-        use="--config.data.path={out}/input.txt",
+        about="tiny Shakespeare, 1 MB of plays; the last tenth validates, as in nanoGPT",
+        use="--config.data.path={out}",
         files=(SHAKESPEARE,),
+        finish=cut_shakespeare,
     ),
     "tinystories": Dataset(
         about="TinyStories, 2.1 M stories of GPT-3.5 and GPT-4 for children, 1 GB",

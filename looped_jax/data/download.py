@@ -180,6 +180,8 @@ def download_dataset(
         names = [file.name for file in wanted]
         wanted = [file for file in wanted if not (folder / file.name).is_file()]
     download_files(wanted, into, parallel=parallel, token=token, log=log, **settings)
+    if dataset.finish:
+        dataset.finish(folder)
     if name == "openwebtext":
         log("taking the documents for validation out ...")
         openwebtext.split(names, into, folder)

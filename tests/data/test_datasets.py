@@ -18,7 +18,7 @@ from looped_jax.data.corpus import RowGroups
 from looped_jax.data.datasets import DATASETS, check_token_shard
 from looped_jax.data.download import main
 from looped_jax.errors import DataError
-from tests.corpora import open_corpus
+from tests.corpora import load_tokenizer, open_corpus
 
 
 def parquet(texts):
@@ -75,8 +75,10 @@ def test_shakespeare_comes_whole_or_not_at_all(server, tmp_path, monkeypatch, ca
     server.files["file"], server.acts = play, {"file": ["cut"]}
     main(["shakespeare", f"--out={tmp_path / 'x'}"])
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said == f"shakespeare: --config.data.path={tmp_path / 'x'}/input.txt"
-    assert open_corpus(said.partition("path=")[2], tmp_path).train[0].share is not None
+    assert said == f"shakespeare: --config.data.path={tmp_path / 'x'}"
+    found = open_corpus(tmp_path / "x", tmp_path)
+    train, val = ("".join(texts(part)) for part in (found.train, found.val))
+    assert (train + val).encode() == play and len(train) == int(0.9 * len(play))
 
 
 def test_the_table_knows_shakespeare_as_it_is():
@@ -86,6 +88,22 @@ def test_the_table_knows_shakespeare_as_it_is():
     (file,) = DATASETS["shakespeare"].files
     content = path.read_bytes()
     assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256)
+
+
+def test_shakespeare_in_characters_is_nanogpts_token_for_token(tmp_path):
+    path = Path(__file__).parents[3] / "shared/data/tinyshakespeare/input.txt"
+    if not path.is_file():
+        pytest.skip("needs shared/data beside the project")
+    (tmp_path / "input.txt").write_bytes(path.read_bytes())
+    datasets.cut_shakespeare(tmp_path)
+    found = open_corpus(tmp_path, tmp_path)
+    words = load_tokenizer(found, tmp_path, "characters")
+    assert words.vocab_size == 65
+    ids = [np.concatenate(words.encode_documents(texts(part))) for part in (found.train, found.val)]
+    assert [len(part) for part in ids] == [1_003_854, 111_540]  # as its readme has them
+    characters = sorted(set(path.read_text()))
+    wanted = [characters.index(each) for each in path.read_text()]
+    np.testing.assert_array_equal(np.concatenate(ids), wanted)
 
 
 STORIES = {
