@@ -33,18 +33,21 @@ from looped_jax.training import (
     fingerprint,
     optimizers,
     resumption,
+    stall_alarm,
     summary,
     train_step,
     validation_curve,
 )
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.metric_log import EMA
+from looped_jax.training.process_stats import ProcessStats
 from looped_jax.training.progress import Console, memory_of
 from looped_jax.training.row_draws import RowDraws
 from looped_jax.training.run_folder import write_config
 from looped_jax.training.run_lock import RunLock
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.save_schedule import SaveSchedule
+from looped_jax.training.stall_alarm import StallAlarm
 from looped_jax.training.step_logger import NonFiniteLossError, StepLogger
 from looped_jax.training.validation_curve import ValidationCurve
 
@@ -107,6 +110,10 @@ def _train(
             f"dies, the others end within a minute or so, and to go on: {command}"
         )
 
+    names = distributed.gather_json(agreement.this_process())
+    alarm = StallAlarm(run_dir, train.stall_minutes, names, log)
+    opened.callback(alarm.close)
+
     # ---- rows: [micro-batches, rows, ...] per step ----------------------------------------------
     rows_per_step = train.tokens_per_step // model.seq_len // shard.count
     rows = task.train_rows(config, batch_size=rows_per_step, shard=shard)
@@ -166,6 +173,7 @@ def _train(
         draws.row_shapes(task.row_shapes(config)),
     )
     began = time.perf_counter()
+    alarm.at(start, "compiling")
     step_programs = {
         diagnostics: train_step.make_train_step(config, optimizer, mesh, diagnostics=diagnostics)
         .lower(abstract_state, batch)
@@ -192,9 +200,11 @@ def _train(
         seconds=meta.seconds,
         flops_spent=meta.flops,
         peak_flops=peak * mesh.size,
+        processes=ProcessStats(names),
         log=log,
     )
     opened.callback(step_logger.close)
+    alarm.at(start, "in validation")
     if train.eval_first and not start:
         scores = judge(optimizers.evaluation_params(config.optim, state))
         step_logger.validated(0, scores, judge.describe(scores))
@@ -212,6 +222,7 @@ def _train(
             best, best_step = late, start
     try:
         for step in range(start + 1, train.steps + 1):
+            alarm.at(step, "waiting for rows")
             began = time.perf_counter()
             batch = jax.tree.map(
                 lambda rows: rows.reshape(num_micro_batches, -1, *rows.shape[1:]),
@@ -221,6 +232,7 @@ def _train(
             batch = jax.tree.map(
                 lambda rows: jax.make_array_from_process_local_data(batch_sharding, rows), batch
             )
+            alarm.at(step, stall_alarm.FOR_DEVICES)
             profile.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 step_program = step_programs[due(step, train.diagnostics_every)]
@@ -241,6 +253,7 @@ def _train(
             score = None
             if last or (due(step, train.eval_every) and not stopping):  # soon it may be killed
                 step_logger.flush()
+                alarm.at(step, "in validation")
                 scores = judge(optimizers.evaluation_params(config.optim, state))
                 score = next(iter(scores.values()))[model.loops]
                 if score < (math.inf if best is None else best):
@@ -248,6 +261,7 @@ def _train(
                 step_logger.validated(step, scores, judge.describe(scores))
             if saves.due(step) or last or stopping:
                 step_logger.flush()
+                alarm.at(step, "saving")
                 meta = RunMeta(
                     step=step,
                     positions=positions_of_all(shard.index, rows.get_state()),
@@ -272,6 +286,7 @@ def _train(
             for evaluation in evaluations:  # saved before: they may take a while
                 if last or due(step, evaluation.every):
                     step_logger.flush()
+                    alarm.at(step, "in an evaluation beside validation")
                     params = optimizers.evaluation_params(config.optim, state)
                     step_logger.evaluated(step, evaluation(params, step))
     except NonFiniteLossError as error:
@@ -281,7 +296,9 @@ def _train(
             f"{checkpoints.latest() or 'none'} in {run_dir}; to go on from it: {command}. If it "
             "happens again, lower the learning rates or optim.grad_clip_norm in a new train.run_dir"
         ) from None
+    alarm.at(step, "saving")
     checkpoints.wait()
+    alarm.at(step, "at the summary")
     if step == train.steps:
         found = summary.of(config, meta, step_logger, mesh, attention)
         if first_process:

@@ -33,11 +33,15 @@ def flags(home, run_dir, overrides, steps, config):
     return [f"--config={config}", *ours, *overrides]
 
 
-def start(home, run_dir, *overrides, steps=STEPS, environment=None, config="configs/flt.py:tiny"):
+def start(
+    home, run_dir, *overrides, steps=STEPS, environment=None, config="configs/flt.py:tiny",
+    program=("-m", "looped_jax.train"),
+):  # fmt: skip
     """The program in a process of its own, on one device."""
-    mine = {"LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": QUICK}
+    mine = {"LOOPED_JAX_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": QUICK,
+            "PYTHONPATH": str(ROOT)}  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "looped_jax.train", *flags(home, run_dir, overrides, steps, config)],
+        [sys.executable, *program, *flags(home, run_dir, overrides, steps, config)],
         cwd=ROOT, env={**os.environ, **mine, **(environment or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

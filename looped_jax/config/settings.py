@@ -252,6 +252,9 @@ class TrainSettings:
     tokens_per_step: int = at_least(1, 524_288, "of a step, over all devices and micro-batches")
     batch_size: int = at_least(1, 8, "sequences per device and micro-batch")
     log_every: int = at_least(1, 10, "steps between console lines; files have every step")
+    stall_minutes: float = at_least(
+        0.0, 10.0, "at one place until the console says which process is where; 0 = never"
+    )
     eval_every: int = at_least(0, 250, "steps between validations; 0 = only at the end")
     eval_first: bool = setting(True, "validate before the first step of a new run, too")
     eval_tokens: int = at_least(1, 10_485_760, "validation targets scored each time, at most")

@@ -7,15 +7,17 @@ agrees on the step at which a preempted run stops.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from looped_jax.errors import ConfigError
 
@@ -130,6 +132,24 @@ def gather_json(value: Any) -> list[Any]:
     padded[: len(mine)] = mine
     everyones = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(everyones, sizes, strict=True)]
+
+
+def gather_later(mine: np.ndarray) -> jax.Array:
+    """[processes, …] of every process's array; only who reads it waits for the devices.
+
+    All processes call it in the same order, with the same shape and type.
+    """
+    devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
+    mesh = Mesh(devices, ("processes", "local_devices"))
+    rows = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec("processes")), mine[None], (len(devices), *mine.shape)
+    )
+    return _replicated(mesh)(rows)
+
+
+@functools.cache
+def _replicated(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def process_sum(array: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from looped_jax.config.resolved import Config
 from looped_jax.model import flops, loop_costs
 from looped_jax.training.metric_log import EMA, EvaluationResult, MetricLog
+from looped_jax.training.process_stats import ProcessStats
 from looped_jax.training.progress import Console, Throughput, duration, memory_in_use
 from looped_jax.training.run_meta import Scores
 
@@ -52,6 +53,7 @@ class StepLogger:
         seconds: float,
         flops_spent: float | None,
         peak_flops: float,
+        processes: ProcessStats,
         log: Console,
     ):
         """`peak_flops` is of all devices together; `start` is the step that the run goes on from.
@@ -62,7 +64,7 @@ class StepLogger:
         """
         self._config, self._settings, self._print, self._start = config, config.train, log, start
         self._steps, self._costs = config.train.steps, flops.count(config.model)
-        self._peak_flops = peak_flops
+        self._peak_flops, self._processes = peak_flops, processes
         self.loss_ema, self.seconds = loss_ema, seconds
         tokens = start * config.train.tokens_per_step
         self.flops = tokens * self._costs.flops if flops_spent is None else flops_spent
@@ -97,6 +99,9 @@ class StepLogger:
 
         Raises NonFiniteLossError when it has recorded such a step: the log shows where it stopped.
         """
+        if gathered := self._processes.read():
+            self.record(gathered.step, gathered.scalars())
+            self._print(str(gathered))
         if self._pending is None:
             return
         submitted, self._pending = self._pending, None
@@ -108,6 +113,7 @@ class StepLogger:
         self.seconds, self.epochs = self.seconds + seconds, submitted.epochs
         tokens = step * self._settings.tokens_per_step
         self._waited += waited
+        self._processes.add(waited, seconds)
         self._seconds[diagnosed := "diagnostics" in values].append(seconds)
         flops_per_token, loops = self._costs.flops, {}
         if "loops" in values:
@@ -162,6 +168,7 @@ class StepLogger:
                 )
                 + f"total {duration(self.seconds)} eta {self.throughput.remaining()}"
             )
+            self._processes.ask(step)
 
     def validated(self, step: int, scores: Scores, text: str) -> None:
         """Record and tell what validation has found after `step`; no step waited for it."""

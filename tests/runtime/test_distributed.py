@@ -1,6 +1,7 @@
 """Several processes on one machine as a cluster: they train as one, die as one, and come back."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from looped_jax.training import fingerprint, optimizers, train_step
 from looped_jax.training.checkpoint import Checkpoints
 from looped_jax.training.run_folder import read_config
 from tests import QUICK
-from tests.programs import ROOT, losses
+from tests.programs import ROOT, entries, losses
 from tests.programs import start as start_one
 from tests.test_train import until
 
@@ -33,7 +34,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(home, run_dir, *overrides, of_last=(), processes=2, mesh="data=-1", steps=STEPS):
+def start(
+    home, run_dir, *overrides, of_last=(), processes=2, mesh="data=-1", steps=STEPS,
+    program=("-m", "looped_jax.train"),
+):  # fmt: skip
     """`processes` × 8 / `processes` fake devices; a list of running programs.
 
     The last of them also has the overrides `of_last`.
@@ -47,7 +51,7 @@ def start(home, run_dir, *overrides, of_last=(), processes=2, mesh="data=-1", st
     return [
         start_one(
             home, run_dir, *settings, *sizes, *overrides,
-            *(of_last if process == processes - 1 else ()), steps=steps,
+            *(of_last if process == processes - 1 else ()), steps=steps, program=program,
             environment={
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} {QUICK}",
                 "LOOPED_JAX_HEARTBEAT": "10",
@@ -157,6 +161,41 @@ def test_who_is_done_waits_longer_than_a_heartbeat_for_the_last_one():
     ]  # fmt: skip
     codes, _, err = finish(programs)
     assert codes == [0, 0], err
+
+
+WAITS_FOR_ROWS = """
+import time, jax
+from looped_jax import train
+join = train.RowDraws.join
+def slowly(self, rows, step):
+    if step == 3 and jax.process_index() == 1:
+        time.sleep(12)
+    return join(self, rows, step)
+train.RowDraws.join = slowly
+train.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_is_named_by_the_alarm_and_in_the_log(home, tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS_FOR_ROWS)
+    often = "--config.train.stall_minutes=0.1", "--config.train.eval_every=0"
+    programs = start(home, tmp_path / "run", *often, program=[script], steps=4)
+    codes, out, err = finish(programs)
+    assert codes == [0, 0], err
+    late = (
+        r"no progress for 0.\d minutes: process 1 on \S+ at step 3, waiting for rows; process 0 on"
+    )
+    assert re.search(late, out[0]), out[0]
+    assert "it goes on, after 0." in out[0] and "no progress" not in out[1]
+    assert not (tmp_path / "run" / "stalls").exists()
+    found = {e["step"]: e["processes/data_wait_seconds"] for e in entries(tmp_path / "run")
+             if "processes/data_wait_seconds" in e}  # fmt: skip
+    assert list(found) == [1, 2, 3, 4]
+    assert found[3]["process"] == 1 and found[3]["worst"] > 11 > found[2]["worst"]
+    assert found[3]["mean"] == pytest.approx(found[3]["worst"] / 2, rel=0.2)
+    assert "step 3 of 2 processes, mean and worst: wait " in out[0]
 
 
 @pytest.mark.slow
