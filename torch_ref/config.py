@@ -28,7 +28,7 @@ REFERENCE_NAMES = {
 # The reference omits these from a checkpoint's description when they hold their defaults.
 OPTIONAL = frozenset({"attention", "latent_rank", "window_pattern", "loss"})
 # Settings of the JAX side's model that have one value in the reference: their defaults.
-FIXED = ("soft_cap", "head_width", "rope", "qk", "short_window", "long_window")
+FIXED = ("soft_cap", "head_width", "norm", "mlp", "rope", "qk", "short_window", "long_window")
 
 
 @dataclass(frozen=True)

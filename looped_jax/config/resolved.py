@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from looped_jax.config.options import either
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.settings import ModelSettings, Settings, TrainSettings
-from looped_jax.errors import ConfigError
+from looped_jax.errors import ArgumentError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,20 @@ class ModelConfig(ModelSettings):
         kinds = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.layers)]
         kinds[-1] = "L"
         return tuple(short if kind == "S" else self.long_window for kind in kinds)
+
+    def longest_row(self) -> int | None:
+        """Tokens that a row may have at most, as its parts say; None: any number."""
+        known = (self.parts[name].longest_row(self.seq_len) for name in self.parts.on())
+        return min((length for length in known if length is not None), default=None)
+
+    def check_row(self, length: int) -> None:
+        """Raise ArgumentError for a row of more tokens than that."""
+        known = self.longest_row()
+        if known is not None and length > known:
+            raise ArgumentError(
+                f"a row of {length} tokens is longer than the {known} positions that the model "
+                "has learned; give a shorter text, or ask for fewer tokens"
+            )
 
     def scored_loops(self) -> tuple[int, ...]:
         """Zero-based loops whose states the objective reads."""

@@ -53,6 +53,8 @@ from looped_jax.config.registry import (
 from looped_jax.config.transformer_settings import (
     DTYPES,
     InitSettings,
+    MLPSettings,
+    NormSettings,
     QKSettings,
     RopeSettings,
     ShortWindowSettings,
@@ -104,6 +106,8 @@ class ModelSettings:
     loss_chunk: int | None = at_least(
         1, None, "tokens whose logits live at once; by default 2^26 logits"
     )
+    norm: NormSettings = field(default_factory=NormSettings)
+    mlp: MLPSettings = field(default_factory=MLPSettings)
     rope: RopeSettings = field(default_factory=RopeSettings)
     qk: QKSettings = field(default_factory=QKSettings)
     short_window: ShortWindowSettings = field(default_factory=ShortWindowSettings)
@@ -138,6 +142,8 @@ class OptimConfig:
     warmup_ratio: float = share(0.0, "share of all steps in which the rates rise")
     warmup_steps: int | None = at_least(0, None, "in which they rise, instead of a share")
     warmdown_ratio: float = share(0.2, "share of all steps in which they fall")
+    warmdown_steps: int | None = at_least(1, None, "in which they fall, instead of a share")
+    warmdown_shape: str = one_of(("linear", "cosine"), "linear", "how they fall")
     final_lr_fraction: float = share(0.0, "learning rate at the end, as a share of the peak")
     reference_batch_tokens: int | None = at_least(
         1, None, "that the rates are meant for: times √(tokens_per_step / it); by default as given"
@@ -564,7 +570,12 @@ def _validate(config: Settings) -> None:
             f"optim.warmup_ratio={o.warmup_ratio} and optim.warmup_steps={o.warmup_steps} both say "
             "how long the rates rise; give one"
         )
-    if o.warmup_ratio + o.warmdown_ratio > 1:
+    if o.warmdown_ratio != OptimConfig.warmdown_ratio and o.warmdown_steps is not None:
+        raise ConfigError(
+            f"optim.warmdown_ratio={o.warmdown_ratio} and optim.warmdown_steps={o.warmdown_steps} "
+            "both say how long the rates fall; give one"
+        )
+    if o.warmdown_steps is None and o.warmup_ratio + o.warmdown_ratio > 1:
         raise ConfigError(
             f"optim.warmup_ratio={o.warmup_ratio} and optim.warmdown_ratio={o.warmdown_ratio} "
             "overlap; let them sum to at most 1"

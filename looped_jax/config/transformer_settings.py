@@ -1,7 +1,7 @@
-"""Settings of the transformer inside the loops, in groups: positions, queries, windows, starts.
+"""Settings of the transformer inside the loops: norms, MLP, positions, queries, windows, starts.
 
-With their defaults it is the Fully Looped Transformer's; nanochat's values are in
-docs/model_settings.md.
+With their defaults it is the Fully Looped Transformer's; nanochat's and GPT-2's
+values are in docs/model_settings.md.
 """
 
 from __future__ import annotations
@@ -13,12 +13,46 @@ from looped_jax.config.options import at_least, one_of, setting, share
 
 DTYPES = ("float32", "bfloat16")
 NORM_PLACES = ("after_rope", "before_rope", "none")
+ACTIVATIONS = ("relu2", "gelu", "gelu_tanh")
+
+
+@dataclass(frozen=True)
+class NormSettings:
+    """The norm before each branch of a layer, and the one that closes a loop.
+
+    Other norms, of queries and keys, in loop rules and in parts, are root mean squares as ever.
+    """
+
+    kind: str = one_of(
+        ("rms", "layer"), "rms", "x / rms(x), or layer: of x less its mean over channels"
+    )
+    gain: bool = setting(False, "whether it is multiplied by learned weights, 1 at the start")
+    bias: bool = setting(False, "whether learned weights are added, 0 at the start")
+    eps: float | None = at_least(
+        0.0, None, "added to the mean square; by default 1.1920929e-7, of float32"
+    )
+    embedding: bool = setting(True, "whether loops start from norm(e); else from e as it is")
+
+    @property
+    def keeps_direction(self) -> bool:
+        """Whether it only scales a stream, so that rms(x) · norm(x) is the stream again."""
+        return self.kind == "rms" and not self.gain and not self.bias
+
+
+@dataclass(frozen=True)
+class MLPSettings:
+    """Of the MLP, whose hidden width is 4 D."""
+
+    activation: str = one_of(
+        ACTIVATIONS, "relu2", "of hidden units: relu(x)², gelu by erf, or gelu_tanh"
+    )
 
 
 @dataclass(frozen=True)
 class RopeSettings:
     """Rotary positions: channels j and j + Dh / 2 turn by position · base ** (−2 j / Dh)."""
 
+    on: bool = setting(True, "whether queries and keys turn at all")
     base: float = at_least(
         1.0, 10_000.0, "of the wavelengths, from 2 π to nearly 2 π · base tokens"
     )
@@ -60,6 +94,9 @@ class InitSettings:
         0.0, None, "normal, of the token table; by default 1, and 0.02 where it is tied"
     )
     head_std: float = at_least(0.0, 0.001, "normal, of the head")
+    in_std: float | None = at_least(
+        0.0, None, "normal, of all matrices of attention and MLP but their last; by default uniform"
+    )
     up_scale: float = at_least(
         0.0, 1.0, "that the bound of the MLP's first matrix is multiplied by"
     )

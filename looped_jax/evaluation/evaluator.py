@@ -44,6 +44,7 @@ class Evaluator:
         )
         self.mesh, self.params = model.mesh, model.params
         self.max_len = args.max_len or scoring.longest_row(model.config.model)
+        model.config.model.check_row(self.max_len)
         self.first = jax.process_index() == 0
         if self.first:
             self.out = Path(args.out or self.folder / "evaluation" / f"step_{model.step:06d}")

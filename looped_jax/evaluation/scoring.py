@@ -27,7 +27,7 @@ LONGEST = 10  # rows, in model.seq_len: where the rotary tables of the reference
 
 def longest_row(model: ModelConfig) -> int:
     """Tokens up to which prompts are whole where nothing else is asked for."""
-    return LONGEST * model.seq_len
+    return model.longest_row() or LONGEST * model.seq_len
 
 
 @functools.lru_cache(maxsize=8)  # many checkpoints of a run compile once

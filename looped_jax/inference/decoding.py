@@ -72,6 +72,7 @@ def generate_tokens(
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if not len(lengths) or lengths.min() < 1:
         raise ArgumentError("every prompt must hold at least one token; begin with the start token")
+    config.check_row(int(lengths.max()) + tokens - 1)  # the last is not looked at
     padded = np.zeros((len(prompts), _bucket(lengths.max())), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt

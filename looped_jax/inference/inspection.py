@@ -182,6 +182,7 @@ def token_ids(model: Model, tokens: Any) -> np.ndarray:
                 f"texts of {sorted({len(row) for row in rows})} tokens make no rows of one length; "
                 "give them one by one, or ids that you have padded"
             )
+        model.config.model.check_row(len(rows[0]))
         return np.array(rows, np.int32)
     try:
         ids = np.asarray(tokens)
@@ -196,6 +197,7 @@ def token_ids(model: Model, tokens: Any) -> np.ndarray:
     if ids.min() < 0 or ids.max() >= size:
         wrong = ids[(ids < 0) | (ids >= size)].flat[0]
         raise ArgumentError(f"token {wrong} is none of the vocabulary's 0 to {size - 1}")
+    model.config.model.check_row(ids.shape[-1])
     return np.atleast_2d(ids).astype(np.int32)
 
 

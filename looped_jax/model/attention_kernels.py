@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.errors import ConfigError
 from looped_jax.runtime.hardware import AttentionSupport, attention_support
@@ -63,6 +64,12 @@ def _problem(
     name: str, config: ModelConfig, support: AttentionSupport, time: int, training: bool
 ) -> str | None:
     """What stands in the way of a kernel, and the mend; None if nothing does."""
+    act = [part for part in config.parts.on() if hasattr(PARTS[part], "attention_weights")]
+    if training and act:
+        return (
+            f"model.parts.{act[0]} changes attention weights, which {name} never holds whole; "
+            "leave it out"
+        )
     if name == "cudnn":
         if support.kernel != "cudnn":
             return support.missing or f"cudnn needs an NVIDIA GPU, this is {support.platform}"

@@ -1,22 +1,23 @@
-"""One transformer block: attention with a separate query source, then a squared-ReLU MLP.
+"""One transformer block: attention with a separate query source, then an MLP.
 
 B batch, T time, D width, H heads, G key/value heads, Dh head width, F hidden, R latent rank.
-All matrices are stored (in, out) in float32, have no bias, and act on rows: y = x @ w.
+All matrices are stored (in, out) in float32 and act on rows: y = x @ w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from looped_jax.config.resolved import ModelConfig
-from looped_jax.config.transformer_settings import RopeSettings
+from looped_jax.config.transformer_settings import InitSettings, RopeSettings
 from looped_jax.model.linear import linear
-from looped_jax.model.norm import rms_norm
-from looped_jax.model.parts.base import Here, Part, make_parts, through
+from looped_jax.model.norm import Norm, rms_norm
+from looped_jax.model.parts.base import Here, Part, make_parts, on_weights, through
 from looped_jax.model.probe import BLIND, View
 from looped_jax.model.weights import weight
 
@@ -24,6 +25,11 @@ Array = jax.Array
 Rope = tuple[Array, Array]
 Parts = Mapping[str, Part]
 ROPE = RopeSettings()
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 def rope_tables(
@@ -56,6 +62,15 @@ def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Ar
     return jax.random.uniform(rngs.params(), (fan_in, fan_out), minval=-bound, maxval=bound)
 
 
+def inputs(
+    rngs: nnx.Rngs, fan_in: int, fan_out: int, init: InitSettings, scale: float = 1.0
+) -> Array:
+    """[fan_in, fan_out] of what a branch begins with: as `uniform`, or normal of init.in_std."""
+    if init.in_std is None:
+        return uniform(rngs, fan_in, fan_out, scale)
+    return init.in_std * jax.random.normal(rngs.params(), (fan_in, fan_out))
+
+
 def outputs(rngs: nnx.Rngs, fan_in: int, fan_out: int, std: float) -> Array:
     """[fan_in, fan_out] of what a branch ends with: zero, or normal."""
     if std == 0:
@@ -78,15 +93,16 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, window: int | None, *, rngs: nnx.Rngs):
         width, rank, heads_width = config.width, config.latent_rank, config.attention_width
+        init = config.init
         self.head_dim, self.window, self.qk = config.head_dim, window, config.qk
         kv_width = config.kv_heads * config.head_dim
-        self.query = weight(uniform(rngs, width, heads_width), "embed", "heads")
+        self.query = weight(inputs(rngs, width, heads_width, init), "embed", "heads")
         latent = config.attention == "mla"
-        self.latent = weight(uniform(rngs, width, rank), "embed", "latent") if latent else None
+        self.latent = weight(inputs(rngs, width, rank, init), "embed", "latent") if latent else None
         source, axis = (rank, "latent") if latent else (width, "embed")
-        self.key = weight(uniform(rngs, source, kv_width), axis, "heads")
-        self.value = weight(uniform(rngs, source, kv_width), axis, "heads")
-        out = outputs(rngs, heads_width, width, config.init.out_std)
+        self.key = weight(inputs(rngs, source, kv_width, init), axis, "heads")
+        self.value = weight(inputs(rngs, source, kv_width, init), axis, "heads")
+        out = outputs(rngs, heads_width, width, init.out_std)
         self.out = weight(out, "heads", "embed")
 
     def __call__(
@@ -106,14 +122,16 @@ class Attention(nnx.Module):
         query, key = view("query", here.layer, query), view("key", here.layer, key)
         value = view("value", here.layer, value)
         with jax.named_scope("mix"):
-            mixed = here.history.attend(query, key, value, self.window)
+            act = on_weights(parts, here)
+            history = here.history if act is None else here.history.with_weights(act)
+            mixed = history.attend(query, key, value, self.window)
         mixed = through(parts, "mixed", mixed, here)
         return product("out", mixed.reshape(*mixed.shape[:2], -1), self.out, here, parts)
 
-    def _placed(self, x: Array, rope: Rope) -> Array:
+    def _placed(self, x: Array, rope: Rope | None) -> Array:
         """Queries or keys with their position, normed and scaled."""
         x = rms_norm(x) if self.qk.norm == "before_rope" else x
-        x = rotate(x, rope)
+        x = x if rope is None else rotate(x, rope)
         x = rms_norm(x) if self.qk.norm == "after_rope" else x
         return x if self.qk.scale == 1 else x * self.qk.scale
 
@@ -122,15 +140,16 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """down(relu(up(x))²), hidden width F = 4 D."""
+    """down(f(up(x))), hidden width F = 4 D; f is relu² unless model.mlp says otherwise."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, init = config.width, config.init
-        self.up = weight(uniform(rngs, width, 4 * width, init.up_scale), "embed", "mlp")
+        self._activation = config.mlp.activation
+        self.up = weight(inputs(rngs, width, 4 * width, init, init.up_scale), "embed", "mlp")
         self.down = weight(outputs(rngs, 4 * width, width, init.out_std), "mlp", "embed")
 
     def __call__(self, x: Array, here: Here, parts: Parts) -> Array:
-        hidden = jnp.square(jax.nn.relu(product("up", x, self.up, here, parts)))
+        hidden = ACTIVATIONS[self._activation](product("up", x, self.up, here, parts))
         return product("down", hidden, self.down, here, parts)
 
 
@@ -138,6 +157,7 @@ class Block(nnx.Module):
     """Pre-norm residual block: x += attention, x += MLP; parts act at their sites."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
         self.attention = Attention(config, config.windows()[layer], rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
         self.parts = make_parts(config, layer, rngs=rngs)
@@ -146,13 +166,13 @@ class Block(nnx.Module):
         """Stream x [B, T, D], and what queries are taken from [B, T, D] -> stream [B, T, D]."""
         parts, layer = self.parts, here.layer
         with jax.named_scope("attention"):
-            query_source, source = rms_norm(query_source), rms_norm(x)
+            query_source, source = self.attention_norm(query_source), self.attention_norm(x)
             source = through(parts, "attention_input", source, here)
             out = self.attention(query_source, source, here, view, parts)
             x = x + view("attention", layer, through(parts, "attention_output", out, here))
         x = through(parts, "attention_sum", x, here)
         x = through(parts, "stream", x, here, place="mlp_stream")
         with jax.named_scope("mlp"):
-            out = self.mlp(through(parts, "mlp_input", rms_norm(x), here), here, parts)
+            out = self.mlp(through(parts, "mlp_input", self.mlp_norm(x), here), here, parts)
             x = x + view("mlp", layer, through(parts, "mlp_output", out, here))
         return view("block", layer, through(parts, "block_output", x, here))

@@ -43,9 +43,12 @@ class FullPass:
     def at(self, place: str) -> FullPass:
         return self
 
+    def with_weights(self, act: Callable[[Array], Array]) -> FullPass:
+        return WithWeights(act)
+
 
 class WithWeights(FullPass):
-    """A full pass that also hands the attention weights [B, H, T, T] to `see`."""
+    """A full pass that hands the attention weights [B, H, T, T] to `see`, and uses its answer."""
 
     def __init__(self, see: Callable[[Array], Array]):
         super().__init__(self._attend_with_weights)
@@ -53,6 +56,9 @@ class WithWeights(FullPass):
 
     def at(self, place: str) -> FullPass:
         return FullPass(plain)  # the layer's own attention is shown, not that of parts
+
+    def with_weights(self, act: Callable[[Array], Array]) -> FullPass:
+        return WithWeights(lambda weights: self._see(act(weights)))
 
     def _attend_with_weights(
         self, query: Array, key: Array, value: Array, window: int | None

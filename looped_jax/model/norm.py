@@ -1,22 +1,59 @@
-"""The one norm of the model, and what it divides by."""
+"""The norms of the model, and what they divide by."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.model.weights import weight
 
 Array = jax.Array
+
+
+class Norm(nnx.Module):
+    """The norm that `model.norm` describes: of a layer's branch, or at the end of a loop.
+
+    By default rms_norm, which has no weights. kind="layer" is that of Ba et al., "Layer
+    Normalization", 2016 (arXiv 1607.06450), with gain and bias or without.
+    """
+
+    def __init__(self, config: ModelConfig):
+        ones, zeros = jnp.ones((config.width,)), jnp.zeros((config.width,))
+        self._settings = config.norm
+        self.gain = weight(ones, "embed", group="vector") if config.norm.gain else None
+        self.bias = weight(zeros, "embed", group="vector") if config.norm.bias else None
+
+    def __call__(self, x: Array) -> Array:
+        """x [..., D] normed over the last axis, in float32 at least; keeps dtype."""
+        with jax.named_scope("norm"):
+            wide = _wide(x)
+            if self._settings.kind == "layer":
+                wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+            wide = wide * jax.lax.rsqrt(_mean_square(wide, self._settings.eps))
+            wide = wide if self.gain is None else wide * self.gain[...]
+            wide = wide if self.bias is None else wide + self.bias[...]
+            return wide.astype(x.dtype)
 
 
 def rms_norm(x: Array) -> Array:
     """x / rms(x) over the last axis, in float32 at least, without a learned scale; keeps dtype."""
     with jax.named_scope("norm"):
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + jnp.finfo(wide.dtype).eps)).astype(x.dtype)
+        wide = _wide(x)
+        return (wide * jax.lax.rsqrt(_mean_square(wide))).astype(x.dtype)
 
 
 def rms(x: Array) -> Array:
     """What rms_norm divides x [..., D] by: [..., 1], float32 at least."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.sqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + jnp.finfo(wide.dtype).eps)
+    return jnp.sqrt(_mean_square(_wide(x)))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _mean_square(wide: Array, eps: float | None = None) -> Array:
+    """Over the last axis [..., 1], with what keeps it from zero."""
+    least = jnp.finfo(wide.dtype).eps if eps is None else eps
+    return jnp.mean(wide * wide, axis=-1, keepdims=True) + least

@@ -22,7 +22,6 @@ from looped_jax.model import transformer
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.loop_scan import counted_loops
-from looped_jax.model.norm import rms_norm
 from looped_jax.model.probe import BLIND, Probe, mean_norm
 from looped_jax.model.transformer import LoopStates, Params
 
@@ -144,7 +143,7 @@ def _one_loop(
         view = probe.view(loop, inputs)
         now = here._replace(h=h, loop=loop, first=first, carried=carried)
         x = model.loop(now, FullPass(attend, view).open, view)
-        return (view("state", None, rms_norm(x)), now.carried), (mean_norm(x), view.seen())
+        return (view("state", None, model.norm(x)), now.carried), (mean_norm(x), view.seen())
 
     return _Loop(initial, run, lambda h, carried: model.leave(h, carried, here))
 

@@ -28,8 +28,8 @@ from looped_jax.model.block import Block, rope_tables
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
 from looped_jax.model.loop_scan import scan_loops
-from looped_jax.model.norm import rms_norm
-from looped_jax.model.parts.base import Here, make_parts, through
+from looped_jax.model.norm import Norm
+from looped_jax.model.parts.base import NORMED, Here, make_parts, through
 from looped_jax.model.probe import BLIND, Probe, View, mean_norm
 from looped_jax.model.random_numbers import RandomNumbers
 from looped_jax.model.weights import Weight, described
@@ -63,6 +63,7 @@ class LoopedTransformer(nnx.Module):
         self.embed = self.embedding.embed(rngs)
         self.blocks = nnx.List([Block(config, n, rngs=rngs) for n in range(config.layers)])
         self.head = self.embedding.head(rngs)
+        self.norm = Norm(config)  # what every loop closes with
         self.rule = LOOP_RULES[config.variant](config, rngs=rngs)
         self.parts = make_parts(config, None, rngs=rngs)
 
@@ -72,9 +73,11 @@ class LoopedTransformer(nnx.Module):
         """Embedded tokens, and what parts look up once, before the loops."""
         with jax.named_scope("embed"):
             e = self.embedding.look_up(tokens, self.embed)
-        rope = rope_tables(positions, self.config.head_dim, e.dtype, self.config.rope)
+        own = self.config.rope
+        rope = rope_tables(positions, self.config.head_dim, e.dtype, own) if own.on else None
         here = Here(
-            tokens, e, history=history(None, None), entry={}, carried={},
+            tokens, e, history=history(None, None), carried={},
+            entry={} if self.config.norm.embedding else {NORMED: True},
             positions=positions, rope=rope,
         )  # fmt: skip
         if random_numbers.in_model(self.config):
@@ -154,7 +157,7 @@ class LoopedTransformer(nnx.Module):
             before = other_tokens(cache, view)
             now = here._replace(h=h, loop=index, first=self.first(index), carried=carried)
             x = self.loop(now, before.open, view)
-            h = view("state", None, rms_norm(x))  # every loop closes with a norm
+            h = view("state", None, self.norm(x))
             left = (h, now.carried if exits else None) if collect else None
             return (h, now.carried, before.cache), (left, mean_norm(x), view.seen())
 
@@ -344,7 +347,7 @@ def history_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
     def look(params: Params) -> dict[str, Array]:
         model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
-        here = model.enter(tokens, jnp.zeros((1,)), history)
+        here = model.enter(tokens, jnp.zeros((1,), jnp.int32), history)
         (h, carried), loop = model.begin(here), jnp.zeros([], jnp.int32)
         now = here._replace(h=h, carried=carried, loop=loop, first=model.first(loop))
         model.leave(model.loop(now, history, BLIND), now.carried, here)
@@ -359,7 +362,7 @@ def carried_names(config: ModelConfig) -> tuple[str, ...]:
 
     def look(params: Params) -> dict[str, Any]:
         model, tokens = bind(config, params), jnp.zeros((1, 1), jnp.int32)
-        return model.enter(tokens, jnp.zeros((1,)), FullPass(plain).open).carried
+        return model.enter(tokens, jnp.zeros((1,), jnp.int32), FullPass(plain).open).carried
 
     return tuple(jax.eval_shape(look, init_shapes(config)))
 

@@ -23,7 +23,7 @@ from looped_jax.data.corpus import Corpus
 from looped_jax.data.epochs import Epochs
 from looped_jax.data.random_order import RandomOrder
 from looped_jax.data.tokenizer import load_tokenizer
-from looped_jax.errors import ConfigError, UserError
+from looped_jax.errors import ArgumentError, ConfigError, UserError
 from looped_jax.evaluation import bits_per_byte, scoring
 from looped_jax.evaluation.core_evaluation import CoreEvaluation
 from looped_jax.inference.trained_model import TrainedModel
@@ -93,6 +93,7 @@ class Text(Task):
     def evaluations(
         self, config: Config, mesh: Mesh, *, loop_counts: tuple[int, ...]
     ) -> list[Evaluation]:
+        self._check_samples(config)
         found: list[Evaluation] = [Samples(self, config, mesh)]
         if self.tokenizer and config.train.sample_tokens:
             for prompt in config.train.sample_prompts:
@@ -108,6 +109,18 @@ class Text(Task):
                 )
             found.append(CoreEvaluation(config, self.tokenizer, mesh, loop_counts=loop_counts))
         return found
+
+    def _check_samples(self, config: Config) -> None:
+        """Raise ConfigError, before anything compiles, for samples that no model could write."""
+        train = config.train
+        if train.sample_tokens and train.sample_prompts:
+            longest = max(len(self.tokenizer.encode(prompt)) for prompt in train.sample_prompts)
+            try:
+                config.model.check_row(longest + train.sample_tokens)
+            except ArgumentError as error:
+                raise ConfigError(
+                    f"train.sample_tokens={train.sample_tokens} and {longest} of a prompt: {error}"
+                ) from error
 
     def save(self, run_dir: Path) -> None:
         if self.tokenizer:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from looped_jax.config.registry import LOOP_RULES
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.loop_rules.base import LoopRule
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.base import Here
@@ -52,8 +54,12 @@ class InjectedAttention(LoopRule):
 class Injected(LoopRule):
     """A loop starts from embedding and state together."""
 
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self._normed = config.norm.embedding
+
     def start(self, here: Here) -> Array:
-        return rms_norm(here.e + here.h)  # h is zero in the first loop
+        x = rms_norm(here.e + here.h)  # h is zero in the first loop
+        return x if self._normed else jnp.where(here.first, here.e, x)
 
 
 @LOOP_RULES.register("LT")

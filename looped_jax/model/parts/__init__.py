@@ -2,13 +2,16 @@
 
 from looped_jax.model.parts import (
     backout,
+    biases,
     branch_gains,
     carried_scale,
     coda,
     damping,
+    dropout,
     exit_gate,
     hyper_connections,
     kv_shift,
+    learned_positions,
     loop_adapters,
     loop_embedding,
     loop_gains,
@@ -24,8 +27,8 @@ from looped_jax.model.parts import (
 )
 
 __all__ = [
-    "backout", "branch_gains", "carried_scale", "coda", "damping", "exit_gate",
-    "hyper_connections", "kv_shift", "loop_adapters", "loop_embedding", "loop_gains", "loop_lora",
-    "prelude", "residual_scalars", "residual_scale", "sandwich_norm", "smear", "state_init",
-    "state_noise", "value_embedding",
+    "backout", "biases", "branch_gains", "carried_scale", "coda", "damping", "dropout",
+    "exit_gate", "hyper_connections", "kv_shift", "learned_positions", "loop_adapters",
+    "loop_embedding", "loop_gains", "loop_lora", "prelude", "residual_scalars", "residual_scale",
+    "sandwich_norm", "smear", "state_init", "state_noise", "value_embedding",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from looped_jax.config.options import one_of, setting
 from looped_jax.config.registry import PARTS, WEIGHT_GROUPS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.norm import rms, rms_norm
-from looped_jax.model.parts.base import Here, Part, PartSettings
+from looped_jax.model.parts.base import Here, Part, PartSettings, refuse_other_norms
 from looped_jax.model.weight_groups import WeightGroup
 from looped_jax.model.weights import weight
 
@@ -53,6 +53,7 @@ class Backout(Part):
     def __init__(
         self, settings: BackoutSettings, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs
     ):
+        refuse_other_norms("backout", config)
         self.scale = weight(jnp.full((1,), settings.start), None, group="backout")
         self._each_loop = settings.middle == "of_last_loop"
         visits = config.layers * (1 if self._each_loop else config.loops)

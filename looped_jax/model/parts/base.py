@@ -22,6 +22,8 @@ product           [B, T, out]      x @ w of any matrix of a layer; `here` names 
                                    holds x [B, T, in]
 query, key, value [B, T, heads, Dh] before position and norm; `here.source` is the normalised
                                    input [B, T, D] of keys and values
+attention_weights [B, H, T, T]     float32, after the softmax, in training alone: no fused kernel
+                                   holds them, so that a part here lets plain attention take over
 mixed             [B, T, H, Dh]    what attention has gathered, before it is projected
 attention_output, mlp_output  [B, T, D] what a branch adds to the stream
 attention_sum     x [B, T, D]      the stream after attention
@@ -50,6 +52,7 @@ from flax import nnx
 from looped_jax.config.options import setting
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.errors import ConfigError
 from looped_jax.model.linear import linear
 from looped_jax.model.norm import rms_norm
 from looped_jax.model.random_numbers import RandomNumbers
@@ -59,10 +62,12 @@ OF_MODEL = (
     "entry", "initial_state", "loop_start", "layer_start", "layer_end", "loop_end", "exit", "stop",
     "readout",
 )  # fmt: skip
-NORMED = "normed"  # in Here.entry: e is norm(e) already, or more than that
+NORMED = "normed"  # in Here.entry: loops start from e as it is, normed already or meant so
+ON_WEIGHTS = "attention_weights"
 OF_LAYER = (
-    "entry", "stream", "attention_input", "product", "query", "key", "value", "mixed",
-    "attention_output", "attention_sum", "mlp_input", "mlp_output", "block_output",
+    "entry", "stream", "attention_input", "product", "query", "key", "value",
+    ON_WEIGHTS, "mixed", "attention_output", "attention_sum", "mlp_input", "mlp_output",
+    "block_output",
 )  # fmt: skip
 
 
@@ -71,6 +76,11 @@ class PartSettings:
     """What every part can be told; a part adds its own."""
 
     on: bool = setting(False, "whether the model has it")
+
+    def longest_row(self, seq_len: int) -> int | None:
+        """Tokens that a row may have at most, where a part knows no later positions."""
+        del seq_len
+        return None
 
 
 class History(Protocol):
@@ -91,6 +101,10 @@ class History(Protocol):
         """The history of one part at one site, or of the loop rule."""
         ...
 
+    def with_weights(self, act: Callable[[Array], Array]) -> History:
+        """The same in a full pass, whose attention weights [B, H, T, T] are act(weights)."""
+        ...
+
 
 class Here(NamedTuple):
     """What a part or a loop rule sees of the place it stands in.
@@ -104,7 +118,7 @@ class Here(NamedTuple):
     carried: what parts hand from loop to loop beside h, by name: pytrees of [B, T, …], zero in the
     first loop. A part says at the entry what its own is like, and replaces it in every loop
     positions: of the tokens in their sequences, [T] or [B, T]
-    rope: rotary tables of the positions; see block.rope_tables
+    rope: rotary tables of the positions, or None; see block.rope_tables
     matrix: name of the matrix whose product it is; source: what it was multiplied with, see `query`
     random: see model/random_numbers.py, None where nothing draws; place: site and part that ask
     """
@@ -131,7 +145,7 @@ class Here(NamedTuple):
 
     @property
     def x0(self) -> Array:
-        """norm(e) [B, T, D], what a loop starts from; e where a part has normed it at the entry."""
+        """norm(e) [B, T, D], what a loop starts from; e where the entry or model.norm says so."""
         return self.e if NORMED in (self.entry or ()) else rms_norm(self.e)
 
     @property
@@ -196,6 +210,16 @@ def times_of_loop(x: Array, weights: nnx.Param, here: Here) -> Array:
     return jax.vmap(linear)(x, own[:, 0]) if of_rows else linear(x, own)
 
 
+def refuse_other_norms(part: str, config: ModelConfig) -> None:
+    """Raise ConfigError for a part that takes rms(x) · norm(x) for x, where that is not so."""
+    if not config.norm.keeps_direction:
+        raise ConfigError(
+            f"model.parts.{part} finds the stream x again as rms(x) · norm(x), and model.norm="
+            f"{config.norm} changes its direction; leave the part out, or take model.norm.kind=rms "
+            "without gain and bias"
+        )
+
+
 def make_parts(config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs) -> nnx.Dict:
     """The parts that are on, by name: those of a layer, or with None those of the model.
 
@@ -221,3 +245,10 @@ def through(
         if act is not None:
             x = act(x, here.at(f"{place or site}.{name}"))
     return x
+
+
+def on_weights(parts: Mapping[str, Part], here: Here) -> Callable[[Array], Array] | None:
+    """What parts do to attention weights [B, H, T, T] in training, or None where none does."""
+    if not here.training or not any(hasattr(part, ON_WEIGHTS) for part in parts.values()):
+        return None
+    return lambda weights: through(parts, ON_WEIGHTS, weights, here)

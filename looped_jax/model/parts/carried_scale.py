@@ -10,12 +10,16 @@ Source: a plain stack of layers, as in nanochat (Karpathy, 2025), gone through K
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from looped_jax.config.registry import PARTS
+from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.norm import rms
-from looped_jax.model.parts.base import Here, Part
+from looped_jax.model.parts.base import Here, Part, refuse_other_norms
 
 Array = jax.Array
 
@@ -26,6 +30,9 @@ class CarriedScale(Part):
 
     each_layer = False
     starts_as_identity = False
+
+    def __init__(self, settings: Any, config: ModelConfig, layer: int | None, *, rngs: nnx.Rngs):
+        refuse_other_norms("carried_scale", config)
 
     def entry(self, e: Array, here: Here) -> Array:
         here.carried["carried_scale"] = rms(e)

@@ -17,13 +17,15 @@ Array = jax.Array
 
 
 def learning_rate_multiplier(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, plateau, linear warm-down; where they overlap the warm-up wins."""
+    """Linear warm-up, plateau, warm-down; where they overlap the warm-up wins."""
     up, down = round(config.warmup_ratio * steps), _warmdown(config, steps)
     up = up if config.warmup_steps is None else config.warmup_steps
 
     def multiplier(step: Array) -> Array:
         rising = (step + 1) / max(up, 1)
         left = (steps - step) / max(down, 1)
+        if config.warmdown_shape == "cosine":
+            left = (1 - jnp.cos(jnp.pi * jnp.clip(left, 0.0, 1.0))) / 2
         falling = left + (1 - left) * config.final_lr_fraction
         return jnp.where(step < up, rising, jnp.where(step <= steps - down, 1.0, falling))
 
@@ -85,4 +87,6 @@ def restarted(state: Any) -> Any:
 
 
 def _warmdown(config: OptimConfig, steps: int) -> int:
+    if config.warmdown_steps is not None:
+        return config.warmdown_steps
     return round(config.warmdown_ratio * steps)
