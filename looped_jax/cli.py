@@ -198,14 +198,21 @@ def _convert(flags: argparse.ArgumentParser) -> None:
         there.add_argument("run_dir", type=path)
         there.add_argument("out", type=path)
         there.add_argument("--step", type=int, help="the last by default")
-        there.add_argument(
-            "--tokenizer", type=path, help="tokenizer.json or nanochat's tokenizer.pkl"
-        )
-        there.add_argument(
-            "--dtype", choices=("float32", "bfloat16"), default="float32",
-            help="what the converted model computes in",
-        )  # fmt: skip
-    for name, layout in (("to-reference", "the reference's layout"), ("to-nanochat", "nanochat's")):
+        _add_converted(there)
+    hub = commands.add_parser("from-gpt2", help="a GPT-2 of the hub into a run folder of ours")
+    hub.add_argument("source", help="a folder with config.json and model.safetensors, or its name")
+    hub.add_argument("out", type=path)
+    hub.add_argument("--endpoint", help="of the hub; $HF_ENDPOINT or huggingface.co by default")
+    _add_converted(hub)
+    nanogpt = commands.add_parser("from-nanogpt", help="a nanoGPT checkpoint into a run folder")
+    nanogpt.add_argument("file", type=path, help="ckpt.pt")
+    nanogpt.add_argument("out", type=path)
+    _add_converted(nanogpt)
+    for name, layout in (
+        ("to-reference", "the reference's layout"),
+        ("to-nanochat", "nanochat's"),
+        ("to-gpt2", "a folder for transformers"),
+    ):
         back = commands.add_parser(name, help=f"a run of ours into {layout}")
         back.add_argument("run_dir", type=path)
         back.add_argument("out", type=path)
@@ -213,6 +220,14 @@ def _convert(flags: argparse.ArgumentParser) -> None:
     words = commands.add_parser("tokenizer", help="tokenizer.pkl into tokenizer.json, or back")
     words.add_argument("file", type=path)
     words.add_argument("out", type=path)
+
+
+def _add_converted(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--tokenizer", type=path, help="tokenizer.json or nanochat's tokenizer.pkl")
+    flags.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="what the converted model computes in",
+    )  # fmt: skip
 
 
 def _add_checkpoint(flags: argparse.ArgumentParser) -> None:

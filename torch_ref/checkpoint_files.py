@@ -108,7 +108,10 @@ def read_tensors(path: Path) -> Weights:
     return plain
 
 
-def check_tensors(weights: Weights, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def check_tensors(
+    weights: Weights, shapes: Mapping[str, tuple[int, ...]], path: Path, *,
+    meta: str = "its meta", mend: str = "model_config",
+) -> None:  # fmt: skip
     """Raise ConvertError that names every tensor that is missing, extra, misshapen or too wide."""
     wrong = [f"{name} is missing" for name in shapes if name not in weights]
     wrong += [f"{name} is extra" for name in weights if name not in shapes]
@@ -121,7 +124,7 @@ def check_tensors(weights: Weights, shapes: Mapping[str, tuple[int, ...]], path:
     if wrong:
         more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise ConvertError(
-            f"{path} does not fit its meta: {'; '.join(wrong[:6])}{more}; correct model_config"
+            f"{path} does not fit {meta}: {'; '.join(wrong[:6])}{more}; correct {mend}"
         )
 
 

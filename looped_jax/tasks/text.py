@@ -113,7 +113,7 @@ class Text(Task):
     def _check_samples(self, config: Config) -> None:
         """Raise ConfigError, before anything compiles, for samples that no model could write."""
         train = config.train
-        if train.sample_tokens and train.sample_prompts:
+        if self.tokenizer and train.sample_tokens and train.sample_prompts:
             longest = max(len(self.tokenizer.encode(prompt)) for prompt in train.sample_prompts)
             try:
                 config.model.check_row(longest + train.sample_tokens)
