@@ -94,10 +94,8 @@ class Evaluator:
 
         Nats per token of a model without a tokenizer.
         """
-        config, tokenizer = self.model.config, None
-        if self.model.has_text:
-            tokenizer = self.model.tokenizer
-        vocab_size = config.model.vocab_size
+        config, vocab_size = self.model.config, self.model.config.model.vocab_size
+        tokenizer = self.model.tokenizer if self.model.has_text else None
         unit, metric = (1.0, "bpb") if tokenizer else (math.log(2), "nats")
         corpus = Corpus.to_judge(config.data, self.args.data)
         corpus.check_ids(vocab_size)
