@@ -19,13 +19,14 @@ from looped_jax.errors import ConfigError
 
 
 def make(name: str, preset: str | None) -> ConfigDict:
-    """The settings of a loop rule, or of a family of models, under `preset`: by default `paper`.
+    """The settings of a loop rule, or of a family of models, under `preset`: by default its first.
 
     Raises ConfigError for a preset that there is not.
     """
     check(preset, name)
-    preset, config = preset or "paper", default_config()
-    PRESETS[preset](config)
+    preset, config = preset or next(iter(FAMILIES.get(name, PRESETS))), default_config()
+    if preset in PRESETS:
+        PRESETS[preset](config)
     if name in FAMILIES:
         FAMILIES[name][preset](config)
     else:

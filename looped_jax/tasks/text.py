@@ -95,12 +95,6 @@ class Text(Task):
     ) -> list[Evaluation]:
         self._check_samples(config)
         found: list[Evaluation] = [Samples(self, config, mesh)]
-        if self.tokenizer and config.train.sample_tokens:
-            for prompt in config.train.sample_prompts:
-                try:
-                    self.tokenizer.prompt(prompt)
-                except UserError as error:
-                    raise ConfigError(f"train.sample_prompts: {error}") from error
         if config.train.core_every:
             if not (self.tokenizer and self.tokenizer.start):
                 raise ConfigError(
@@ -113,14 +107,18 @@ class Text(Task):
     def _check_samples(self, config: Config) -> None:
         """Raise ConfigError, before anything compiles, for samples that no model could write."""
         train = config.train
-        if self.tokenizer and train.sample_tokens and train.sample_prompts:
-            longest = max(len(self.tokenizer.encode(prompt)) for prompt in train.sample_prompts)
-            try:
-                config.model.check_row(longest + train.sample_tokens)
-            except ArgumentError as error:
-                raise ConfigError(
-                    f"train.sample_tokens={train.sample_tokens} and {longest} of a prompt: {error}"
-                ) from error
+        if not (self.tokenizer and train.sample_tokens and train.sample_prompts):
+            return
+        try:
+            longest = max(len(self.tokenizer.prompt(prompt)) for prompt in train.sample_prompts)
+        except UserError as error:
+            raise ConfigError(f"train.sample_prompts: {error}") from error
+        try:
+            config.model.check_row(longest + train.sample_tokens - 1)  # the last is not read
+        except ArgumentError as error:
+            raise ConfigError(
+                f"train.sample_tokens={train.sample_tokens} and {longest} of a prompt: {error}"
+            ) from error
 
     def save(self, run_dir: Path) -> None:
         if self.tokenizer:
@@ -173,9 +171,12 @@ class Text(Task):
         prompt = next((["--prompt", p] for p in train.sample_prompts if p.isprintable()), [])
         modes = "bpb,sample" if self.tokenizer else "bpb"
         judged = ["--modes", modes, "--eval_tokens", str(train.eval_tokens)]
+        if train.sample_tokens and config.model.longest_row() is not None:  # by default too many
+            prompt = [*prompt, "--tokens", str(train.sample_tokens)]
         text = {f"text from {more} loops": ["generate", *run, *prompt, "--loops", str(more)]}
+        speaks = self.tokenizer and ("--prompt" in prompt or self.tokenizer.start)
         return {
-            **(text if self.tokenizer else {}),
+            **(text if speaks else {}),
             "what every loop does": ["diagnose", *run],
             "scores and samples by loops": ["evaluate", *run, "--loops", counts, *judged],
         }

@@ -292,3 +292,4 @@ def test_a_run_on_tokens_alone_is_judged_by_nats_and_one_on_characters_speaks(ho
     code, out, err = run_here(home, tmp_path / "b", *given, steps=4)
     assert code == 0, err
     assert "step 4 sample: 'hello'" in out and "bits per byte" in out
+    assert "generate --checkpoint" in out and "--prompt hello" in out
