@@ -570,10 +570,10 @@ def _validate(config: Settings) -> None:
             f"optim.warmup_ratio={o.warmup_ratio} and optim.warmup_steps={o.warmup_steps} both say "
             "how long the rates rise; give one"
         )
-    if o.warmdown_ratio != OptimConfig.warmdown_ratio and o.warmdown_steps is not None:
+    if o.warmdown_ratio not in (0, OptimConfig.warmdown_ratio) and o.warmdown_steps is not None:
         raise ConfigError(
             f"optim.warmdown_ratio={o.warmdown_ratio} and optim.warmdown_steps={o.warmdown_steps} "
-            "both say how long the rates fall; give one"
+            "both say how long the rates fall; leave one out, or give optim.warmdown_ratio=0"
         )
     if o.warmdown_steps is None and o.warmup_ratio + o.warmdown_ratio > 1:
         raise ConfigError(
