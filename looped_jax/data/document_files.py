@@ -10,6 +10,7 @@ import abc
 import functools
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from looped_jax.errors import DataError
 
 Document = str | np.ndarray  # a text, or its tokens, int32
+_READ_AT_ONCE = 256  # documents
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -113,7 +115,7 @@ class ParquetFile(DocumentFile):
     def _read(self, group: int) -> list[str]:
         try:
             with pq.ParquetFile(self.path) as file:
-                return _texts(file, group)
+                return list(_texts(file, group))
         except _UNREADABLE as error:
             raise DataError(
                 f"{self.path}: row group {group} is damaged ({reason_of(error)}); "
@@ -136,7 +138,8 @@ class ParquetFile(DocumentFile):
                     )
                 if not rows:
                     raise DataError(f"{path} has no rows; remove it or download it again")
-                if not any(_texts(file, group) for group in range(file.num_row_groups)):
+                groups = range(file.num_row_groups)
+                if not any(text for group in groups for text in _texts(file, group)):
                     raise DataError(
                         f"{path}: column `text` is empty; remove it or download it again"
                     )
@@ -160,8 +163,10 @@ class ParquetFile(DocumentFile):
         }
 
 
-def _texts(file: pq.ParquetFile, group: int) -> list[str]:
-    return [text for text in file.read_row_group(group, ["text"])["text"].to_pylist() if text]
+def _texts(file: pq.ParquetFile, group: int) -> Iterator[str]:
+    """Documents of a row group, read as they are asked for: one may be all of a large file."""
+    for batch in file.iter_batches(_READ_AT_ONCE, row_groups=[group], columns=["text"]):
+        yield from filter(None, batch["text"].to_pylist())
 
 
 def reason_of(error: Exception) -> str:

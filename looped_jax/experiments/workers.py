@@ -60,7 +60,8 @@ class Place:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
             if self.share < 1:
-                os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * self.share:.2f}"
+                os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # both are refused
+                os.environ["XLA_CLIENT_MEM_FRACTION"] = f"{0.9 * self.share:.2f}"
         elif self.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.cores)
 

@@ -7,6 +7,7 @@ folder appears by one rename once everything in it is written.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,11 @@ from looped_jax.errors import CheckpointError
 from looped_jax.files import check_writable
 from looped_jax.training.run_meta import RunMeta
 from looped_jax.training.train_state import TrainState
+
+# What shows that files are damaged or missing; what else goes wrong, as memory or a disk that does
+# not answer, says nothing about them.
+_DAMAGED = (KeyError, json.JSONDecodeError)
+_DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # of tensorstore
 
 
 class Checkpoints:
@@ -94,10 +100,17 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        """Let what is being saved finish; threads of the manager must not outlive the program."""
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        """Let what is being saved finish; threads of the manager must not outlive the program.
+
+        A failed save is no news beside an `error` that ends the block: it becomes a note of it.
+        """
         try:
             self.wait()
+        except CheckpointError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))
         finally:
             self._manager.close()
 
@@ -125,14 +138,18 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            damaged = isinstance(error, _DAMAGED) or reason.startswith(_DAMAGE)
             raise CheckpointError(
-                f"{self.folder / str(step)} cannot be read ({reason}); "
-                "remove that folder to go on from the checkpoint before it"
+                f"{self.folder / str(step)} is damaged ({reason}); move that folder away to go on "
+                "from the checkpoint before it"
+                if damaged
+                else f"{self.folder / str(step)} cannot be read ({reason}), which may pass: keep "
+                "it and try again; LOOPED_JAX_TRACEBACK=1 shows where it comes from"
             ) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
         reason = str(error).strip().splitlines()
-        kept = self._manager.latest_step()
+        kept = max(_steps_in(self.folder), default=None)  # the manager forgets it before it goes
         return CheckpointError(
             f"saving to {self.folder} failed ({reason[0] if reason else type(error).__name__}); "
             + (f"the checkpoint of step {kept} is intact" if kept is not None else "none exists")
@@ -157,7 +174,10 @@ def _kept(keep: int, every: int, best: int) -> policies.PreservationPolicy:
 
 def saved_steps(run_dir: str | Path) -> list[int]:
     """Steps of the complete checkpoints of a run, in order."""
-    folder = Path(run_dir).resolve() / "checkpoints"
+    return _steps_in(Path(run_dir).resolve() / "checkpoints")
+
+
+def _steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 

@@ -116,6 +116,22 @@ def test_survives_pickling_and_saving(trained, texts, tmp_path):
     assert load(str(path), texts, tmp_path).fingerprint() == trained.fingerprint()
 
 
+def test_documents_are_encoded_a_few_at_once_and_come_as_of_all(trained, monkeypatch):
+    """All of a row group at once would take 30 times its text in memory."""
+    whole, sizes, core = trained.encode_documents(TEXTS * 5), [], trained._core
+
+    class Core:
+        def encode_batch_fast(self, texts, **settings):
+            sizes.append(len(texts))
+            return core.encode_batch_fast(texts, **settings)
+
+    monkeypatch.setattr(trained, "_core", Core())
+    monkeypatch.setattr(tokenizer, "_ENCODED_AT_ONCE", 150)
+    parts = trained.encode_documents(TEXTS * 5)
+    assert sizes == [3] * 5
+    assert [each.tolist() for each in parts] == [each.tolist() for each in whole]
+
+
 def test_named_start_token(trained, texts, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(trained.to_json())

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import functools
 
 import jax
@@ -95,10 +96,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
             path.write_bytes(b"\0" * 10)
     again, shapes = Checkpoints(tmp_path), train_step.abstract(CONFIG, OPTIMIZER, mesh)
     for read in (again.meta, lambda step: again.restore(step, shapes)):
-        with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be read .*remove that"):
+        with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged .*move that"):
             read(2)
     assert again.meta(1) == RunMeta(step=1)
     assert_same(stepped(mesh, 1), again.restore(1, shapes))
+
+
+def test_what_says_nothing_about_the_files_advises_to_keep_them(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, stepped(mesh_of(1, 1, 1), 1), RunMeta(step=1))
+        checkpoints.wait()
+
+        def fails(*_, **__):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "restore", fails)
+            with pytest.raises(CheckpointError, match=r"Stale file handle.*keep it and try again"):
+                checkpoints.meta(1)
+
+
+def test_the_error_that_ends_a_run_is_not_replaced_by_that_of_a_save(tmp_path, monkeypatch):
+    def fails(self):
+        raise CheckpointError("no space")
+
+    monkeypatch.setattr(Checkpoints, "wait", fails)
+    with pytest.raises(ZeroDivisionError) as raised, Checkpoints(tmp_path):
+        1 / 0  # noqa: B018
+    assert raised.value.__notes__ == ["no space"]
+    with pytest.raises(CheckpointError, match="no space"), Checkpoints(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -121,7 +148,7 @@ sys.path.insert(0, {str(checkpoint.__file__.rsplit("looped_jax", 1)[0])!r})
 from tests import conftest
 from tests.training.test_checkpoint import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-checkpoints = Checkpoints({str(tmp_path)!r})
+checkpoints = Checkpoints({str(tmp_path)!r}, keep=1)
 current = stepped(mesh_of(1, 1, 1), 1)
 checkpoints.save(1, current, RunMeta(step=1))
 checkpoints.wait()

@@ -97,7 +97,7 @@ def read_ahead(groups: grain.MapDataset, start: int, *, workers: int) -> grain.D
 
     They are made ahead in `workers` processes, or in a thread where there is none.
     """
-    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)  # one may be a large file
     elements = groups.repeat().slice(slice(start, None)).to_iter_dataset(ahead)
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)

@@ -62,6 +62,9 @@ class Stream(Packing):
         return {}
 
 
+_ENCODED_AT_ONCE = 256  # documents
+
+
 class Tokens:
     """Texts to one int32 array, each document behind its start token; sent to worker processes."""
 
@@ -69,7 +72,11 @@ class Tokens:
         self.encoder = encoder
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        return np.concatenate([np.zeros(0, np.int32), *self.encoder.encode_documents(texts)])
+        tokens = bytearray()  # grows where it is: arrays to be joined would take as much again
+        for first in range(0, len(texts), _ENCODED_AT_ONCE):
+            for document in self.encoder.encode_documents(texts[first : first + _ENCODED_AT_ONCE]):
+                tokens += document.tobytes()
+        return np.frombuffer(tokens, np.int32)
 
 
 class PackedRows(grain.IterDataset):
@@ -123,9 +130,11 @@ class PackedRowsIterator(grain.DatasetIterator):
         seq_len = self._rows.seq_len
         buffer = self._load(self._head) if self._buffer is None else self._buffer
         while self._cursor == len(self._order) * seq_len:
-            left_over = buffer[self._cursor :]
+            self._head = buffer[self._cursor :].copy()
+            self._buffer = None
+            del buffer  # before there is another: a group may be a large file
             self._group, self._cursor = self._group + 1, 0
-            buffer = self._load(left_over)
+            buffer = self._load(self._head)
         first = self._order[self._cursor // seq_len] * seq_len
         self._cursor += seq_len
         return buffer[first : first + seq_len + 1]
@@ -139,7 +148,7 @@ class PackedRowsIterator(grain.DatasetIterator):
         if self._empty == len(self._rows.groups):
             raise nothing_to_read(self._empty)
         self._head = head
-        self._buffer = np.concatenate([head, tokens])
+        self._buffer = np.concatenate([head, tokens]) if len(head) else tokens
         rows = max(len(self._buffer) - 1, 0) // self._rows.seq_len
         self._order = self._rows.order(rows, self._group)
         return self._buffer
