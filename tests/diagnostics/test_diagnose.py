@@ -145,7 +145,9 @@ def arguments(home, run_dir):
             "--tokens", "64", "--loops", str(LOOPS), "--batch_size", "2"]  # fmt: skip
 
 
-def test_any_text_file_is_diagnosed_with_fewer_loops_than_trained(arguments, tmp_path, monkeypatch, capsys):
+def test_any_text_is_diagnosed_at_fewer_loops_than_trained(
+    arguments, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "notes.txt").write_text((ROOT / "README.md").read_text())
     given = [*arguments, "--out", str(tmp_path / "page"), "--data", str(tmp_path / "notes.txt")]
