@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     try:
         print(f"written: {_convert(args)}")
+    except ModuleNotFoundError as error:  # of an installation from before GPT-2
+        sys.stderr.write(f"error: {error}; pip install 'looped_jax[torch]'\n")
+        raise SystemExit(1) from None
     except (UserError, ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None

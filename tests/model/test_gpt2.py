@@ -337,3 +337,19 @@ def test_in_one_loop_of_two_it_is_what_it_was():
     first, second = logits_at(config, params, arrays["tokens"], (1, 2))
     np.testing.assert_allclose(first, arrays["logits"], rtol=0, atol=2e-5)
     assert np.abs(first - second).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "width", "parameters"),
+    [
+        (12, 12, 768, 124_439_808),
+        (24, 16, 1024, 354_823_168),
+        pytest.param(36, 20, 1280, 774_030_080, marks=pytest.mark.slow),
+        pytest.param(48, 25, 1600, 1_557_611_200, marks=pytest.mark.slow),
+    ],
+)
+def test_gpt2s_sizes(layers, heads, width, parameters):
+    described = gpt2_names.Description(layers, heads, width, 1024, 50_257)
+    config = resolve(Settings(model=gpt2_names.model_settings(described))).model
+    filled = (config.padded_vocab - 50_257) * width
+    assert sum(w.size for w in transformer.weights(config).values()) == parameters + filled
