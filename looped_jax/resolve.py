@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from looped_jax.config import depth_scaling, horizon, presets
+from looped_jax.config.families import FAMILIES
 from looped_jax.config.options import Optimizers, WeightGroups, either
 from looped_jax.config.resolved import Config, ModelConfig, TrainConfig
 from looped_jax.config.settings import (
@@ -231,6 +232,10 @@ def run_name(config: Settings) -> str:
     compared = {base: _different(config, *base) for base in bases}
     (name, preset), (parted, different) = min(compared.items(), key=lambda of: sum(map(len, of[1])))
     parts = [] if task == "text" else [preset if own else task]
+    if name in FAMILIES and preset not in presets.PRESETS:
+        name = f"{name}-{preset}"
+    if name in FAMILIES and preset not in presets.PRESETS:
+        name = f"{name}-{preset}"
     parts += [name, f"K{m.loops}", f"L{m.layers}", m.loss]
     parts += [f"D{m.width}"] if m.width else []
     parts += [f"mla{m.latent_rank}"] if m.attention == "mla" else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import shlex
@@ -102,7 +103,8 @@ def _train(
     log(str(attention))
     if lock.warning:
         log(lock.warning)
-    for line in (*describe_scale(settings, config), *draws.loops.describe()):
+    notes = (optimizers.unused_groups(config), draws.loops.describe())
+    for line in itertools.chain(describe_scale(settings, config), *notes):
         log(line)
     if jax.process_count() > 1:
         log(

@@ -12,6 +12,7 @@ import functools
 
 from ml_collections import ConfigDict
 
+from looped_jax.config import families
 from looped_jax.config.families import FAMILIES
 from looped_jax.config.options import either
 from looped_jax.config.settings import default_config
@@ -25,22 +26,25 @@ def make(name: str, preset: str | None) -> ConfigDict:
     """
     check(preset, name)
     preset, config = preset or next(iter(FAMILIES.get(name, PRESETS))), default_config()
-    if preset in PRESETS:
-        PRESETS[preset](config)
-    if name in FAMILIES:
-        FAMILIES[name][preset](config)
+    if change := name in FAMILIES and families.find(name, preset):
+        if base := families.base_preset(preset):
+            PRESETS[base](config)
+        change(config)
     else:
+        PRESETS[preset](config)
         config.model.variant = name
     return config
 
 
 def check(preset: str | None, name: str = "") -> None:
     """Raises ConfigError for a preset that there is not, of the family of that name or of rules."""
-    known = list(FAMILIES.get(name, PRESETS))
-    if preset and preset not in known:
+    known = FAMILIES.get(name, PRESETS)
+    if preset and not (families.find(name, preset) if name in FAMILIES else preset in known):
         of_family = f" of {name}" if name in FAMILIES else ""
+        sizes = ", a size as d12 or d12x4" if name == "nanochat" else ""
         raise ConfigError(
-            f"preset {preset!r}{of_family} is unknown; choose {either(known)}, or leave it out"
+            f"preset {preset!r}{of_family} is unknown; choose {either(list(known))}{sizes}, or "
+            "leave it out"
         )
 
 

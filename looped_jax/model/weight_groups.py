@@ -43,10 +43,12 @@ class WeightGroup:
 
     parent: the group whose rate and other settings it has where it is given none of its own. Those
     without one are "matrix", "table", "head" and "vector": an optimizer knows how to update these.
+    logged: whether every step logs its weights, a few scalars, as `scalars/NAME`
     """
 
     Settings: ClassVar[type[GroupSettings]] = GroupSettings
     parent: ClassVar[str | None] = "vector"
+    logged: ClassVar[bool] = False
 
 
 @WEIGHT_GROUPS.register("matrix")

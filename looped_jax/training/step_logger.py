@@ -145,6 +145,7 @@ class StepLogger:
                 "total/seconds": self.seconds,
             }
             | loops
+            | {f"scalars/{name}": value for name, value in values["scalars"].items()}
             | dict(submitted.of_rows)
             | ({} if self.epochs is None else {"total/epochs": self.epochs}),
         )

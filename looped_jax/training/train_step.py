@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from looped_jax.config.registry import WEIGHT_GROUPS
 from looped_jax.config.resolved import Config
 from looped_jax.model import (
     attention_kernels,
@@ -72,9 +73,10 @@ def make_train_step(
 
     The M micro-batches are averaged token by token, so the result does not depend on how rows are
     spread over micro-batches and devices. Metrics: `loss` of the last loop, `objective`,
-    `loop_losses` [scored], `norms` [K], `grad_norm` before clipping,
-    `learning_rate_multiplier`; with train.loop_sampling `loops` as sampled_loops.run_in gives it,
-    and for K its loops with gradients, a norm that no micro-batch had being NaN.
+    `loop_losses` [scored], `norms` [K], `grad_norm` before clipping, `learning_rate_multiplier`;
+    `scalars` by name after the step, of the groups of weights that are logged; with
+    train.loop_sampling `loops` as sampled_loops.run_in gives it, and for K its loops with
+    gradients, a norm that no micro-batch had being NaN.
 
     With `diagnostics` also a dict `diagnostics` of what happens inside: `gradient_attention`,
     `gradient_mlp`, `gradient_block` [K, L] norm over all tokens of the objective's gradient where
@@ -83,6 +85,8 @@ def make_train_step(
     by name.
     """
     multiplier = optimizers.learning_rate_multiplier(config.optim, config.train.steps)
+    weights = transformer.weights(config.model)
+    scalars = [name for name, weight in weights.items() if WEIGHT_GROUPS[weight.group].logged]
 
     def step(state: TrainState, tokens: Array) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(config, mesh, state.params, tokens, diagnostics=diagnostics)
@@ -91,16 +95,15 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
+        metrics["scalars"] = {name: params[name] for name in scalars}
         if diagnostics:
             by_weight = {"gradient": grads, "norm": state.params, "update": updates}
-            for kind, weights in by_weight.items():
-                norms = {name: jnp.linalg.norm(weight) for name, weight in weights.items()}
+            for kind, found in by_weight.items():
+                norms = {name: jnp.linalg.norm(weight) for name, weight in found.items()}
                 metrics["diagnostics"][f"weight_{kind}"] = norms
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
-    shardings = sharding.state_shardings(
-        mesh, abstract(config, optimizer, mesh), transformer.weights(config.model)
-    )
+    shardings = sharding.state_shardings(mesh, abstract(config, optimizer, mesh), weights)
     replicated = NamedSharding(mesh, P())
     return jax.jit(
         step,

@@ -33,7 +33,9 @@ def test_it_has_nanogpts_weights(preset):
     config = resolve(settings_of(preset), vocab_size=65)
     model = config.model
     assert Settings.from_dict(nanogpt.get_config(preset)) == settings_of(preset)
-    assert run_name(settings_of(preset)) == f"nanogpt_K1_L{model.layers}_END_D{model.width}"
+    assert (
+        run_name(settings_of(preset)) == f"nanogpt-{preset}_K1_L{model.layers}_END_D{model.width}"
+    )
     assert parameter_counts.count(model, "all") - 63 * model.width == SIZES[preset]
     params = transformer.init_params(model, jax.random.key(0))
     last = 0.02 / math.sqrt(2 * model.layers)  # of what adds to the stream

@@ -13,7 +13,7 @@ from tests.targets.devices import devices
 from tests.targets.test_programs import BACKWARD, MESHES, kernels
 
 pytestmark = pytest.mark.targets
-LOOPED = [name for name, own in FAMILIES.items() if "paper" in own]
+LARGE = [name for name in FAMILIES if name != "nanogpt"]
 
 
 def compiled(config, target, mesh):
@@ -27,9 +27,14 @@ def compiled(config, target, mesh):
     return step, kernels(hlo.Program.read(step.as_text()), platform)
 
 
-@pytest.mark.parametrize("name", LOOPED)
+def at_scale(name):
+    """Settings at its paper's sizes, the first of its presets."""
+    return presets.make(name, next(iter(FAMILIES[name])))
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_the_papers_step_compiles_for_eight_gpus(name):
-    settings = Settings.from_dict(presets.make(name, "paper"))
+    settings = Settings.from_dict(at_scale(name))
     config = resolve(settings, vocab_size=settings.data.tokenizer_vocab_size)
     step, fused = compiled(config, "h100:8", "fsdp")
     assert any(BACKWARD.search(one) for one in fused)
@@ -37,14 +42,15 @@ def test_the_papers_step_compiles_for_eight_gpus(name):
     assert needed.temp_size_in_bytes + needed.argument_size_in_bytes < 80e9
 
 
-@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
 def test_one_layer_of_each_kind_compiles_at_the_papers_width(target, name):
     """One before, in and after the loops, of a small vocabulary; all else is the paper's."""
-    values = presets.make(name, "paper")
+    values = at_scale(name)
     values.model.layers = values.model.parts.prelude.layers = values.model.parts.coda.layers = 1
     values.optim.newton_schulz_steps = 1
     values.train.batch_size, values.train.steps = 1, 10
     values.train.tokens_per_step = 16 * values.model.seq_len
+    values.train.scaled_from_layers = None
     _, fused = compiled(resolve(Settings.from_dict(values), vocab_size=2048), target, "fsdp")
     assert any(BACKWARD.search(one) for one in fused)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from looped_jax.config import presets
 from looped_jax.config.options import Optimizers, Parts, WeightGroups
 from looped_jax.config.registry import OPTIMIZERS, PARTS, WEIGHT_GROUPS
 from looped_jax.config.settings import (
@@ -305,6 +306,16 @@ def test_rates_grow_with_the_root_of_the_batch_where_they_may():
     for name in GROUPED:
         grown = 1 if name == "smear" else 2
         assert found[name] == pytest.approx(grown * plain[name], rel=1e-5), name
+
+
+def test_settings_of_a_group_that_the_model_has_not_are_told():
+    values = presets.make("nanochat", "laptop")
+    values.optim.groups.smear.learning_rate = 0.2
+    told = ["optim.groups.smear is given, and no weight of this model is of that group"]
+    for on, wanted in ((False, told), (True, [])):
+        values.model.parts.smear.on = on
+        config = resolve(Settings.from_dict(values), vocab_size=512)
+        assert optimizers.unused_groups(config) == wanted
 
 
 def test_settings_of_groups_that_would_have_no_effect_are_refused():

@@ -1,18 +1,27 @@
-"""Whole looped models of the literature, by name: settings over a preset's. docs/models.md.
+"""Whole models of the literature, by name: settings over a preset's. docs/models.md.
 
-A family is a file with PRESETS: what it changes under the preset of that name, at its paper's sizes
-as `huginn:paper` and on a laptop as `huginn:tiny`, or over the defaults under names of its own. The
-first is meant where none is named. Its docstring says what the paper's model has
-that this one has not. Every one of them is built of settings that stand on a command line as well.
+A family is a file with PRESETS: what it changes, at its paper's sizes as `huginn:paper`, over the
+preset `paper`, and on a laptop as `huginn:tiny`, over `tiny`; under names of its own over the
+defaults, where base_preset does not say otherwise. The first is meant where none is named. Its
+docstring says what the paper's model has that this one has not. Every one of them is built of
+settings that stand on a command line as well.
 """
 
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from looped_jax.config.families import huginn, middle, nanogpt, ouro, parcae, universal
+from looped_jax.config.families import (
+    huginn,
+    middle,
+    nanochat,
+    nanogpt,
+    ouro,
+    parcae,
+    universal,
+)
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "base_preset", "find"]
 
 FAMILIES: Mapping[str, Mapping[str, Callable[[ConfigDict], None]]] = {
     "huginn": huginn.PRESETS,
@@ -21,4 +30,17 @@ FAMILIES: Mapping[str, Mapping[str, Callable[[ConfigDict], None]]] = {
     "universal": universal.PRESETS,
     "middle": middle.PRESETS,
     "nanogpt": nanogpt.PRESETS,
+    "nanochat": nanochat.PRESETS,
 }
+
+
+def find(family: str, preset: str) -> Callable[[ConfigDict], None] | None:
+    """What a family's preset of that name changes; None where it has none."""
+    of_size = nanochat.of_size(preset) if family == "nanochat" else None
+    return FAMILIES[family].get(preset, of_size)
+
+
+def base_preset(preset: str) -> str | None:
+    """The preset that one of a family is over; None for the defaults."""
+    over = {"paper": "paper", "tiny": "tiny", "laptop": "tiny", "laptop_loops": "tiny"}
+    return over.get(preset)

@@ -41,6 +41,8 @@ class BackoutSettings(PartSettings):
 class BackoutGroup(WeightGroup):
     """Strength of the backout."""
 
+    logged = True
+
 
 @PARTS.register("backout")
 class Backout(Part):

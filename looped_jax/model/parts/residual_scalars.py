@@ -46,10 +46,14 @@ class ResidualScalarsSettings(PartSettings):
 class ResidualScalarGroup(WeightGroup):
     """Scalars r on the stream."""
 
+    logged = True
+
 
 @WEIGHT_GROUPS.register("input_scalar")
 class InputScalarGroup(WeightGroup):
     """Scalars z on the embedding."""
+
+    logged = True
 
 
 @PARTS.register("residual_scalars")

@@ -11,6 +11,7 @@ from looped_jax.training.optimizers.choice import (
     learning_rates,
     make_optimizer,
     of_weights,
+    unused_groups,
 )
 from looped_jax.training.optimizers.muon import Muon, MuonSettings
 from looped_jax.training.optimizers.newton_schulz import orthogonalize
@@ -28,4 +29,5 @@ __all__ = [
     "decay_multiplier", "evaluation_params",
     "learning_rate_multiplier", "learning_rates", "make_optimizer", "muon_momentum", "of_weights",
     "orthogonalize", "restarted", "same_until", "scale_by_muon",
+    "unused_groups",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from looped_jax.config.settings import OptimConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model import transformer
 from looped_jax.model.transformer import Params
+from looped_jax.model.weight_groups import lineage
 from looped_jax.model.weights import Weights
 from looped_jax.training.optimizers import group_rates
 from looped_jax.training.optimizers.base import Optimizer, RunScale
@@ -73,6 +74,17 @@ def learning_rates(config: OptimConfig, groups: Collection[str] = ()) -> dict[st
         for key, value in own.items()
         if key.endswith("learning_rate")
     }
+
+
+def unused_groups(config: Config) -> list[str]:
+    """A line for each group that is given settings and that no weight of the model belongs to."""
+    weights = transformer.weights(config.model).values()
+    there = {group for weight in weights for group in lineage(weight.group)}
+    return [
+        f"optim.groups.{group} is given, and no weight of this model is of that group"
+        for group in config.optim.groups.changed()
+        if group not in there
+    ]
 
 
 def evaluation_params(config: OptimConfig, state: TrainState) -> Params:
