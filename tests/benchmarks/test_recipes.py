@@ -38,7 +38,7 @@ def test_the_sweep_tries_the_rate_of_the_page_and_others_on_other_seeds():
     assert len(tried.rows) == 4 * len(rates) and set(tried.seeds).isdisjoint(page.seeds)
 
 
-@pytest.mark.parametrize("name", ["builtin", "rates"])
+@pytest.mark.parametrize("name", ["builtin", "fineweb_edu", "rates"])
 def test_the_page_has_the_numbers_of_its_runs(name):
     page = (PAGE / "recipes.md").read_text("utf-8")
     told = (PAGE / "results" / "recipes" / f"{name}.md").read_text("utf-8")
