@@ -47,12 +47,13 @@ from looped_jax.config.settings import (
     Settings,
     TrainSettings,
 )
-from looped_jax.model import attention_kernels, block, loss, transformer
+from looped_jax.model import attention_kernels, block, loss, norm, transformer
 from looped_jax.plotting import figure_files, figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.tasks.text import Text
 from looped_jax.training import optimizers, train_step
+from looped_jax.training.optimizers import orthogonal_momentum
 
 # Innermost scope first: a norm within attention is a norm.
 PARTS = {
@@ -301,11 +302,11 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
         "MLP": step(mock.patch.object(block.MLP, "__call__", lambda self, x, *_: x)),
         "norms": step(
             mock.patch.object(block, "rms_norm", unchanged),
-            mock.patch.object(transformer, "rms_norm", unchanged),
+            mock.patch.object(norm.Norm, "__call__", lambda self, x: x),
         ),
         "RoPE": step(mock.patch.object(block, "rotate", unchanged)),
         "head and loss": step(mock.patch.object(loss, "token_losses", summed)),
-        "Newton–Schulz": step(mock.patch.object(optimizers, "orthogonalize", unchanged)),
+        "Newton–Schulz": step(mock.patch.object(orthogonal_momentum, "orthogonalize", unchanged)),
         "optimizer": step(optimizer=optax.sgd(1e-6)),
     }
 

@@ -102,6 +102,13 @@ def test_the_least_flops_are_those_the_compiler_counts():
 
 
 def test_a_breakdown_adds_up(tmp_path, capsys, home, monkeypatch):
+    programs, compiled = [], breakdown.Step.__init__
+
+    def recorded(self, *arguments, **named):
+        compiled(self, *arguments, **named)
+        programs.append(self.program.as_text())
+
+    monkeypatch.setattr(breakdown.Step, "__init__", recorded)
     rates = breakdown.Roofline(1e11, 1e10)
     monkeypatch.setattr(breakdown, "measure_roofline", lambda dtype: rates)
     monkeypatch.setenv("LOOPED_JAX_CACHE", str(home / "cache"))
@@ -114,6 +121,7 @@ def test_a_breakdown_adds_up(tmp_path, capsys, home, monkeypatch):
             f"--out={tmp_path}",
         ]
     )
+    assert len(set(programs)) == len(programs) >= 8  # without any of the parts it is another
     found = json.loads((tmp_path / "breakdown.json").read_text())
     parts = {part["part"]: part for part in found["parts"]}
     assert sum(part["trace"] for part in parts.values()) == pytest.approx(found["step_seconds"])

@@ -45,10 +45,9 @@ def test_the_page_has_the_numbers_of_its_runs(name):
     rows = [line.split("  ") for line in told.splitlines()[1:]]
     assert len(rows) >= 6
     for cells in rows:
-        label, *found = [cell.strip() for cell in cells if cell.strip()]
-        line = next(line for line in page.splitlines() if line.startswith(f"| {label} |"))
-        bpb = next(cell for cell in found if cell[:2] in ("1.", "2."))
-        assert bpb in line, label
+        label, _, _, _, bpb, *_ = [cell.strip() for cell in cells if cell.strip()]
+        lines = [line for line in page.splitlines() if line.startswith(f"| {label} |")]
+        assert any(bpb in line for line in lines), label
 
 
 @pytest.mark.slow
