@@ -45,5 +45,6 @@ def printed(code: int = 1) -> Iterator[None]:
     except UserError as error:
         if os.environ.get("LOOPED_JAX_TRACEBACK", "0") not in ("", "0"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        told = [str(error), *getattr(error, "__notes__", ())]
+        sys.stderr.write(f"error: {'; '.join(told)}\n")
         raise SystemExit(code) from None

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from looped_jax.errors import CheckpointError, ConfigError
 
+_UMASK = threading.Lock()
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # C:/ is a drive
 
 
@@ -95,8 +97,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _let_others_in(path: Path, mode: int) -> None:
     """As if made by open() or mkdir(); what tempfile makes is for its maker alone."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:  # it can be read only by setting it, and is the process's
+        mask = os.umask(0)
+        os.umask(mask)
     path.chmod(mode & ~mask)
 
 

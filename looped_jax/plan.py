@@ -65,7 +65,8 @@ def vocabulary(config: Settings) -> int:
         return config.model.vocab_size
     if config.data.task != "text":
         return TASKS[config.data.task](config).vocab_size
-    of_tokens = Path(config.data.path).suffix == ".bin" or any(Path(config.data.path).glob("*.bin"))
+    data = Path(config.data.path).expanduser()
+    of_tokens = data.suffix == ".bin" or any((*data.glob("*.bin"), *data.glob("*/*.bin")))
     if of_tokens or path in (BYTES, CHARACTERS):
         return TASKS["text"](config).vocab_size
     if path is None:

@@ -71,6 +71,11 @@ def resolve(settings: Settings, *, vocab_size: int | None = None) -> Config:
             model, train.loop_sampling, rows=_rows_together(settings)
         ),
     )
+    if (falling := optim.warmdown_steps or 0) > steps:
+        raise ConfigError(
+            f"optim.warmdown_steps={falling} is longer than the run, of {steps} steps: rates would "
+            f"fall from the first step on; give {steps} or fewer"
+        )
     run_dir = train.run_dir or f"runs/{run_name(settings)}"
     resolved = TrainConfig(
         **_fields(train)
@@ -232,8 +237,6 @@ def run_name(config: Settings) -> str:
     compared = {base: _different(config, *base) for base in bases}
     (name, preset), (parted, different) = min(compared.items(), key=lambda of: sum(map(len, of[1])))
     parts = [] if task == "text" else [preset if own else task]
-    if name in FAMILIES and preset not in presets.PRESETS:
-        name = f"{name}-{preset}"
     if name in FAMILIES and preset not in presets.PRESETS:
         name = f"{name}-{preset}"
     parts += [name, f"K{m.loops}", f"L{m.layers}", m.loss]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from looped_jax import cli, lr_find
+from looped_jax import cli, errors, lr_find
 from looped_jax.config import sources
 from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import RENAMED, Settings, all_settings, nearest
@@ -406,3 +406,12 @@ def test_train_takes_a_text_by_itself(tmp_path):
 def test_train_takes_one_text_only(capsys):
     code, said = refusal(capsys, "train", "notes.txt", "--config.data.path=other.txt")
     assert code == 2 and "notes.txt and --config.data.path=other.txt" in said
+
+
+def test_what_went_wrong_besides_is_said_too(capsys):
+    error = errors.DataError("no rows")
+    error.add_note("and the checkpoint of step 5 could not be written")
+    with pytest.raises(SystemExit), errors.printed():
+        raise error
+    told = "error: no rows; and the checkpoint of step 5 could not be written\n"
+    assert capsys.readouterr().err == told

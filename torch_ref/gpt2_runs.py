@@ -124,7 +124,7 @@ def to_gpt2(run_dir: Path, out: Path, *, step: int | None = None) -> Path:
     config = read_config(run_dir)
     described = _check(run_dir, config)
     step, params = checkpoint.load_params(run_dir, transformer.init_shapes(config.model), step=step)
-    with Checkpoints(run_dir) as checkpoints:
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         origin = checkpoints.meta(step).reference or {"meta": {}, "dtypes": {}}
     arrays = gpt2_names.to_gpt2(
         {name: np.asarray(array) for name, array in params.items()}, described.vocab_size
@@ -215,8 +215,8 @@ def _config_json(described: Description, tokenizer: Path) -> dict[str, Any]:
     """What transformers wants to know of a model that was made here."""
     ids = {}
     if tokenizer.is_file():
-        bos = read_tokenizer(tokenizer, bos_token=None).bos_id
-        ids = {"bos_token_id": bos, "eos_token_id": bos}
+        for bos in read_tokenizer(tokenizer, bos_token=None).start:  # one, or none
+            ids = {"bos_token_id": bos, "eos_token_id": bos}
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

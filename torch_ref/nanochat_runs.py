@@ -73,7 +73,7 @@ def to_nanochat(run_dir: Path, out: Path, *, step: int | None = None) -> Path:
     config = read_config(run_dir)
     described = _check(run_dir, config)
     step, params = checkpoint.load_params(run_dir, transformer.init_shapes(config.model), step=step)
-    with Checkpoints(run_dir) as checkpoints:
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         record = checkpoints.meta(step)
     origin = record.reference or {"meta": {}, "dtypes": {}}
     arrays = nanochat_names.to_nanochat({name: np.asarray(a) for name, a in params.items()})

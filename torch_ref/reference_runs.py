@@ -87,7 +87,7 @@ def to_reference(run_dir: Path, out: Path, *, step: int | None = None) -> int:
     model = ModelConfig(**fields)
     shapes = transformer.init_shapes(config.model)
     step, params = checkpoint.load_params(run_dir, shapes, step=step)
-    with Checkpoints(run_dir) as checkpoints:
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         record = checkpoints.meta(step)
     origin = record.reference or {"meta": {}, "dtypes": {}}
     arrays = names.to_reference({name: np.asarray(array) for name, array in params.items()})

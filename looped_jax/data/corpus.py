@@ -111,10 +111,13 @@ class Corpus:
                     f"{found[0].format.dtype} and {file.format.dtype}; keep those of one"
                 )
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Raise DataError for a token file with an id that so many entries do not hold."""
+    def check_ids(self, vocab_size: int, start: Sequence[int] | None = None) -> None:
+        """Raise DataError for a token file that a vocabulary of so many entries did not write.
+
+        start: what a document begins with, where the tokenizer is known
+        """
         for file in self.token_files:
-            file.check_ids(vocab_size)
+            file.check_ids(vocab_size, start)
 
     def fingerprint(self) -> dict[str, Any]:
         """What two corpora of the same text share, ready for JSON."""
@@ -229,6 +232,10 @@ def _text_files(root: Path) -> list[Path]:
             and path.stem.lower() not in _NO_CORPUS
         ]
         found = _all_text_or_all_tokens(found)
+        foreign = all(path.suffix == ".bin" and not looks_like_tokens(path) for path in found)
+        if found and foreign and pattern == "*" and any(map(_is_text, root.glob("*/*"))):
+            print(f"data.path: beside folders of text, left out: {found[0].name}", flush=True)
+            continue
         # What lies beside parquet shards, such as a list of their addresses, is no text of theirs.
         shards = [path for path in found if path.suffix == ".parquet"]
         if shards and len(shards) < len(found) and not any(split_of(p, root) for p in found):
@@ -238,6 +245,10 @@ def _text_files(root: Path) -> list[Path]:
         if found:
             return found
     raise DataError(f"data.path: {root} holds no {kinds} file; give a folder that does")
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix in KINDS and path.suffix != ".bin" and path.stem.lower() not in _NO_CORPUS
 
 
 def _all_text_or_all_tokens(found: list[Path]) -> list[Path]:

@@ -40,6 +40,7 @@ from looped_jax.files import default_cache_dir
 
 DATASET = "karpathy/fineweb-edu-100b-shuffle"
 LAST_SHARD = 1822
+FIRST_OF_FINEWEB = "fineweb_edu_first"  # not among whole shards, which a folder is read with
 
 
 def shard_name(index: int) -> str:
@@ -312,7 +313,7 @@ def run(args: argparse.Namespace) -> None:
             path = download_first(
                 name,
                 args.documents,
-                args.out or Path("data") / name.replace("fineweb-edu", "fineweb_edu"),
+                args.out or Path("data") / name.replace("fineweb-edu", FIRST_OF_FINEWEB),
                 endpoint=endpoint,
                 repository=args.dataset,
                 token=token,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from looped_jax.errors import DataError
 
 NAME = "meta.pkl"
 _LARGEST = 64 << 20  # bytes; every character there is takes fewer
+_MOST_KEPT = 10_000_000
 _KEYS = {"vocab_size", "itos", "stoi"}
 
 
@@ -28,7 +30,10 @@ def read_characters(path: Path) -> list[str]:
     try:
         if path.stat().st_size > _LARGEST:
             raise DataError("it is too large")
-        found = _Reader(io.BytesIO(path.read_bytes())).load()
+        data = path.read_bytes()
+        if any(_keeps_too_much(op, argument) for op, argument, _ in pickletools.genops(data)):
+            raise DataError("it numbers what it keeps beyond all that it has")
+        found = _Reader(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle raises almost anything
         raise DataError(
             f"{path} holds more or less than ids and characters ({error}); nothing of it was run: "
@@ -37,6 +42,11 @@ def read_characters(path: Path) -> list[str]:
     if problem := _problem(found):
         raise DataError(f"{path}: {problem}; write it again, or remove it and give data.tokenizer")
     return [found["itos"][i] for i in range(found["vocab_size"])]
+
+
+def _keeps_too_much(op: pickletools.OpcodeInfo, argument: Any) -> bool:
+    """Whether loading would take memory for as many entries as a number in the file says."""
+    return op.name.endswith("PUT") and int(argument) > _MOST_KEPT
 
 
 def _problem(found: Any) -> str | None:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,8 +140,17 @@ class TokenFile(DocumentFile):
         """The largest id."""
         return self._seen["largest"]
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Raise DataError for an id that a vocabulary of so many entries does not hold."""
+    def check_ids(self, vocab_size: int, start: Sequence[int] | None = None) -> None:
+        """Raise DataError for an id that a vocabulary of so many entries does not hold.
+
+        Or for documents that begin otherwise than with `start`, their tokenizer's.
+        """
+        if start is not None and self.document_start not in (None, *start):
+            raise DataError(
+                f"{self.path}: its documents begin with {self.document_start}, and those of "
+                f"the tokenizer with {', '.join(map(str, start)) or 'nothing'}; give the one that "
+                "it was written with, as data.tokenizer"
+            )
         if self.largest < vocab_size:
             return
         place = next(

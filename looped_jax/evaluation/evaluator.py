@@ -98,7 +98,8 @@ class Evaluator:
         tokenizer = self.model.tokenizer if self.model.has_text else None
         unit, metric = (1.0, "bpb") if tokenizer else (math.log(2), "nats")
         corpus = Corpus.to_judge(config.data, self.args.data)
-        corpus.check_ids(vocab_size)
+        corpus = dataclasses.replace(corpus, train=corpus.train[:1])
+        corpus.check_ids(vocab_size, tokenizer.start if tokenizer else None)
         if not corpus.train:
             self.log(
                 f"bpb: train left out; beside {corpus.val[0].path} nothing to train on is here"
@@ -106,7 +107,7 @@ class Evaluator:
         score = scoring.make_score_step(config.model, self.mesh, self.loops)
         shard = sharding.data_shard(self.mesh)
         found = {}
-        for name, judged in (("train", corpus.train[:1]), ("validation", corpus.val)):
+        for name, judged in (("train", corpus.train), ("validation", corpus.val)):
             if not judged:
                 continue
             batches = pipeline.val_rows(

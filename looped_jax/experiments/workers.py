@@ -31,7 +31,9 @@ from looped_jax.errors import ConfigError, TrainingError, UserError
 from looped_jax.experiments import throughput
 from looped_jax.experiments.grid import Run
 from looped_jax.runtime.compilation_cache import keep_compiled
+from looped_jax.training import run_lock
 
+ENDING = 60.0  # seconds in which a worker whose sweep was killed has saved and ended
 CONSOLE = "console.txt"  # in the folder of a run: what training would have printed
 
 
@@ -242,6 +244,7 @@ def _train(train: Callable[..., Path], settings: Settings) -> Outcome:
     assert settings.train.run_dir
     folder = Path(settings.train.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    run_lock.wait_until_free(folder, seconds=ENDING)  # a worker of a killed sweep may still save
     with _output_to(folder / CONSOLE):
         return _tried(lambda: (train(settings, command="the same sweep"), Outcome())[1])
 

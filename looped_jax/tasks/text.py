@@ -5,6 +5,7 @@ Files of tokens whose text nobody knows are judged by nats per token.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class Text(Task):
                 "scores are nats per token and there is no text; data.tokenizer would",
                 flush=True,
             )
-        self.corpus.check_ids(self.vocab_size)
+        self.corpus.check_ids(self.vocab_size, self.tokenizer.start if self.tokenizer else None)
         order = RandomOrder if settings.data.order == "random" else Epochs
         self.order: Epochs | RandomOrder = order(
             self.corpus, self.tokenizer, settings.data, seq_len=settings.model.seq_len
@@ -134,10 +135,12 @@ class Text(Task):
         cls, model: TrainedModel, *, loops: int, batch_size: int, most: int, data: str | None = None
     ) -> list[dict[str, np.ndarray]]:
         corpus = Corpus.to_judge(model.config.data, data)
-        corpus.check_ids(model.config.model.vocab_size)
+        tokenizer = model.tokenizer if model.has_text else None
+        judged = dataclasses.replace(corpus, train=())
+        judged.check_ids(model.config.model.vocab_size, tokenizer.start if tokenizer else None)
         return pipeline.val_rows(
             corpus,
-            model.tokenizer if model.has_text else None,
+            tokenizer,
             seq_len=model.config.model.seq_len,
             batch_size=batch_size,
             max_tokens=most,

@@ -53,7 +53,13 @@ class RunLock:
             self._file.close()
 
     def _take(self) -> None:
-        self._file = self.path.open("a+", encoding="utf-8")
+        try:
+            self._file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:  # another user's
+            raise CheckpointError(
+                f"{self.path} cannot be opened ({error.strerror}); make it writable, or give "
+                "another train.run_dir"
+            ) from error
         try:
             taken = files.lock(self._file, wait=False)
         except OSError as error:  # an NFS without a lock manager, Lustre without -o flock
@@ -85,6 +91,19 @@ class RunLock:
                     "share"
                 )
             time.sleep(0.1)
+
+
+def wait_until_free(run_dir: str | Path, *, seconds: float) -> None:
+    """Wait until nobody trains in a folder; no longer than so many seconds."""
+    path, deadline = Path(run_dir) / NAME, time.monotonic() + seconds
+    while path.is_file() and time.monotonic() < deadline:
+        try:
+            with path.open("a+", encoding="utf-8") as file:
+                if files.lock(file, wait=False):
+                    return
+        except OSError:  # no locks here, or not ours: the run itself says so
+            return
+        time.sleep(0.2)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from looped_jax.training.progress import Console
 FOLDER = "stalls"  # of the run folder; there is nothing in it while the run goes on
 FOR_DEVICES = "waiting for devices"  # which wait for all processes
 SHOWN = 5  # places that are spelt out
+_PATIENCE = 10.0  # seconds for the thread to end
 _OFTEN = 5.0  # seconds between two looks, at most
 
 
@@ -67,7 +68,7 @@ class StallAlarm:
     def close(self) -> None:
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_PATIENCE)  # it may wait for the disk for ever
         with contextlib.suppress(OSError):  # others may have something in the folder
             self._own.unlink(missing_ok=True)
             self._folder.rmdir()
@@ -77,17 +78,19 @@ class StallAlarm:
         place, now = self._place, self._clock()
         if place is not self._seen:
             if self._due > self._limit:
-                self._own.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._own.unlink(missing_ok=True)
                 self._log(f"it goes on, after {(place.since - self._seen.since) / 60:.1f} minutes")
             self._seen, self._due = place, self._limit
         stood = now - place.since
         if stood < self._due:
             return
         self._due *= 2
-        with contextlib.suppress(OSError):  # the disk may be what it waits for
-            files.write_json(self._own, {"step": place.step, "doing": place.doing})
-        if self._process == 0:
-            self._ended.wait(2 * self._every)  # until the others have written, too
+        if self._process:
+            with contextlib.suppress(OSError):  # the disk may be what it waits for
+                files.write_json(self._own, {"step": place.step, "doing": place.doing})
+        else:
+            self._ended.wait(2 * self._every)  # until the others have written
             self._log(self._report(place, stood))
 
     def _watch(self) -> None:

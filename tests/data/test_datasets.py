@@ -300,12 +300,15 @@ def test_more_documents_than_there_are_and_files_that_are_not_as_listed_are_refu
     assert not [name for name in names(tmp_path / "t") if name.endswith(".parquet")]
 
 
-def test_first_documents_of_fineweb_edu_are_those_of_its_first_shards(hub, tmp_path):
+def test_first_documents_of_fineweb_edu_are_those_of_its_first_shards(hub, tmp_path, monkeypatch):
     for index in range(2):
         hub.files[f"shard_0000{index}.parquet"] = parquet([f"{index} {i}" for i in range(50)])
     download(hub, tmp_path / "f", "fineweb-edu", "--documents=60")
     found = pq.read_table(tmp_path / "f" / "first_60.parquet")["text"].to_pylist()
     assert found == [f"{i // 50} {i % 50}" for i in range(60)]
+    monkeypatch.chdir(tmp_path)
+    main(["fineweb-edu", "--documents=60", f"--endpoint={hub.endpoint}", "--retries=0"])
+    assert names(tmp_path / "data") == ["fineweb_edu_first/first_60.parquet"]  # not among shards
 
 
 @pytest.mark.parametrize(

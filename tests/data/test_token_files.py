@@ -161,6 +161,15 @@ def test_an_id_that_the_vocabulary_does_not_hold_is_named_before_training(tmp_pa
         task(tmp_path)
 
 
+def test_the_tokenizer_of_other_documents_is_refused(tmp_path, cache):
+    for name in ("train", "val"):
+        write_shard(tmp_path / f"{name}.bin", [START, 5, 6])
+    corpus = open_corpus(tmp_path, tmp_path / "cache")
+    corpus.check_ids(100_000, [START])
+    with pytest.raises(DataError, match="begin with 50256, and those of the tokenizer with 7;"):
+        corpus.check_ids(100_000, [7])
+
+
 def test_files_of_different_formats_are_refused(tmp_path, cache):
     write_shard(tmp_path / "train.bin", [START, 5])
     write_shard(tmp_path / "val.bin", [1, 5], magic=20240801, version=7, dtype="<u4")
@@ -238,6 +247,9 @@ def test_a_meta_that_is_more_or_less_than_characters_is_refused(
     with pytest.raises(DataError, match=words):
         nanogpt_meta.read_characters(path)
     assert "this ran" not in capsys.readouterr().out
+    path.write_bytes(b"\x80\x04}r\xff\xff\xff\x0f.")  # to be kept as number 2^28
+    with pytest.raises(DataError, match="beyond all that it has"):
+        nanogpt_meta.read_characters(path)
     path.write_bytes(b"\x80\x04nonsense")
     with pytest.raises(DataError, match="meta.pkl holds more or less than ids"):
         nanogpt_meta.read_characters(path)
@@ -248,6 +260,10 @@ def test_other_files_that_end_so_leave_text_as_it_was(tmp_path, cache, capsys):
     (tmp_path / "a.txt").write_text("".join(f"word {i}\n\n" for i in range(9_000)))
     assert not open_corpus(tmp_path, tmp_path / "cache").token_files
     assert "beside text, left out: weights.bin" in capsys.readouterr().out
+    (tmp_path / "text").mkdir()
+    (tmp_path / "a.txt").rename(tmp_path / "text" / "a.txt")
+    assert not open_corpus(tmp_path, tmp_path / "cache").token_files
+    assert "beside folders of text, left out: weights.bin" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs shared/golden beside the project")

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers  # noqa: E402
 
 import looped_jax  # noqa: E402
 from looped_jax.config.settings import Settings  # noqa: E402
+from looped_jax.data import alphabets  # noqa: E402
 from looped_jax.errors import DataError  # noqa: E402
 from looped_jax.model import transformer  # noqa: E402
 from looped_jax.resolve import resolve  # noqa: E402
@@ -75,7 +76,10 @@ def test_logits_are_gpt2s_and_every_bit_goes_back(kind, tmp_path):
     first, second = model.logits(arrays["tokens"], loops=(1, 2))
     np.testing.assert_allclose(first, arrays["logits"], rtol=0, atol=2e-5)
     assert np.abs(first - second).max() > 0.1  # loops it has not been trained for, but can be
+    saving = tmp_path / "ours" / "checkpoints" / "9.orbax-checkpoint-tmp"
+    saving.mkdir()  # as of a run that goes on
     back = to_gpt2(tmp_path / "ours", tmp_path / "back")
+    assert saving.is_dir()
     found = safetensors.load_file(back / "model.safetensors")
     kept = safetensors.load_file(there / "model.safetensors")
     kept = {n: t for n, t in kept.items() if not n.endswith((".attn.bias", "masked_bias"))}
@@ -218,6 +222,12 @@ def test_fine_tuning_begins_with_it_and_one_loop_of_two_stays_gpt2(home, tmp_pat
 
 def test_a_model_trained_here_goes_there(tmp_path):
     write_run(tmp_path / "run", gpt2_names.model_settings(TINY))
+    (words := tmp_path / "run" / "tokenizer.json").write_text(
+        alphabets.of_characters("abc").to_str()
+    )
+    found = json.loads((to_gpt2(tmp_path / "run", tmp_path / "words") / "config.json").read_text())
+    assert "bos_token_id" not in found  # of characters no document begins with a token
+    words.unlink()
     back = to_gpt2(tmp_path / "run", tmp_path / "back")
     assert json.loads((back / "config.json").read_text())["attn_pdrop"] == 0.1
     from_gpt2(str(back), tmp_path / "again")

@@ -5,16 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from looped_jax import files
 from looped_jax.errors import CheckpointError
+from looped_jax.training import run_lock
 from looped_jax.training.run_lock import RunLock
 from tests.programs import ROOT, run_here
 
 HOLDS = """
 import sys, time
+from looped_jax.training import run_lock
 from looped_jax.training.run_lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
@@ -56,3 +59,19 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "lock", lock)
     with RunLock(tmp_path) as held:
         assert "No locks available" in held.warning and "second start" in held.warning
+
+
+def test_a_lock_that_cannot_be_opened_is_said_in_one_line(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(CheckpointError, match=r"\.lock cannot be opened \(Is a directory\)"):
+        RunLock(tmp_path).__enter__()
+
+
+def test_who_waits_for_a_folder_has_it_once_it_is_free(tmp_path):
+    with RunLock(tmp_path):
+        began = time.monotonic()
+        run_lock.wait_until_free(tmp_path, seconds=0.3)
+        assert time.monotonic() - began >= 0.3
+    began = time.monotonic()
+    run_lock.wait_until_free(tmp_path, seconds=60)
+    assert time.monotonic() - began < 30

@@ -17,27 +17,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from looped_jax.config.options import share
+from looped_jax.config.options import at_least
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model.parts.base import Here, Part, PartSettings
 
 Array = jax.Array
+MOST = 0.99  # something has to be left
 
 
 @dataclass(frozen=True)
 class DropoutSettings(PartSettings):
     """How much is dropped where."""
 
-    embedding: float = share(0.1, "of the embedding, and of positions in it")
-    branch: float = share(0.1, "of what attention and MLP add to the stream")
+    embedding: float = at_least(0.0, 0.1, "of the embedding, and of positions in it", high=MOST)
+    branch: float = at_least(0.0, 0.1, "of what attention and MLP add to the stream", high=MOST)
 
 
 @dataclass(frozen=True)
 class AttentionDropoutSettings(PartSettings):
     """How much is dropped of attention weights."""
 
-    rate: float = share(0.1, "of the weights of each query and head")
+    rate: float = at_least(0.0, 0.1, "of the weights of each query and head", high=MOST)
 
 
 @PARTS.register("attention_dropout")
