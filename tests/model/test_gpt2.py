@@ -156,7 +156,10 @@ def test_the_rates_of_nanogpts_presets():
     with pytest.raises(ConfigError, match="warmdown_ratio=0.5 and optim.warmdown_steps=3 both"):
         Settings.from_dict({"optim": {"warmdown_ratio": 0.5, "warmdown_steps": 3}})
     with pytest.raises(ConfigError, match="warmdown_steps=9 is longer than the run, of 8 steps"):
-        resolve(Settings.from_dict({"optim": {"warmdown_steps": 9}, "train": {"steps": 8}}))
+        resolve(
+            Settings.from_dict({"optim": {"warmdown_steps": 9}, "train": {"steps": 8}}),
+            vocab_size=97,
+        )
     with pytest.raises(ConfigError, match="dropout.branch=1.0 is out of range"):
         Settings.from_dict({"model": {"parts": {"dropout": {"branch": 1.0}}}})
 
