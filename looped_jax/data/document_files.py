@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from looped_jax.errors import DataError
 
 Document = str | np.ndarray  # a text, or its tokens, int32
+_PART = 16 << 20  # bytes of a parquet file's row group: larger ones are read in parts
 _READ_AT_ONCE = 256  # documents
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -97,35 +99,44 @@ class DocumentFile(abc.ABC):
 
 
 class ParquetFile(DocumentFile):
-    """A string column `text`."""
+    """A string column `text`.
+
+    A row group is the file's own, or of a large one a part: some writers make one of a whole file.
+    """
 
     @functools.cached_property
-    def _metadata(self) -> tuple[int, int]:
-        """Row groups, and their bytes."""
-        found = pq.read_metadata(self.path)
-        groups = range(found.num_row_groups)
-        return len(groups), sum(found.row_group(group).total_byte_size for group in groups)
+    def _groups(self) -> tuple[tuple[int, range], ...]:
+        """Of each: the file's row group, and which of its rows."""
+        metadata, found = pq.read_metadata(self.path), []
+        for group in range(metadata.num_row_groups):
+            own = metadata.row_group(group)
+            parts = max(min(-(-own.total_byte_size // _PART), own.num_rows), 1)
+            ends = [own.num_rows * part // parts for part in range(parts + 1)]
+            found += [(group, range(*rows)) for rows in itertools.pairwise(ends)]
+        return tuple(found)
 
     def __len__(self) -> int:
-        return self._metadata[0]
+        return len(self._groups)
 
     def size(self) -> int:
-        return self._metadata[1]
+        found = pq.read_metadata(self.path)
+        return sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
 
     def _read(self, group: int) -> list[str]:
+        own, rows = self._groups[group]
         try:
-            with pq.ParquetFile(self.path) as file:
-                return list(_texts(file, group))
+            with _open(self.path) as file:
+                return list(_texts(file, own, rows))
         except _UNREADABLE as error:
             raise DataError(
-                f"{self.path}: row group {group} is damaged ({reason_of(error)}); "
+                f"{self.path}: row group {own} is damaged ({reason_of(error)}); "
                 "download the shard again"
             ) from error
 
     def _check_format(self) -> None:
         path = self.path
         try:
-            with pq.ParquetFile(path) as file:
+            with _open(path) as file:
                 schema, rows = file.schema_arrow, file.metadata.num_rows
                 if "text" not in schema.names:
                     raise DataError(
@@ -138,8 +149,7 @@ class ParquetFile(DocumentFile):
                     )
                 if not rows:
                     raise DataError(f"{path} has no rows; remove it or download it again")
-                groups = range(file.num_row_groups)
-                if not any(text for group in groups for text in _texts(file, group)):
+                if not any(text for group in self._groups for text in _texts(file, *group)):
                     raise DataError(
                         f"{path}: column `text` is empty; remove it or download it again"
                     )
@@ -158,15 +168,26 @@ class ParquetFile(DocumentFile):
             "name": self.path.name,
             "bytes": self.path.stat().st_size,
             "rows": metadata.num_rows,
-            "row_groups": metadata.num_row_groups,
+            "row_groups": len(self),  # positions count them
             "footer_sha256": hashlib.sha256(footer).hexdigest()[:16],
         }
 
 
-def _texts(file: pq.ParquetFile, group: int) -> Iterator[str]:
-    """Documents of a row group, read as they are asked for: one may be all of a large file."""
-    for batch in file.iter_batches(_READ_AT_ONCE, row_groups=[group], columns=["text"]):
-        yield from filter(None, batch["text"].to_pylist())
+def _open(path: Path) -> pq.ParquetFile:
+    """As a stream: by default the whole column of a row group is read before its first text."""
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+
+
+def _texts(file: pq.ParquetFile, group: int, rows: range) -> Iterator[str]:
+    """Documents of some rows of a row group; what is before them is decoded, and not kept."""
+    end, size = 0, max(min(_READ_AT_ONCE, len(rows)), 1)
+    for batch in file.iter_batches(size, row_groups=[group], columns=["text"]):
+        start, end = end, end + len(batch)
+        if end > rows.start:
+            wanted = batch["text"][max(rows.start - start, 0) : rows.stop - start]
+            yield from filter(None, wanted.to_pylist())
+        if end >= rows.stop:
+            return
 
 
 def reason_of(error: Exception) -> str:

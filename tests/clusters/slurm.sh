@@ -92,7 +92,7 @@ job=$(submit --ntasks-per-node=2 launch/slurm.sh --config.train.steps=600 \
   --config.train.run_dir="$work/runs/two")
 says "$job" "step 20/"; scancel --signal=TERM "$job"
 is "$job" Restarts 1; is "$job" JobState COMPLETED; is "$job" ExitCode 0:0
-grep -E "processes,|stopped by|continuing|step 600/" "$work/$job.out" | cut -c1-100
+grep -E "^[0-9]+ processes,|stopped by|continuing|step 600/" "$work/$job.out" | cut -c1-100
 
 echo "== what fails is not requeued"
 job=$(submit --ntasks-per-node=1 launch/slurm.sh --config.train.init_from="$work/none")

@@ -259,6 +259,22 @@ def test_a_shard_may_begin_with_empty_row_groups(tmp_path):
     assert [groups[i] for i in range(len(groups))] == [[], [], ["text"]]
 
 
+def test_a_large_row_group_is_read_in_parts_and_never_held_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_files, "_PART", size := 4 << 20)
+    texts = [f"{i} ".ljust(4_096, "x") for i in range(5_000)]
+    made = {"use_dictionary": False, "compression": None, "data_page_size": 1 << 16}
+    file = document_files.ParquetFile(shard(tmp_path / "a.parquet", texts, **made))
+    parts = [file[i] for i in range(len(file))]
+    assert pq.read_metadata(file.path).num_row_groups == 1 and file.describe()["row_groups"] == 5
+    assert [text for part in parts for text in part] == texts
+    assert max(sum(map(len, part)) for part in parts) <= size
+    before = pa.total_allocated_bytes()
+    with document_files._open(file.path) as opened_file:
+        read = document_files._texts(opened_file, 0, range(5_000))
+        held = max(pa.total_allocated_bytes() - before for _ in read)
+    assert 0 < held < file.size() / 2
+
+
 def test_damage_inside_a_row_group_is_named(tmp_path):
     path = shard(tmp_path / "a.parquet", ["x" * 50_000] * 40, row_group_size=10, compression=None)
     content = bytearray(path.read_bytes())
