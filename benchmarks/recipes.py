@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from benchmarks.hops import train
+from benchmarks.parts_grids import QUIET
 from looped_jax import errors, files
 from looped_jax.config import presets
 from looped_jax.config.settings import Settings
@@ -31,15 +32,7 @@ RECIPES = {"FLT": ("FLT", "tiny", "tiny"), "nanochat": ("nanochat", "laptop", "l
 REFERENCE = f"FLT, {LOOPS} loops"
 MATRIX = "optim.matrix_learning_rate"
 RATE = 0.04  # of matrices, by the sweep of `--rates`: of four the best or as good, for every row
-QUIET = {  # one validation, at the end
-    "train.eval_every": 0,
-    "train.eval_first": False,
-    "train.save_every": 0,
-    "train.keep": 1,
-    "train.sample_tokens": 0,
-    "train.steps": 150,
-    "train.eval_tokens": 16_384,
-}
+SHORT = {**QUIET, "train.steps": 150, "train.eval_tokens": 16_384}
 
 
 def recipe(name: str, loops: int) -> dict[str, Any]:
@@ -88,7 +81,7 @@ def _grid(listed: list[dict[str, Any]], corpus: str, seeds: list[int]) -> dict[s
     labels = [row["label"] for row in listed]
     return {
         "config": "flt:tiny",
-        "settings": {**QUIET, "data.path": corpus},
+        "settings": {**SHORT, "data.path": corpus},
         "rows": listed,
         "seeds": seeds,
         "reference": REFERENCE if REFERENCE in labels else labels[0],

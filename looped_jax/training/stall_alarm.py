@@ -33,8 +33,9 @@ class StallAlarm:
     """A thread that looks whether the run has gone on; telling it where it is costs no more.
 
     A process that stands at one place for longer than `minutes` writes it to stalls/<process>.json,
-    which needs no other process to go on; process 0 then reads what the others have written and
-    tells it, again when it has been twice as long. Whoever goes on removes what it wrote.
+    which needs no other process to go on; process 0 writes nothing, but reads what the others have
+    written and tells it, again when it has been twice as long. Whoever goes on removes what it
+    wrote.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def test_a_page_is_written(tmp_path, monkeypatch, capsys):
     flags = os.environ.get("XLA_FLAGS", "").split()  # workers see one device, unlike these tests
     monkeypatch.setenv("XLA_FLAGS", " ".join(f for f in flags if "device_count" not in f))
     short = {"train.steps": 2, "model.width": 32, "model.layers": 1, "train.eval_tokens": 256}
-    monkeypatch.setattr(recipes, "QUIET", recipes.QUIET | short)
+    monkeypatch.setattr(recipes, "SHORT", recipes.SHORT | short)
     monkeypatch.setattr(recipes, "LOOPS", 2)
     monkeypatch.setattr(recipes, "REFERENCE", "FLT, 2 loops")
     monkeypatch.setattr(recipes, "SEEDS", [0])

@@ -34,9 +34,13 @@ FAMILIES: Mapping[str, Mapping[str, Callable[[ConfigDict], None]]] = {
 }
 
 
+# Families with presets of any size, too: what one changes, by its name, and how it is named.
+OF_SIZE = {"nanochat": (nanochat.of_size, "a size as d12 or d12x4")}
+
+
 def find(family: str, preset: str) -> Callable[[ConfigDict], None] | None:
     """What a family's preset of that name changes; None where it has none."""
-    of_size = nanochat.of_size(preset) if family == "nanochat" else None
+    of_size = OF_SIZE[family][0](preset) if family in OF_SIZE else None
     return FAMILIES[family].get(preset, of_size)
 
 
