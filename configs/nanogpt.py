@@ -1,4 +1,4 @@
-"""nanoGPT's models of tiny Shakespeare, character by character."""
+"""nanoGPT's models, of Shakespeare and of OpenWebText."""
 
 from configs import base
 

@@ -1,7 +1,8 @@
 """GPT-2's checkpoints, and nanoGPT's, into run folders of ours and back, bit for bit.
 
-A folder of GPT-2 is the hub's: config.json, model.safetensors, and a tokenizer as tokenizer.json or
-as vocab.json with merges.txt. nanoGPT leaves ckpt.pt, of which tensors and plain values are read.
+A folder of GPT-2 is the hub's: config.json, model.safetensors or its shards with their index, and a
+tokenizer as tokenizer.json or as vocab.json with merges.txt. nanoGPT leaves ckpt.pt, of which
+tensors and plain values are read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch_ref.gpt2_names import PREFIX, Description
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # without an owner, of openai-community
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_INDEX, _SHARD = f"{_WEIGHTS}.index.json", re.compile(r"model-\d+-of-\d+\.safetensors")
 _WORDS = ("tokenizer.json", "vocab.json", "merges.txt")
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # of older files: what is causal, no weight
@@ -64,16 +66,14 @@ def from_gpt2(
     folder = Path(where)
     if not folder.is_dir():
         name = f"openai-community/{where}" if where in NAMES else where
-        folder = hub_model.download(
-            name, (_CONFIG, _WEIGHTS), _WORDS, endpoint=endpoint, **settings
-        )
+        folder = hub_model.download(name, _wanted, endpoint=endpoint, **settings)
     config = _read_json(folder / _CONFIG)
     described = _description(folder / _CONFIG, config)
-    weights = _safetensors(folder / _WEIGHTS)
+    path, weights = _read_weights(folder)
     prefix = any(name.startswith(PREFIX) for name in weights)
-    kept = _plain(weights, folder / _WEIGHTS)
+    kept = _plain(weights, path)
     meta = {"config": config, "prefix": prefix}
-    found = CheckpointFiles(0, folder / _WEIGHTS, folder / _CONFIG, meta, kept)
+    found = CheckpointFiles(0, path, folder / _CONFIG, meta, kept)
     _write(out, found, described, dtype, _tokenizer(tokenizer, folder), transposed=False)
     return 0
 
@@ -285,12 +285,47 @@ def _plain(weights: Weights, path: Path) -> Weights:
     return plain
 
 
+def _wanted(names: Sequence[str]) -> list[str]:
+    """Of a model's files those that are read; weights in one file where there is one."""
+    weights = [_WEIGHTS]
+    if _WEIGHTS not in names and _INDEX in names:
+        weights = [_INDEX, *(name for name in names if _SHARD.fullmatch(name))]
+    return [_CONFIG, *weights, *(name for name in names if name in _WORDS)]
+
+
+def _read_weights(folder: Path) -> tuple[Path, Weights]:
+    """The tensors of a folder, from one file or from shards, and the file that has or lists them.
+
+    Raises ConvertError.
+    """
+    path = folder / _INDEX
+    if (folder / _WEIGHTS).is_file() or not path.is_file():
+        return folder / _WEIGHTS, _safetensors(folder / _WEIGHTS)
+    shard_of = _read_json(path).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ConvertError(f"{path} has no weight_map; it says which file holds which tensor")
+    weights: Weights = {}
+    for shard in sorted(set(map(str, shard_of.values()))):
+        if not _SHARD.fullmatch(shard):
+            raise ConvertError(
+                f"{path}: {shard!r} is no shard's name, as model-00001-of-00002.safetensors"
+            )
+        here = _safetensors(folder / shard)
+        if wrong := sorted({n for n, of in shard_of.items() if of == shard} ^ here.keys()):
+            there = "holds" if wrong[0] in here else "does not hold"
+            raise ConvertError(f"{folder / shard} {there} {wrong[0]}, against {_INDEX}; get both")
+        weights |= here
+    return path, weights
+
+
 def _safetensors(path: Path) -> Weights:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise ConvertError(f"{path} is missing; save the model as {_WEIGHTS}, in one file")
+        raise ConvertError(
+            f"{path} is missing; save the model as {_WEIGHTS}, or as shards with {_INDEX}"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -41,9 +41,9 @@ def check(preset: str | None, name: str = "") -> None:
     known = FAMILIES.get(name, PRESETS)
     if preset and not (families.find(name, preset) if name in FAMILIES else preset in known):
         of_family = f" of {name}" if name in FAMILIES else ""
-        sizes = f", {families.OF_SIZE[name][1]}" if name in families.OF_SIZE else ""
+        named = f", {families.NAMED[name][1]}" if name in families.NAMED else ""
         raise ConfigError(
-            f"preset {preset!r}{of_family} is unknown; choose {either(list(known))}{sizes}, or "
+            f"preset {preset!r}{of_family} is unknown; choose {either(list(known))}{named}, or "
             "leave it out"
         )
 

@@ -143,6 +143,9 @@ class OptimConfig:
     warmup_steps: int | None = at_least(0, None, "in which they rise, instead of a share")
     warmdown_ratio: float = share(0.2, "share of all steps in which they fall")
     warmdown_steps: int | None = at_least(1, None, "in which they fall, instead of a share")
+    warmdown_rest: bool = setting(
+        False, "they fall in all steps after the warm-up, instead of a share, however many"
+    )
     warmdown_shape: str = one_of(("linear", "cosine"), "linear", "how they fall")
     final_lr_fraction: float = share(0.0, "learning rate at the end, as a share of the peak")
     reference_batch_tokens: int | None = at_least(
@@ -575,7 +578,16 @@ def _validate(config: Settings) -> None:
             f"optim.warmdown_ratio={o.warmdown_ratio} and optim.warmdown_steps={o.warmdown_steps} "
             "both say how long the rates fall; leave one out, or give optim.warmdown_ratio=0"
         )
-    if o.warmdown_steps is None and o.warmup_ratio + o.warmdown_ratio > 1:
+    if o.warmdown_rest and (
+        o.warmdown_ratio not in (0, OptimConfig.warmdown_ratio) or o.warmdown_steps is not None
+    ):
+        name = "warmdown_ratio" if o.warmdown_steps is None else "warmdown_steps"
+        raise ConfigError(
+            f"optim.warmdown_rest=True and optim.{name}={getattr(o, name)} both say how long the "
+            f"rates fall; give optim.warmdown_rest=False, or leave optim.{name} out"
+        )
+    falls = o.warmdown_steps is None and not o.warmdown_rest
+    if falls and o.warmup_ratio + o.warmdown_ratio > 1:
         raise ConfigError(
             f"optim.warmup_ratio={o.warmup_ratio} and optim.warmdown_ratio={o.warmdown_ratio} "
             "overlap; let them sum to at most 1"

@@ -22,13 +22,15 @@ from tests.programs import losses, run_here
 
 # Parameters there, without the entries that fill 65 up to 128.
 SIZES = {"char": 10_745_088, "char_cpu": 804_096}
+STEPS = {"char": (5_000, 100, 1e-3, 0.99), "char_cpu": (2_000, 100, 1e-3, 0.99),
+         "gpt2": (600_000, 2_000, 6e-4, 0.95)}  # and its warm-up, rate and beta2  # fmt: skip
 
 
 def settings_of(preset):
     return Settings.from_dict(presets.make("nanogpt", preset))
 
 
-@pytest.mark.parametrize("preset", FAMILIES["nanogpt"])
+@pytest.mark.parametrize("preset", SIZES)
 def test_it_has_nanogpts_weights(preset):
     config = resolve(settings_of(preset), vocab_size=65)
     model = config.model
@@ -48,9 +50,24 @@ def test_it_has_nanogpts_weights(preset):
     assert not any("bias" in name for name in params)
 
 
-@pytest.mark.parametrize(("preset", "end"), [("char", 5_000), ("char_cpu", 2_000)])
-def test_every_group_has_nanogpts_rates_and_only_matrices_and_tables_decay(preset, end):
-    config = resolve(settings_of(preset), vocab_size=65)
+def test_gpt2_has_nanogpts_sizes_and_batches():
+    config = resolve(settings_of("gpt2"), vocab_size=50_257)
+    assert FAMILIES["nanogpt"].keys() == {*SIZES, "gpt2"}
+    # it prints 123.59 M, without the 1024 positions
+    assert parameter_counts.count(config.model, "all") - 1024 * 768 == 123_587_328
+    assert config.model.vocab_size == 50_304 and config.train.tokens_per_step == 12 * 1024 * 40
+    assert not {"biases", "dropout", "attention_dropout"} & {*config.model.parts.on()}
+    assert not config.model.norm.bias
+
+
+@pytest.mark.parametrize("preset", STEPS)
+@pytest.mark.parametrize("given", [None, 3_000])
+def test_every_group_has_nanogpts_rates_and_only_matrices_and_tables_decay(preset, given):
+    settings, (end, warmup, rate, beta2) = settings_of(preset), STEPS[preset]
+    if given:  # as there with max_iters and lr_decay_iters alone
+        train = dataclasses.replace(settings.train, steps=(end := given))
+        settings = dataclasses.replace(settings, train=train)
+    config = resolve(settings, vocab_size=65)
     assert config.train.steps == end
     multiplier = learning_rate_multiplier(config.optim, end)
     run = RunScale(config.model.width, end, multiplier, config.train.tokens_per_step)
@@ -58,18 +75,33 @@ def test_every_group_has_nanogpts_rates_and_only_matrices_and_tables_decay(prese
     for group in groups:
         of = group_rates.of_group(config.optim, group, run, learning_rate=0.5)
         assert of.weight_decay == (0 if group == "vector" else 0.1)
-        assert (of.beta1, of.beta2, of.eps) == (0.9, 0.99, 1e-8)
-        for step in (0, 50, 100, 101, end // 2, end - 1):
-            left = math.cos(math.pi * (step - 100) / (end - 100))
-            there = 1e-3 * (step + 1) / 101 if step < 100 else 1e-4 + (1 + left) / 2 * 9e-4
+        assert (of.beta1, of.beta2, of.eps) == (0.9, beta2, 1e-8)
+        for step in (0, warmup // 2, warmup, warmup + 1, (end + warmup) // 2, end - 1):
+            left = math.cos(math.pi * (step - warmup) / (end - warmup))
+            rising = rate * (step + 1) / (warmup + 1)
+            there = rising if step < warmup else rate * (0.1 + 0.9 * (1 + left) / 2)
             np.testing.assert_allclose(of.learning_rate(step), there, rtol=1e-5)
     assert groups == {"matrix", "table", "vector"}
 
 
 def test_the_first_preset_is_meant_where_none_is_named():
     assert sources.read("nanogpt") == presets.make("nanogpt", "char").to_dict()
-    with pytest.raises(ConfigError, match="preset 'tiny' of nanogpt is unknown; choose char or ch"):
+    with pytest.raises(ConfigError, match="preset 'tiny' of nanogpt is unknown; choose char, char"):
         sources.read("nanogpt:tiny")
+
+
+def test_fine_tuning_without_a_run_says_what_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="make it with looped-jax convert from-gpt2 gpt2 runs/g"):
+        sources.read("nanogpt:finetune")
+    with pytest.raises(ConfigError, match="with looped-jax convert from-gpt2 NAME runs/xl, or"):
+        nanogpt.get_config("finetune@runs/xl@7")
+    (tmp_path / "config.json").write_text('{"model": {"layer": 2}}')
+    with pytest.raises(ConfigError, match="model.layer is no setting; nearest: model.layers"):
+        sources.read(f"nanogpt:finetune@{tmp_path}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="config.json cannot be read"):
+        sources.read(f"nanogpt:finetune@{tmp_path}")
 
 
 def test_it_trains_on_the_folder_that_nanogpt_prepared(home, tmp_path):
@@ -78,7 +110,7 @@ def test_it_trains_on_the_folder_that_nanogpt_prepared(home, tmp_path):
         f"--config.data.path={tmp_path / 'char'}", "--config.data.tokenizer=train",
         "--config.train.eval_first=False", "--config.train.eval_tokens=64",
         "--config.train.eval_loops=1", "--config.model.loops=1", "--config.train.sample_tokens=0",
-        "--config.optim.warmup_steps=2", "--config.optim.warmdown_steps=8",
+        "--config.optim.warmup_steps=2",
     )  # fmt: skip
     code, out, err = run_here(home, tmp_path / "run", *given, steps=10, config="nanogpt:char_cpu")
     assert code == 0, err

@@ -150,9 +150,17 @@ def test_the_rates_of_nanogpts_presets():
             warmup_steps=warmup + 1, warmdown_steps=end - warmup, warmdown_shape="cosine",
             final_lr_fraction=0.1,
         )  # fmt: skip
-        multiplier = learning_rate_multiplier(own, end)
-        for step, rate in rates.items():
-            np.testing.assert_allclose(peak * multiplier(step), rate, rtol=2e-6)
+        rest = dataclasses.replace(own, warmdown_steps=None, warmdown_rest=True)
+        for multiplier in (learning_rate_multiplier(each, end) for each in (own, rest)):
+            for step, rate in rates.items():
+                np.testing.assert_allclose(peak * multiplier(step), rate, rtol=2e-6)
+    flat = OptimConfig(warmdown_rest=True)  # no warm-up: the first step has the whole rate
+    assert list(map(learning_rate_multiplier(flat, 4), range(5))) == [1, 0.75, 0.5, 0.25, 0]
+    for given in ({"warmdown_steps": 3}, {"warmdown_ratio": 0.5}):
+        with pytest.raises(
+            ConfigError, match=r"warmdown_rest=True and optim.warmdown_\w+=\S+ both"
+        ):
+            Settings.from_dict({"optim": given | {"warmdown_rest": True}})
     with pytest.raises(ConfigError, match="warmdown_ratio=0.5 and optim.warmdown_steps=3 both"):
         Settings.from_dict({"optim": {"warmdown_ratio": 0.5, "warmdown_steps": 3}})
     with pytest.raises(ConfigError, match="warmdown_steps=9 is longer than the run, of 8 steps"):

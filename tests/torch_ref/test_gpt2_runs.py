@@ -16,6 +16,7 @@ pytestmark = pytest.mark.parity
 from tokenizers import pre_tokenizers  # noqa: E402
 
 import looped_jax  # noqa: E402
+from looped_jax.config import sources  # noqa: E402
 from looped_jax.config.settings import Settings  # noqa: E402
 from looped_jax.data import alphabets  # noqa: E402
 from looped_jax.errors import DataError  # noqa: E402
@@ -61,17 +62,31 @@ def older(tensors):
     return plain | {"lm_head.weight": plain["wte.weight"].clone()}
 
 
+def shards(folder):
+    """Its tensors in two files, and the index that lists them, as large models have them."""
+    path = folder / "model.safetensors"
+    tensors = {n: t.clone() for n, t in safetensors.load_file(path).items()}
+    path.unlink()
+    shard_of = {n: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, n in enumerate(tensors)}
+    for name in set(shard_of.values()):
+        own = {n: tensors[n] for n, of in shard_of.items() if of == name}
+        safetensors.save_file(own, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    return folder
+
+
 def golden():
     with np.load(GOLDEN / "gpt2.npz", allow_pickle=False) as file:
         return dict(file)
 
 
-@pytest.mark.parametrize("kind", ["now", "older"])
+@pytest.mark.parametrize("kind", ["now", "older", "sharded"])
 def test_logits_are_gpt2s_and_every_bit_goes_back(kind, tmp_path):
     there, arrays = copy(tmp_path / "there"), golden()
     if kind == "older":
         rewrite(there, older)
-    assert from_gpt2(str(there), tmp_path / "ours") == 0
+    given = shards(copy(tmp_path / "sharded")) if kind == "sharded" else there
+    assert from_gpt2(str(given), tmp_path / "ours") == 0
     model = looped_jax.load(tmp_path / "ours")
     first, second = model.logits(arrays["tokens"], loops=(1, 2))
     np.testing.assert_allclose(first, arrays["logits"], rtol=0, atol=2e-5)
@@ -180,7 +195,8 @@ def test_a_model_of_the_hub_by_name_with_its_tokenizer(server, tmp_path, monkeyp
     assert model.tokenizer.bos_id == 259
     assert isinstance(model.generate("the", tokens=4), str)
     main(["from-gpt2", "gpt2", str(tmp_path / "twice"), "--endpoint", endpoint])
-    assert sum("safetensors" in path for path, _ in server.requests) == 2  # cut, then its rest
+    assert len(server.requests) == len(asked)  # what is there and was checked is not asked for
+    assert sum("safetensors" in path for path in asked) == 2  # cut, then its rest
     shutil.rmtree(tmp_path / "cache")
     server.files["model.safetensors"] = server.files["model.safetensors"][:-1] + b"?"
     with pytest.raises(DataError, match="SHA-256"):
@@ -195,24 +211,47 @@ def test_what_is_not_there_is_named(server, tmp_path, monkeypatch):  # noqa: F81
     with pytest.raises(ConvertError, match="a/b has no model.safetensors on the hub"):
         from_gpt2("a/b", tmp_path / "x", endpoint=endpoint)
     with pytest.raises(ConvertError, match="'../../x' is no folder and no model of the hub"):
-        hub_model.download("../../x", ())
+        hub_model.download("../../x", list)
+
+
+def test_shards_of_the_hub_are_read_by_their_index(server, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path / "cache"))
+    there = shards(tiny(tmp_path / "there"))
+    from_gpt2("a/b", tmp_path / "ours", endpoint=serve(there, server))
+    assert looped_jax.load(tmp_path / "ours").config.model.layers == 1
+    (there / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ConvertError, match="00002-of-00002.safetensors is missing; save the model"):
+        from_gpt2(str(there), tmp_path / "x")
+    shutil.copy(
+        there / "model-00001-of-00002.safetensors", there / "model-00002-of-00002.safetensors"
+    )
+    with pytest.raises(
+        ConvertError, match="00002-of-00002.safetensors holds .*, against model.saf"
+    ):
+        from_gpt2(str(there), tmp_path / "x")
+    (there / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}')
+    with pytest.raises(ConvertError, match="'../b' is no shard's name"):
+        from_gpt2(str(there), tmp_path / "x")
 
 
 def test_fine_tuning_begins_with_it_and_one_loop_of_two_stays_gpt2(home, tmp_path):
     from_gpt2(str(tiny(tmp_path / "there")), tmp_path / "ours")
     ours = looped_jax.load(tmp_path / "ours")
-    rates = ("embedding_learning_rate", "vector_learning_rate", "optimizers.adamw.matrix_lear"
-             "ning_rate")  # fmt: skip
+    preset = f"nanogpt:finetune@{tmp_path / 'ours'}"
+    given = Settings.from_dict(sources.read(preset))
+    assert given.optim.groups["matrix"].learning_rate == 3e-5
+    assert given.data.tokenizer == str(tmp_path / "ours" / "tokenizer.json")
+    rates = (f"optim.groups.{group}.learning_rate" for group in ("matrix", "table", "vector"))
     code, out, err = run_here(
-        home, tmp_path / "tuned", f"--config.train.init_from={tmp_path / 'ours'}",
-        f"--config.data.tokenizer={tmp_path / 'ours' / 'tokenizer.json'}",
-        "--config.optim.optimizer=adamw", *(f"--config.optim.{rate}=0.0" for rate in rates),
-        steps=1, config=str(tmp_path / "ours"),
+        home, tmp_path / "tuned", *(f"--config.{rate}=0.0" for rate in rates),
+        steps=1, config=preset,
     )  # fmt: skip
     assert code == 0, err
     assert f"starting with the weights of {tmp_path / 'ours'}" in out
     tuned, tokens = looped_jax.load(tmp_path / "tuned"), np.arange(30)
-    assert tuned.config.model.loops == 2 and "dropout" in tuned.config.model.parts.on()
+    assert tuned.config.model.loops == 2 and tuned.config.train.batch_size == 8
+    dropped = {"dropout", "attention_dropout"}  # in the import as its config.json says, there 0
+    assert {*ours.config.model.parts.on()} - {*tuned.config.model.parts.on()} == dropped
     first, second = tuned.logits(tokens, loops=(1, 2))
     np.testing.assert_array_equal(first, ours.logits(tokens)[0])
     assert np.abs(first - second).max() > 1e-3

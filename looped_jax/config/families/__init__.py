@@ -34,14 +34,17 @@ FAMILIES: Mapping[str, Mapping[str, Callable[[ConfigDict], None]]] = {
 }
 
 
-# Families with presets of any size, too: what one changes, by its name, and how it is named.
-OF_SIZE = {"nanochat": (nanochat.of_size, "a size as d12 or d12x4")}
+# Families with presets of any size or run, too: what one changes, by its name, and how it is named.
+NAMED = {
+    "nanochat": (nanochat.of_size, "a size as d12 or d12x4"),
+    "nanogpt": (nanogpt.of_run, "finetune or finetune@RUN"),
+}
 
 
 def find(family: str, preset: str) -> Callable[[ConfigDict], None] | None:
     """What a family's preset of that name changes; None where it has none."""
-    of_size = OF_SIZE[family][0](preset) if family in OF_SIZE else None
-    return FAMILIES[family].get(preset, of_size)
+    named = NAMED[family][0](preset) if family in NAMED else None
+    return FAMILIES[family].get(preset, named)
 
 
 def base_preset(preset: str) -> str | None:

@@ -18,8 +18,7 @@ Array = jax.Array
 
 def learning_rate_multiplier(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, plateau, warm-down; where they overlap the warm-up wins."""
-    up, down = round(config.warmup_ratio * steps), _warmdown(config, steps)
-    up = up if config.warmup_steps is None else config.warmup_steps
+    up, down = _warmup(config, steps), _warmdown(config, steps)
 
     def multiplier(step: Array) -> Array:
         rising = (step + 1) / max(up, 1)
@@ -86,7 +85,15 @@ def restarted(state: Any) -> Any:
     return jax.tree.map(anew, state, is_leaf=lambda p: isinstance(p, optax.ScaleByScheduleState))
 
 
+def _warmup(config: OptimConfig, steps: int) -> int:
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    return round(config.warmup_ratio * steps)
+
+
 def _warmdown(config: OptimConfig, steps: int) -> int:
+    if config.warmdown_rest:  # the last step of the rise, or the first of all, has the whole rate
+        return steps - max(_warmup(config, steps) - 1, 0)
     if config.warmdown_steps is not None:
         return config.warmdown_steps
     return round(config.warmdown_ratio * steps)
