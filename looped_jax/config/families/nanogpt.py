@@ -79,6 +79,7 @@ def _finetune(config: ConfigDict, *, run: str) -> None:
     folder = Path(run.partition("@")[0])
     model, data, train = config.model, config.data, config.train
     model.update(_model_of(folder))
+    model.remat = "none"
     parts = model.parts
     parts.dropout.on = parts.attention_dropout.on = False
     if parts.learned_positions.on and parts.learned_positions.length is None:
@@ -118,6 +119,7 @@ def _model_of(folder: Path) -> dict:
 def _gpt2(config: ConfigDict, *, layers: int, heads: int, width: int, seq_len: int) -> None:
     model = config.model
     model.variant, model.loops = "LT", 1
+    model.remat = "none"  # as there; one loop, run again for backward, saves no memory
     model.layers, model.heads, model.width, model.seq_len = layers, heads, width, seq_len
     model.norm.kind, model.norm.gain, model.norm.eps = "layer", True, 1e-5
     model.norm.embedding = False
