@@ -50,6 +50,7 @@ _FREE = (
     "model.rules.", "model.embeddings.", "model.objectives.", "model.rope.base", "model.rope.dtype",
     "model.qk.scale", "model.latent_rank", "model.parts.dropout.",
     "model.parts.attention_dropout.", "model.parts.learned_positions.",
+    "model.parts.biases.attention",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tests.targets.devices import devices
 from tests.targets.test_programs import BACKWARD, MESHES, kernels
 
 pytestmark = pytest.mark.targets
-LARGE = [name for name in FAMILIES if name != "nanogpt"]
+LARGE = [name for name in FAMILIES if name not in ("nanogpt", "tinystories")]
 
 
 def compiled(config, target, mesh):

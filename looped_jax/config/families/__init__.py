@@ -18,6 +18,7 @@ from looped_jax.config.families import (
     nanogpt,
     ouro,
     parcae,
+    tinystories,
     universal,
 )
 
@@ -31,6 +32,7 @@ FAMILIES: Mapping[str, Mapping[str, Callable[[ConfigDict], None]]] = {
     "middle": middle.PRESETS,
     "nanogpt": nanogpt.PRESETS,
     "nanochat": nanochat.PRESETS,
+    "tinystories": tinystories.PRESETS,
 }
 
 
@@ -38,6 +40,7 @@ FAMILIES: Mapping[str, Mapping[str, Callable[[ConfigDict], None]]] = {
 NAMED = {
     "nanochat": (nanochat.of_size, "a size as d12 or d12x4"),
     "nanogpt": (nanogpt.of_run, "finetune or finetune@RUN"),
+    "tinystories": (tinystories.of_size, "a size as d4 or d2x2"),
 }
 
 
