@@ -104,6 +104,10 @@ def _diagnose(flags: argparse.ArgumentParser) -> None:
         "--data", type=on_disk, help="text to measure, as data.path; the run's own by default"
     )
     flags.add_argument("--tokens", type=at_least(1), default=32_768, help="validation tokens")
+    flags.add_argument(
+        "--pictures", type=at_least(0), default=64,
+        help="in each of attention_heatmaps and weight_distributions, at most; 0 = none",
+    )  # fmt: skip
     flags.add_argument("--batch_size", type=at_least(1), default=8, help="rows at once")
     flags.add_argument("--mesh", help="devices by axis, as data=4,tensor=2; one device by default")
     flags.add_argument("--out", type=on_disk, help="folder for the page; inside the run by default")

@@ -4,7 +4,8 @@
 
 Measures validation tokens at every loop count in one pass; draws attention and the residual stream
 on a text, statistics of the weights, and the run's own log. Writes index.html, which needs no other
-file; every figure as PNG, SVG and PDF, its numbers as CSV; and measurements.json.
+file; every figure as PNG, SVG and PDF, its numbers as CSV; measurements.json; and two folders of
+pictures, attention_heatmaps and weight_distributions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import looped_jax
 from looped_jax import cli, errors, files
 from looped_jax.config.registry import TASKS
-from looped_jax.diagnostics import weight_statistics
+from looped_jax.diagnostics import picture_folders, weight_statistics
 from looped_jax.diagnostics.measure import TokenMeasurements, measure
 from looped_jax.diagnostics.sections import make_sections, numbers, summary
 from looped_jax.files import check_writable
@@ -60,6 +61,10 @@ def diagnose(model: TrainedModel, args: argparse.Namespace) -> Path:
     decode = functools.partial(task.decode, model)
     sections = make_sections(model, tokens, trace, ids, matrices, entries, decode)
     files.write_json(out / "measurements.json", numbers(tokens, trace, matrices), indent=1)
+    attention = np.asarray(trace["weights"])[:, :, 0]
+    words = [decode([i]) or "·" for i in ids.tolist()]
+    log(picture_folders.write_attention(out, attention, words, most=args.pictures))
+    log(picture_folders.write_weights(out, matrices, most=args.pictures))
     m = config.model
     about = (
         f"{m.variant}, {m.layers} layers looped {m.loops} times in training, width {m.width}, step "

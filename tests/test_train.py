@@ -87,11 +87,13 @@ def test_a_run_reports_scores_saves_and_speaks(uninterrupted):
     steps = [entry for entry in entries(run_dir) if "train/loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, STEPS + 1))
     wanted = {
-        "train/loss", "train/loss_smooth", "train/grad_norm", "train/learning_rate_multiplier",
-        "loop/residual_norm", "speed/tokens_per_second", "speed/flop_utilization",
+        "train/loss", "train/loss_smooth", "train/ppl", "train/grad_norm",
+        "train/learning_rate_multiplier", "loop/residual_norm", "speed/tokens_per_second",
+        "speed/flop_utilization",
         "speed/flop_utilization_reference", "speed/data_wait_seconds", "memory/bytes",
     }  # fmt: skip
     assert wanted <= steps[0].keys()
+    assert steps[0]["train/ppl"] == pytest.approx(math.exp(steps[0]["train/loss"]))
     assert len(steps[0]["loop/residual_norm"]) == 2
     assert list((run_dir / "tensorboard").glob("events.*"))
 

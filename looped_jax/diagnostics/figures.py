@@ -12,7 +12,11 @@ from looped_jax.diagnostics.measure import TokenMeasurements
 from looped_jax.diagnostics.weight_statistics import MatrixStatistics
 from looped_jax.plotting.figures import BLUE, RED, draw_heatmap, panels, shades, tidy
 
-YLABELS = {"bpb": "bits per byte", "error_trained": "wrong answers, as a share"}
+YLABELS = {
+    "bpb": "bits per byte",
+    "ppl": "perplexity per token",
+    "error_trained": "wrong answers, as a share",
+}
 
 
 def by_loop(
@@ -99,6 +103,30 @@ def attention(weights: np.ndarray, words: Sequence[str]) -> Figure:
     return figure
 
 
+def attention_heatmap(weights: np.ndarray, words: Sequence[str], *, title: str) -> Figure:
+    """Attention [T, T] of one loop, layer and head, from 0 to 1; both axes name the tokens."""
+    side = max(3.6, 0.15 * len(words) + 1.6)
+    figure = Figure(figsize=(side + 0.8, side), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(weights, cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.set(title=title, xlabel="key", ylabel="query")
+    # A space would not be seen, and a dollar would begin a formula.
+    labels = [repr(word)[1:-1].replace(" ", "␣").replace("$", r"\$") for word in words]
+    axis.set_xticks(range(len(words)), labels, fontsize=7, rotation=90)
+    axis.set_yticks(range(len(words)), labels, fontsize=7)
+    return figure
+
+
+def weight_histogram(name: str, found: MatrixStatistics) -> Figure:
+    """Histogram of a weight's entries, with its largest singular value."""
+    figure, axes = panels(1)
+    axes[0][0].stairs(found.counts, found.edges, fill=True, color=BLUE)
+    tidy(axes[0][0], xlabel="entry", ylabel="count")
+    axes[0][0].set_title(f"{name}\nlargest singular value {found.spectral_norm:.4g}", fontsize=9)
+    return figure
+
+
 def histograms(matrices: Mapping[str, MatrixStatistics]) -> Figure:
     """A panel per kind of weight, a line per layer; counts on a log scale."""
     kinds: dict[str, list[str]] = {}
@@ -130,6 +158,7 @@ def spectra(matrices: Mapping[str, MatrixStatistics]) -> Figure:
         axis.barh(positions, values, color=BLUE, label=[f"_{name}" for name in names])
         axis.set_yticks(positions, names if axis is axes[0][0] else [], fontsize=7)
         axis.invert_yaxis()
+        axis.margins(y=0.01)
         tidy(axis, title=title)
     axes[0][0].set_xscale("log")  # an embedding's is hundreds of times a block's
     return figure
@@ -146,30 +175,42 @@ def inside(entry: Mapping[str, Any], names: Sequence[str]) -> Figure:
 
 
 def curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, gradient norm, residual stream norm per loop and validation of a run's log."""
-    figure, axes = panels(2, 2, width=5.6, height=2.7)
+    """Loss, validation, gradient norm and residual stream norm per loop of a run's log."""
+    scored = _validations(entries)
+    figure, axes = panels(max(2, 1 + len(scored)), 2, width=4.6, height=2.7)
+    for axis in (*axes[0][1 + len(scored) :], *axes[1][2:]):
+        axis.set_visible(False)
     steps = [e for e in entries if "train/loss" in e]
     x = [e["step"] for e in steps]
     axes[0][0].plot(x, [e["train/loss"] for e in steps], color=BLUE, alpha=0.3, linewidth=0.8)
     axes[0][0].plot(x, [e["train/loss_smooth"] for e in steps], color=BLUE)
     tidy(axes[0][0], title="training loss (thin) and its running mean", ylabel="nats")
-    axes[0][1].semilogy(x, [e["train/grad_norm"] for e in steps], color=BLUE, linewidth=0.8)
-    tidy(axes[0][1], title="gradient norm, before clipping")
+    for axis, (metric, lines) in zip(axes[0][1:], scored.items(), strict=False):
+        for (loops, values), color in zip(lines.items(), shades(len(lines)), strict=True):
+            axis.plot(*zip(*values, strict=True), "o-", markersize=3, color=color, label=loops)
+        axis.legend(title="loops", fontsize=6)
+        label = YLABELS.get(metric, metric)
+        tidy(axis, title=f"validation, {label}", ylabel=label)
+        if metric == "ppl":
+            axis.set_yscale("log")  # an untrained model's is the size of its vocabulary
+    axes[1][0].semilogy(x, [e["train/grad_norm"] for e in steps], color=BLUE, linewidth=0.8)
+    tidy(axes[1][0], title="gradient norm, before clipping", xlabel="step")
     norms = np.array([e["loop/residual_norm"] for e in steps])
     for k, color in enumerate(shades(norms.shape[1])):
-        axes[1][0].semilogy(x, norms[:, k], color=color, linewidth=1, label=f"{k + 1}")
-    axes[1][0].legend(title="loop", fontsize=6, ncols=2)
-    tidy(axes[1][0], title="norm of the residual stream after each loop", xlabel="step")
-    scored = [e for e in entries if any(key.startswith("val/") for key in e)]
-    metric = ""
-    if scored:  # by the metric that checkpoints are judged by, the first one
-        prefix = next(key for key in scored[-1] if key.startswith("val/")).rpartition("_")[0]
-        metric = prefix.removeprefix("val/").removesuffix("_loops")
-        keys = [key for key in scored[-1] if key.startswith(f"{prefix}_")]
-        for key, color in zip(keys, shades(len(keys)), strict=True):
-            values = [(e["step"], e[key]) for e in scored if key in e]
-            axes[1][1].plot(*zip(*values, strict=True), "o-", markersize=3, color=color,
-                            label=key.rpartition("_")[2])  # fmt: skip
-        axes[1][1].legend(title="loops", fontsize=6)
-    tidy(axes[1][1], title="validation", xlabel="step", ylabel=YLABELS.get(metric, metric))
+        axes[1][1].semilogy(x, norms[:, k], color=color, linewidth=1, label=f"{k + 1}")
+    axes[1][1].legend(title="loop", fontsize=6, ncols=2)
+    tidy(axes[1][1], title="norm of the residual stream after each loop", xlabel="step")
     return figure
+
+
+def _validations(
+    entries: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Metric -> loops -> (step, value), of what checkpoints are judged by and of perplexity."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for entry in entries:
+        for key, value in entry.items():
+            if key.startswith("val/"):
+                metric, _, loops = key.removeprefix("val/").rpartition("_loops_")
+                found.setdefault(metric, {}).setdefault(loops, []).append((entry["step"], value))
+    return {m: lines for i, (m, lines) in enumerate(found.items()) if i == 0 or m == "ppl"}

@@ -199,7 +199,7 @@ def make_sections(
                 "The run's own log. A gradient norm that varies strongly often precedes a rise of "
                 "the loss.",
                 figures.curves(entries),
-                "curves",
+                "training_curves",
             )
         )
     for entry in [e for e in entries if "diagnostics/gradient_block" in e][-1:]:

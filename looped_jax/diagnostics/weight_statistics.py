@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-BINS = 61
+BINS = 50
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class MatrixStatistics:
 
     rms: of its entries; spectral_norm: largest singular value; effective_rank: exp of the entropy
     of the normalised singular values (Roy & Vetterli, 2007); counts, edges: the histogram of its
-    entries
+    entries; dimensions: 1 of a vector, 2 of a matrix or table
     """
 
     rms: float
@@ -25,6 +25,7 @@ class MatrixStatistics:
     effective_rank: float
     counts: np.ndarray
     edges: np.ndarray
+    dimensions: int
 
 
 def compute(params: Mapping[str, Any]) -> dict[str, MatrixStatistics]:
@@ -46,4 +47,5 @@ def _statistics(weight: np.ndarray) -> MatrixStatistics:
         effective_rank=float(np.exp(-np.sum(shares * np.log(shares)))),
         counts=counts,
         edges=edges,
+        dimensions=weight.ndim,
     )

@@ -92,7 +92,7 @@ class Evaluator:
     def bpb(self) -> Scores:
         """Bits per byte of the first file that is trained on, if it is here, and of validation.
 
-        Nats per token of a model without a tokenizer.
+        And their perplexity per token. Nats per token of a model without a tokenizer.
         """
         config, vocab_size = self.model.config, self.model.config.model.vocab_size
         tokenizer = self.model.tokenizer if self.model.has_text else None
@@ -120,15 +120,18 @@ class Evaluator:
                 shard_count=shard.count,
             )
             self.log(f"bpb: {name} {judged[0].name}, {len(batches)} batches ...")
+            sizes = bits_per_byte.bytes_of(tokenizer, vocab_size)
             scores = bits_per_byte.bits_per_byte(
                 score,
                 self.params,
                 batches,
-                bits_per_byte.bytes_of(tokenizer, vocab_size),
+                sizes,
                 loop_counts=self.loops,
                 mesh=self.mesh,
-            )
-            found[f"{metric} {name}"] = [unit * score for score in scores.values()]
+            ).values()
+            found[f"{metric} {name}"] = [unit * score for score in scores]
+            counts = distributed.process_sum(bits_per_byte.count_targets(batches, vocab_size))
+            found[f"ppl {name}"] = [bits_per_byte.perplexity(s, counts, sizes) for s in scores]
         return found
 
     def ppl(self) -> Scores:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from looped_jax import files
 
@@ -35,6 +37,40 @@ def save(figure: Figure, path: Path) -> bytes:
     csv.writer(table, lineterminator="\n").writerows([NUMBERS, *numbers(figure)])
     files.write_text(path.with_name(f"{path.name}.csv"), table.getvalue())
     return pictures["png"]
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a PNG alone, as one of a folder of them."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    files.write_bytes(path, buffer.getvalue())
+
+
+class Flipbook:
+    """Many pictures of one heatmap, whose labels, drawn once, take longer than what changes.
+
+    figure: its first axes hold the image, its title is as long as any other
+    """
+
+    def __init__(self, figure: Figure):
+        self._canvas, self._axes = FigureCanvasAgg(figure), figure.axes[0]
+        self._image = self._axes.images[0]
+        self._changing = [self._image, *self._axes.spines.values(), self._axes.title]
+        for artist in self._changing:
+            artist.set_animated(True)
+        self._canvas.draw()
+        self._labels = self._canvas.copy_from_bbox(figure.bbox)
+
+    def save(self, values: np.ndarray, title: str, path: Path) -> None:
+        """Write a PNG of the heatmap of `values`."""
+        self._image.set_data(values)
+        self._axes.title.set_text(title)
+        self._canvas.restore_region(self._labels)
+        for artist in self._changing:
+            self._axes.draw_artist(artist)
+        buffer = io.BytesIO()
+        imsave(buffer, np.asarray(self._canvas.buffer_rgba()), format="png")
+        files.write_bytes(path, buffer.getvalue())
 
 
 def numbers(figure: Figure) -> Iterator[tuple[str, str, str, str, str]]:

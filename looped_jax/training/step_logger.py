@@ -40,6 +40,11 @@ class Submitted:
     of_rows: Mapping[str, float]
 
 
+def perplexity(nats: float) -> float:
+    """exp of a mean loss; infinite where no float is so large."""
+    return math.exp(nats) if not nats > 709 else math.inf
+
+
 class StepLogger:
     """Takes the metrics of step t while step t + 1 runs, so that nobody waits for them."""
 
@@ -128,6 +133,7 @@ class StepLogger:
             {
                 "train/loss": values["loss"],
                 "train/loss_smooth": smooth,
+                "train/ppl": perplexity(values["loss"]),
                 "train/objective": values["objective"],
                 "train/loop_loss": values["loop_losses"],
                 "train/grad_norm": values["grad_norm"],

@@ -1,5 +1,6 @@
 """Diagnosis: the numbers against float64 numpy, and a page that stands alone."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib import colormaps, image
 from matplotlib.figure import Figure
 
 from looped_jax import diagnose
 from looped_jax.config.settings import ModelSettings, Settings
 from looped_jax.data.tokenizer import train_tokenizer
-from looped_jax.diagnostics import measure, sections, weight_statistics
+from looped_jax.diagnostics import figures, measure, picture_folders, sections, weight_statistics
 from looped_jax.model import transformer
 from looped_jax.plotting import html_report
 from looped_jax.resolve import resolve
@@ -129,6 +131,41 @@ def test_spectrum_of_a_known_matrix():
     assert 1 < steep.effective_rank < 2
 
 
+def test_pictures_of_attention_are_those_of_their_loop_layer_and_head(tmp_path):
+    """What changes between two of them is drawn anew, also the title."""
+    weights = np.zeros((2, 1, 2, 3, 3))
+    weights[0, 0, 1] = np.tril(np.ones((3, 3)) / [[1], [2], [3]])
+    told = picture_folders.write_attention(tmp_path, weights, ["$a", " b", "$"], most=9)
+    assert told == f"{tmp_path}/attention_heatmaps: 4 of 4 pictures"
+    found = {path.name: image.imread(path) for path in (tmp_path / "attention_heatmaps").iterdir()}
+    drawn = found["attn_loop1_layer1_head2.png"]
+    empty = [found[f"attn_loop{k}_layer1_head{h}.png"] for k, h in ((1, 1), (2, 1), (2, 2))]
+    middle = tuple(size // 2 for size in drawn.shape[:2])
+    purple = np.array(colormaps["viridis"](0.0)[:3])
+    assert all(np.abs(one[middle][:3] - purple).max() < 0.01 for one in empty)
+    assert np.abs(drawn[middle][:3] - colormaps["viridis"](0.5)[:3]).max() < 0.01  # of two keys
+    assert (empty[0] != empty[1]).any()  # by the title
+    assert len({one.shape for one in found.values()}) == 1
+
+
+def test_few_pictures_are_of_loops_and_weights_from_the_first_to_the_last(tmp_path):
+    weights = np.zeros((5, 1, 2, 2, 2))
+    folder = tmp_path / "attention_heatmaps"
+    told = picture_folders.write_attention(tmp_path, weights, ["a", "b"], most=7)
+    assert told == f"{folder}: 6 of 10 pictures, all with --pictures=10; loops 1, 3, 5"
+    assert {path.name.split("_")[1] for path in folder.iterdir()} == {"loop1", "loop3", "loop5"}
+    picture_folders.write_attention(tmp_path, weights, ["a", "b"], most=1)
+    assert [path.name for path in folder.iterdir()] == ["attn_loop5_layer1_head2.png"]
+    told = picture_folders.write_attention(tmp_path, weights, ["a", "b"], most=0)
+    assert told.endswith("0 of 10 pictures, all with --pictures=10") and not [*folder.iterdir()]
+    matrices = weight_statistics.compute({name: np.eye(2) for name in "abc"} | {"v": np.ones(2)})
+    told = picture_folders.write_weights(tmp_path, matrices, most=2)
+    assert told.endswith("weight_distributions: 2 of 3 pictures, all with --pictures=3")
+    drawn = figures.weight_histogram("a", matrices["a"])
+    assert "largest singular value 1" in drawn.axes[0].get_title()
+    assert len(matrices["a"].counts) == 50
+
+
 def test_a_page_escapes_what_it_is_given_and_carries_its_pictures(tmp_path):
     figure = Figure()
     figure.subplots().plot([1, 2])
@@ -150,7 +187,8 @@ def test_any_text_is_diagnosed_at_fewer_loops_than_trained(
 ):
     monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "notes.txt").write_text((ROOT / "README.md").read_text())
-    given = [*arguments, "--out", str(tmp_path / "page"), "--data", str(tmp_path / "notes.txt")]
+    given = [*arguments, "--out", str(tmp_path / "page"), "--data", str(tmp_path / "notes.txt"),
+             "--pictures", "0"]  # fmt: skip
     diagnose.main([*given, "--loops", "1"])
     text = (tmp_path / "page" / "index.html").read_text()
     assert "measured on 64 validation tokens" in text and "looped_jax" in text  # its first words
@@ -172,7 +210,14 @@ def test_the_program_writes_one_page_that_needs_nothing_else(arguments, model, t
     )
     pictures = {path.stem for path in out.glob("*.png")}
     assert {"loss", "movement", "settling", "attention", "spectra"} <= pictures
-    assert "How it was trained" not in text and "curves" not in pictures  # it has no log
+    assert "How it was trained" not in text and "training_curves" not in pictures  # it has no log
+    attention = {path.name for path in (out / "attention_heatmaps").iterdir()}
+    assert attention == {  # a place for each of three loops, one layer, two heads
+        f"attn_loop{k}_layer1_head{h}.png" for k in (1, 2, 3) for h in (1, 2)
+    }
+    matrices = {name for name, w in model[1].items() if w.ndim > 1}
+    drawn = {path.name for path in (out / "weight_distributions").iterdir()}
+    assert drawn == {f"weights_{name}.png" for name in matrices}
 
 
 def test_the_runs_log_is_drawn_where_there_is_one_and_refused_where_it_is_damaged(
@@ -184,13 +229,17 @@ def test_the_runs_log_is_drawn_where_there_is_one_and_refused_where_it_is_damage
          "loop/residual_norm": [3.0, 4.0]}
         for step in (1, 2)
     ]  # fmt: skip
+    entries[1] |= {"val/bpb_loops_2": 3.0, "val/ppl_loops_2": 40.0}
     entries[1] |= {f"diagnostics/{name}": [[1.0], [2.0]] for name in sections.INSIDE}
     log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     try:
-        diagnose.main([*arguments, "--out", str(tmp_path)])
+        diagnose.main([*arguments, "--out", str(tmp_path), "--pictures", "0"])
         text = (tmp_path / "index.html").read_text()
         assert "How it was trained" in text and "Inside training step 2" in text
-        assert {"curves", "inside"} <= {path.stem for path in tmp_path.glob("*.png")}
+        assert {"training_curves", "inside"} <= {path.stem for path in tmp_path.glob("*.png")}
+        with (tmp_path / "training_curves.csv").open() as file:
+            drawn = {row["panel"]: row["y"] for row in csv.DictReader(file)}
+        assert drawn["validation, perplexity per token"] == "40"
         log.write_text("{\n")
         capsys.readouterr()
         with pytest.raises(SystemExit):

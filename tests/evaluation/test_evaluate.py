@@ -278,8 +278,12 @@ def test_any_text_judges_without_the_text_of_training(run_dir, tmp_path, capsys,
         ["--checkpoint", str(run_dir), "--out", str(tmp_path / "out"), "--modes", "bpb",
          "--data", str(path), "--loops", "1,2", "--batch_size", "2", "--eval_tokens", "512"]
     )  # fmt: skip
-    assert found["scores"].keys() == {"bpb validation"}
-    assert 0 < found["scores"]["bpb validation"].max() < 20
+    assert found["scores"].keys() == {"bpb validation", "ppl validation"}
+    bits, ppl = (found["scores"][f"{metric} validation"] for metric in ("bpb", "ppl"))
+    assert 0 < bits.max() < 20
+    nats = np.log(ppl)  # of a token, as many bytes long at every loop count
+    np.testing.assert_allclose(nats[0] / bits[0], nats[1] / bits[1], rtol=1e-6)
+    assert 1 < nats[0] / (bits[0] * np.log(2)) < 8
     assert f"bpb: train left out; beside {path} nothing to train on is here" in (
         capsys.readouterr().out
     )
@@ -383,7 +387,8 @@ def test_all_steps_are_judged_in_one_process_with_a_table_and_a_curve(
     with (out / "all_steps.csv").open() as file:
         numbers = list(csv.DictReader(file))
     assert [(n["panel"], n["series"], n["x"]) for n in numbers] == [
-        ("bpb validation", f"{k} loop{'s' * (k > 1)}", str(step))
+        (f"{metric} validation", f"{k} loop{'s' * (k > 1)}", str(step))
+        for metric in ("bpb", "ppl")
         for k in (1, 2)
         for step in (7, 12)
     ]
