@@ -122,12 +122,14 @@ def test_a_preset_needs_no_file():
 def test_yaml_stands_on_the_defaults_or_on_a_preset(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "model: {variant: LT, loops: 3}\ntrain.eval_loops: [1, 3]\noptim:\n  eps: 1e-7\n"
+        "model: {variant: LT, loops: 3, parts: {kv_shift: {on: true}}}\n"  # YAML reads `on` as true
+        "train.eval_loops: [1, 3]\noptim:\n  eps: 1e-7\n"
     )
     alone, tiny = settings(f"--config={file}"), settings(f"--config={file}:tiny")
     for found in (alone, tiny):
         assert (found.model.variant, found.model.loops) == ("LT", 3)
         assert found.train.eval_loops == (1, 3) and found.optim.eps == 1e-7
+        assert found.model.parts.on() == ("kv_shift",)
     assert (alone.model.seq_len, tiny.model.seq_len) == (1024, 128)
 
 
@@ -199,6 +201,7 @@ def test_values_in_every_form():
         (["train", "--config=flt:huge"], "preset 'huge' is unknown; choose paper, tiny, "),
         (["train", "--config=fltt:tiny"], "fltt is no run, file, loop rule or family of models"),
         (["train", "--config=tests"], "tests is no run folder, config.json is missing"),
+        (["train", "--config=tests:tiny"], "a run has no presets; leave :tiny out"),
         (["train", "--config=README.md"], "give a .py, .yaml or .json file, or as flt:tiny"),
         ([*TINY, "--steps=5"], "--steps is no flag; nearest: --config.train.steps"),
         ([*TINY, "--learning_rate", "5"], "nearest: --config.optim.matrix_learning_rate, "),

@@ -35,6 +35,8 @@ def read(source: str) -> Values:
     name, _, preset = source.partition(":")
     path = Path(name).expanduser()
     if path.is_dir():
+        if preset:
+            raise ConfigError(f"--config={source}: a run has no presets; leave :{preset} out")
         path /= "config.json"
         if not path.is_file():
             raise ConfigError(f"--config={source}: {name} is no run folder, config.json is missing")
@@ -141,6 +143,7 @@ def _of_data(path: Path, preset: str) -> Values:
 
 def _leaves(values: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
+        name = "on" if name is True else name  # as YAML reads `on:`, the switch of parts
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
