@@ -133,22 +133,23 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(remat):
 def test_every_sequence_is_as_if_it_ran_alone(variant, parts):
     """A row of p loops, k of them with gradients at most: its last min(p, k) have some.
 
-    What it draws is its own, too: its initial state, and the noise of its loops.
+    What it draws is its own, too: its initial state, and the noise of its loops. Gradients are
+    compared row by row, with targets in that row alone: those of four rows may cancel, as the sum
+    of residual_scalars' is a tenth of its summands, and rounding is a share of these.
     """
     config = config_of(variant, parts).model
     params, rows, seeds = random_weights(config), [1, 5, 2, 4], np.arange(4, dtype=np.uint32)
     counts = counts_of(5, 3, rows)
-    found, (nats, hidden, _) = sampled(config)(params, TOKENS, TARGETS, counts, seeds)
-    wanted, total = jax.tree.map(jnp.zeros_like, params), 0.0
     for row, count in enumerate(rows):
-        here = slice(row, row + 1)
-        gradient, (alone, state, _) = sampled(config)(
+        here, own = slice(row, row + 1), np.full_like(TARGETS, -1)
+        own[here] = TARGETS[here]
+        found, (nats, hidden, _) = sampled(config)(params, TOKENS, own, counts, seeds)
+        wanted, (alone, state, _) = sampled(config)(
             params, TOKENS[here], TARGETS[here], counts_of(count, min(count, 3)), seeds[here]
         )
-        wanted, total = jax.tree.map(jnp.add, wanted, gradient), total + alone
         np.testing.assert_allclose(hidden[here], state, atol=2e-5)
-    np.testing.assert_allclose(nats, total, rtol=2e-6)
-    assert_close(found, wanted, 1e-5)
+        np.testing.assert_allclose(nats, alone, rtol=2e-6)
+        assert_close(found, wanted, 1e-5)
 
 
 def test_a_truncated_plain_loop_starves_its_embedding():
