@@ -40,16 +40,16 @@ def build_builtin(cache_dir: Path) -> Path:
     print(f"writing the builtin corpus to {folder} (once) ...", flush=True)
     shards: dict[str, list[tuple[int, str]]] = {}
     for name, source in _modules():
-        validates = _hash(name) % 25 == 0
         for i, text in enumerate([*_cut(source), *_cut(_docstrings(name, source))]):
             order = _hash(f"{name} {i}")
             train_shard = f"shard_{order % BUILTIN_TRAIN_SHARDS:05}.parquet"
-            shard = BUILTIN_VAL_SHARD if validates else train_shard
+            shard = BUILTIN_VAL_SHARD if validates(name) else train_shard
             shards.setdefault(shard, []).append((order, text))
     if len(shards) <= BUILTIN_TRAIN_SHARDS:
         raise DataError(
             f"data.path: builtin needs the sources of Python's standard library, but "
-            f"{sysconfig.get_path('stdlib')} holds too few; give a folder of parquet shards"
+            f"{sysconfig.get_path('stdlib')} holds too few; install them (Debian has them in "
+            "libpython3-stdlib), or give text of your own, a file or a folder"
         )
     with files.new_folder(folder) as part:
         for shard, documents in shards.items():
@@ -57,6 +57,11 @@ def build_builtin(cache_dir: Path) -> Path:
             table = pa.table({"text": column})
             pq.write_table(table, part / shard, row_group_size=64, compression="zstd")
     return folder
+
+
+def validates(module: str) -> bool:
+    """Whether the module of that dotted name is validation text: one of 25."""
+    return _hash(module) % 25 == 0
 
 
 def _modules() -> Iterator[tuple[str, str]]:
