@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,13 +126,16 @@ class ParquetFile(DocumentFile):
     def _read(self, group: int) -> list[str]:
         own, rows = self._groups[group]
         try:
-            with _open(self.path) as file:
-                return list(_texts(file, own, rows))
+            texts = _reader(self.path, own, rows.start).read(rows)
         except _UNREADABLE as error:
+            _leave()
             raise DataError(
                 f"{self.path}: row group {own} is damaged ({reason_of(error)}); "
                 "download the shard again"
             ) from error
+        if all(following != own for following, _ in self._groups[group + 1 : group + 2]):
+            _leave()  # it was the last part
+        return texts
 
     def _check_format(self) -> None:
         path = self.path
@@ -149,7 +153,8 @@ class ParquetFile(DocumentFile):
                     )
                 if not rows:
                     raise DataError(f"{path} has no rows; remove it or download it again")
-                if not any(text for group in self._groups for text in _texts(file, *group)):
+                groups = range(file.metadata.num_row_groups)
+                if not any(any(texts.to_pylist()) for i in groups for texts in _texts(file, i)):
                     raise DataError(
                         f"{path}: column `text` is empty; remove it or download it again"
                     )
@@ -178,16 +183,67 @@ def _open(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
-def _texts(file: pq.ParquetFile, group: int, rows: range) -> Iterator[str]:
-    """Documents of some rows of a row group; what is before them is decoded, and not kept."""
-    end, size = 0, max(min(_READ_AT_ONCE, len(rows)), 1)
-    for batch in file.iter_batches(size, row_groups=[group], columns=["text"]):
-        start, end = end, end + len(batch)
-        if end > rows.start:
-            wanted = batch["text"][max(rows.start - start, 0) : rows.stop - start]
-            yield from filter(None, wanted.to_pylist())
-        if end >= rows.stop:
-            return
+def _texts(file: pq.ParquetFile, group: int) -> Iterator[pa.Array]:
+    """Column `text` of a row group, a few rows at once; less than a part of a large one."""
+    own = file.metadata.row_group(group)
+    fit = own.num_rows * _PART // max(own.total_byte_size, 1)
+    size = max(min(_READ_AT_ONCE, fit), 1)
+    return (each["text"] for each in file.iter_batches(size, row_groups=[group], columns=["text"]))
+
+
+class _Reader:
+    """Reads a row group from front to back; what is passed over is decoded, and not kept.
+
+    row: the first that it has not passed
+    """
+
+    def __init__(self, path: Path, group: int):
+        self.path, self.group, self.row = path, group, 0
+        self._file = _open(path)
+        self._batches, self._ahead = _texts(self._file, group), pa.array([], pa.string())
+
+    def read(self, rows: range) -> list[str]:
+        """The documents of `rows`, which begin at `row` or after it; empty ones are left out."""
+        found: list[str] = []
+        while self.row < rows.stop and self._any_ahead():
+            end = rows.start if self.row < rows.start else rows.stop
+            texts = self._ahead[: end - self.row]
+            if self.row >= rows.start:
+                found += filter(None, texts.to_pylist())
+            self._ahead = self._ahead[len(texts) :]
+            self.row += len(texts)
+        return found
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _any_ahead(self) -> bool:
+        if not len(self._ahead):
+            self._ahead = next(self._batches, self._ahead)
+        return len(self._ahead) > 0
+
+
+_KEPT = threading.local()  # `reader`: the thread's own, of the row group that it is in
+
+
+def _reader(path: Path, group: int, row: int) -> _Reader:
+    """One that may go on to `row`: the thread's, where it has come no further yet, or a new one.
+
+    Parts are mostly asked for in their order, and for each a new one would decode all before it.
+    """
+    kept = getattr(_KEPT, "reader", None)
+    if kept is not None and (kept.path, kept.group) == (path, group) and kept.row <= row:
+        return kept
+    _leave()
+    _KEPT.reader = _Reader(path, group)
+    return _KEPT.reader
+
+
+def _leave() -> None:
+    """Close the thread's reader."""
+    if (kept := getattr(_KEPT, "reader", None)) is not None:
+        kept.close()
+    _KEPT.reader = None
 
 
 def reason_of(error: Exception) -> str:

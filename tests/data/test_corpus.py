@@ -268,11 +268,25 @@ def test_a_large_row_group_is_read_in_parts_and_never_held_whole(tmp_path, monke
     assert pq.read_metadata(file.path).num_row_groups == 1 and file.describe()["row_groups"] == 5
     assert [text for part in parts for text in part] == texts
     assert max(sum(map(len, part)) for part in parts) <= size
-    before = pa.total_allocated_bytes()
     with document_files._open(file.path) as opened_file:
-        read = document_files._texts(opened_file, 0, range(5_000))
+        before = pa.total_allocated_bytes()
+        read = document_files._texts(opened_file, 0)
         held = max(pa.total_allocated_bytes() - before for _ in read)
     assert 0 < held < file.size() / 2
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (1, 3), (3, 0, 1, 4)])
+def test_parts_of_a_row_group_are_decoded_once_in_their_order(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(document_files, "_PART", 40_000)
+    texts = [f"{i} ".ljust(4_096, "x") for i in range(40)]
+    file = document_files.ParquetFile(shard(tmp_path / "a.parquet", texts, use_dictionary=False))
+    opened, own = [], document_files._open
+    monkeypatch.setattr(document_files, "_open", lambda path: opened.append(path) or own(path))
+    assert len(file) == 5
+    for part in order:
+        assert file[part] == texts[8 * part : 8 * part + 8]
+    assert len(opened) == 1 + (order == (3, 0, 1, 4))  # one goes back
+    document_files._leave()
 
 
 def test_damage_inside_a_row_group_is_named(tmp_path):
