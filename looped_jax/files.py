@@ -120,6 +120,39 @@ def lock(file: IO, *, wait: bool = True) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def only_one(path: Path, *, needed: bool = True) -> Iterator[None]:
+    """One process at a time makes `path`; the system lets go of the lock when a process dies.
+
+    Raises OSError where the file system has no locks; where that is not `needed`, because each
+    makes the same and it appears whole, all go on at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = path.with_name(path.name + ".lock")
+    while True:
+        with held.open("w") as file:
+            try:
+                lock(file)
+            except OSError:
+                if needed:
+                    raise
+            if not _is_at(file, held):
+                continue  # whoever held it has removed it: others may hold a new one by now
+            try:
+                yield
+            finally:
+                with contextlib.suppress(PermissionError):  # Windows removes no open file
+                    held.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _lock_on_windows(file: IO, wait: bool) -> bool:
     import msvcrt
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import http.client
@@ -15,7 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def fetch(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with _only_one(path.with_name(path.name + ".lock")):
+    with files.only_one(path):
         for attempt in range(retries + 1):
             if path.exists():
                 _check_present(path, size, sha256, check)
@@ -185,22 +184,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when a process dies."""
-    while True:
-        with lock.open("w") as file:
-            files.lock(file)
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                continue  # whoever held it has removed it: others may hold a new one by now
-            try:
-                yield
-            finally:
-                with contextlib.suppress(PermissionError):  # Windows removes no open file
-                    lock.unlink(missing_ok=True)
-            return
-
-
 def unpack_zip(archive: Path, folder: Path) -> Path:
     """Unpack into `folder`, which appears whole or not at all.
 
@@ -233,8 +216,7 @@ def fetch_bundle(
     """The CORE bundle, downloaded and unpacked to `folder` unless it is there; settings: fetch's"""
     if (folder / "core.yaml").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder.with_name(folder.name + ".lock")):
+    with files.only_one(folder):
         if not (folder / "core.yaml").is_file():  # else another process was faster
             _fetch_bundle(folder, url, progress=progress, **settings)
     return folder

@@ -157,6 +157,7 @@ class Tokenizer:
 
     def fingerprint(self) -> dict[str, Any]:
         """What two tokenizers that cut all text alike share; ready for JSON."""
+        # As the library writes it: releases 0.21 to 0.23 do so alike.
         canonical = json.dumps(json.loads(self.to_json()), sort_keys=True)
         return {
             "sha256": hashlib.sha256(canonical.encode()).hexdigest(),
@@ -235,10 +236,12 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer | None:
         key = hashlib.sha256(f"{SPLIT_PATTERN} {shards}".encode()).hexdigest()[:16]
         cached = folder / f"bpe{vocab_size}-{key}.json"
         if not cached.exists():
-            print(f"training a tokenizer of {vocab_size} entries (once) ...", flush=True)
-            groups = RowGroups(corpus.train)
-            texts = (text for i in range(len(groups)) for text in groups[i])
-            train_tokenizer(texts, vocab_size, path=cached)
+            with files.only_one(cached, needed=False):
+                if not cached.exists():  # else another process was faster
+                    print(f"training a tokenizer of {vocab_size} entries (once) ...", flush=True)
+                    groups = RowGroups(corpus.train)
+                    texts = (text for i in range(len(groups)) for text in groups[i])
+                    train_tokenizer(texts, vocab_size, path=cached)
         path = str(cached)
     return read_tokenizer(Path(path).expanduser(), bos_token=data.bos_token)
 
@@ -248,12 +251,14 @@ def _characters(corpus: Corpus, folder: Path) -> str:
     parts = json.dumps(corpus.fingerprint(), sort_keys=True)
     cached = folder / f"characters-{hashlib.sha256(parts.encode()).hexdigest()[:16]}.json"
     if not cached.exists():
-        found: set[str] = set()
-        for part in (corpus.train, corpus.val):
-            groups = RowGroups(part)
-            for i in range(len(groups)):
-                found.update(*groups[i])
-        files.write_json(cached, "".join(sorted(found)))
+        with files.only_one(cached, needed=False):
+            if not cached.exists():  # else another process was faster
+                found: set[str] = set()
+                for part in (corpus.train, corpus.val):
+                    groups = RowGroups(part)
+                    for i in range(len(groups)):
+                        found.update(*groups[i])
+                files.write_json(cached, "".join(sorted(found)))
     return json.loads(cached.read_text("utf-8"))
 
 

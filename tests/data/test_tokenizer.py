@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from looped_jax.config.settings import DataConfig
 from looped_jax.data import tokenizer
 from looped_jax.data.tokenizer import (
     SPECIAL_TOKENS,
@@ -104,6 +107,23 @@ def test_training_is_deterministic_and_cached(texts, folder, tmp_path, trained):
     before = [path.stat().st_mtime_ns for path in cached]
     assert load(None, texts, folder).fingerprint() == trained.fingerprint()
     assert [path.stat().st_mtime_ns for path in cached] == before and len(cached) == 1
+
+
+def test_of_two_that_start_at_once_one_trains_and_the_other_waits(texts, tmp_path, monkeypatch):
+    began, train = [], tokenizer.train_tokenizer
+
+    def slowly(*given, **settings):
+        began.append(time.monotonic())
+        time.sleep(0.3)
+        train(*given, **settings)
+
+    monkeypatch.setattr(tokenizer, "train_tokenizer", slowly)
+    monkeypatch.setenv("LOOPED_JAX_CACHE", str(tmp_path))
+    data = DataConfig(tokenizer_vocab_size=320)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: tokenizer.load_tokenizer(data, texts), range(2))
+    assert len(began) == 1 and one.fingerprint() == other.fingerprint()
+    assert [path.suffix for path in (tmp_path / "tokenizers").iterdir()] == [".json"]
 
 
 def test_survives_pickling_and_saving(trained, texts, tmp_path):
