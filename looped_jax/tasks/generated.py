@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import Settings, plain
+from looped_jax.data.worker_processes import in_workers
 from looped_jax.errors import ArgumentError, ConfigError
 from looped_jax.inference.trained_model import TrainedModel
 from looped_jax.runtime.sharding import EVERYTHING, Shard
@@ -256,7 +257,7 @@ class GeneratedRows:
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
         batches = self._batches.slice(slice(batch, None)).to_iter_dataset(ahead)
         if self._workers:
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            batches = in_workers(batches, self._workers)
         return batches
 
     def get_state(self) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -28,13 +31,16 @@ def made(tmp_path_factory):
     return texts, load_tokenizer(texts, folder)
 
 
-def rows(made, count, state=None, **settings):
+def rows(made, count, state=None, interrupted_at=None, **settings):
     settings = {"seq_len": 16, "batch_size": 4} | settings
     iterator = iter(pipeline.train_rows(*made, **settings))
     if state is not None:
         iterator.set_state(json.loads(json.dumps(state)))
     batches, states = [], [iterator.get_state()]
-    for _ in range(count):
+    for number in range(count):
+        if number == interrupted_at:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGINT)
         batches.append(next(iterator))
         states.append(iterator.get_state())
     iterator.close()
@@ -60,8 +66,11 @@ def test_rows_hold_every_document_in_order_epoch_after_epoch(made):
 
 @pytest.fixture(scope="module")
 def of_workers(made):
-    """Fifty batches and their positions; starting two processes takes longer than all of them."""
-    return rows(made, 50, workers=2)
+    """Batches and their positions; starting two processes takes longer than all of them.
+
+    After some, Ctrl-C reaches these, as it does in a terminal.
+    """
+    return rows(made, 150, workers=2, interrupted_at=25)
 
 
 def test_every_position_continues_exactly(made):
@@ -71,9 +80,10 @@ def test_every_position_continues_exactly(made):
         np.testing.assert_array_equal(again, batches[at : at + 5])
 
 
-def test_rows_do_not_depend_on_workers_prefetch_or_batch_size(made, of_workers):
-    plain, _ = rows(made, 50)
+def test_rows_do_not_depend_on_workers_their_interrupts_prefetch_or_batch_size(made, of_workers):
+    plain, _ = rows(made, 150)
     np.testing.assert_array_equal(plain, of_workers[0])
+    plain = plain[:50]
     np.testing.assert_array_equal(plain, rows(made, 50, prefetch=7)[0])
     np.testing.assert_array_equal(
         np.concatenate(plain), np.concatenate(rows(made, 25, batch_size=8)[0])

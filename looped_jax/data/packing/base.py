@@ -14,6 +14,7 @@ import numpy as np
 
 from looped_jax.config.registry import PACKINGS
 from looped_jax.config.settings import DataConfig, plain
+from looped_jax.data.worker_processes import in_workers
 from looped_jax.errors import ConfigError, DataError
 
 
@@ -100,8 +101,7 @@ def read_ahead(groups: grain.MapDataset, start: int, *, workers: int) -> grain.D
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)  # one may be a large file
     elements = groups.repeat().slice(slice(start, None)).to_iter_dataset(ahead)
     if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        elements = elements.mp_prefetch(options)
+        elements = in_workers(elements, workers)
     return iter(elements)
 
 
