@@ -1,10 +1,12 @@
 """A folder in which one run trains at a time."""
 
 import errno
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -65,6 +67,17 @@ def test_a_lock_that_cannot_be_opened_is_said_in_one_line(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(CheckpointError, match=r"\.lock cannot be opened \(Is a directory\)"):
         RunLock(tmp_path).__enter__()
+
+
+def test_what_another_host_wrote_may_be_seen_late(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "VISIBLE_AFTER", 0.0)
+    holder = {"host": "another", "pid": 1, "since": "2026-11-29 10:00:00 UTC"}
+    written = threading.Timer(0.3, (tmp_path / ".lock").write_text, [json.dumps(holder)])
+    written.start()
+    RunLock(tmp_path)._expect(holder)
+    written.join()
+    with pytest.raises(CheckpointError, match="is not the folder that process 0 has"):
+        RunLock(tmp_path)._expect(holder | {"host": socket.gethostname()})
 
 
 def test_who_waits_for_a_folder_has_it_once_it_is_free(tmp_path):
