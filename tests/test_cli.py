@@ -294,8 +294,10 @@ def test_a_wrong_yaml_is_answered_with_its_mend(capsys, tmp_path, text, message)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import absent", "ModuleNotFoundError: No module named 'absent'"),
-        ("x = 3", "has no attribute 'get_config'"),
+        ("import absent", "wrong.py, line 1: ModuleNotFoundError: No module named 'absent'"),
+        ("def get_config():\n    return\n 3", "wrong.py, line 3: IndentationError: unindent"),
+        ("def get_config():\n    import json\n    return json.loads('')", "wrong.py, line 3: JSON"),
+        ("x = 3", "wrong.py: AttributeError: module 'config_wrong' has no attribute 'get_config'"),
         ("def get_config(): return 3", "has no attribute 'to_dict'"),
     ],
 )

@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import json
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Iterator
@@ -114,7 +115,17 @@ def _of_python(path: Path, preset: str) -> Values:
     except UserError:
         raise
     except Exception as error:  # a file of the user's own may raise anything
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        where = f"{path}, line {line}" if (line := _line_of(error, path)) else f"{path}"
+        told = error.msg if isinstance(error, SyntaxError) else error
+        raise ConfigError(f"{where}: {type(error).__name__}: {told}") from error
+
+
+def _line_of(error: Exception, path: Path) -> int | None:
+    """The line of the file that an error came from, or by way of."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((each.lineno for each in reversed(frames) if each.filename == str(path)), None)
 
 
 def _of_data(path: Path, preset: str) -> Values:

@@ -85,6 +85,18 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()) == ["2", "3"]
 
 
+def test_an_older_one_that_a_crash_left_goes_with_the_next_save(tmp_path):
+    """A process may die after a save has its name and before the one before it is removed."""
+    current = stepped(mesh_of(1, 1, 1), 0)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, current, RunMeta(step=step))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest() == 2
+        checkpoints.save(3, current, RunMeta(step=3))
+    assert checkpoint.saved_steps(tmp_path) == [3]
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(tmp_path):
     mesh = mesh_of(1, 1, 1)
     checkpoints = Checkpoints(tmp_path)
