@@ -280,6 +280,20 @@ def test_a_model_trained_here_goes_there(tmp_path):
         np.testing.assert_array_equal(array, found, err_msg=name)
 
 
+def test_biases_of_the_mlp_alone_go_there_with_zeros_for_attention(tmp_path):
+    settings = gpt2_names.model_settings(TINY)
+    biases = dataclasses.replace(settings.parts["biases"], attention=False)
+    parts = type(settings.parts)({**settings.parts.changed(), "biases": biases})
+    write_run(tmp_path / "run", dataclasses.replace(settings, parts=parts))
+    from_gpt2(str(to_gpt2(tmp_path / "run", tmp_path / "back")), tmp_path / "again")
+    first, again = (looped_jax.load(tmp_path / run).params for run in ("run", "again"))
+    added = again.keys() - first.keys()
+    assert {name.rpartition(".")[2] for name in added} == {"query", "key", "value", "out"}
+    assert not any(np.asarray(again[name]).any() for name in added)
+    for name in first.keys() - {"embed"}:
+        np.testing.assert_array_equal(first[name], again[name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
