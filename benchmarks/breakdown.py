@@ -47,7 +47,7 @@ from looped_jax.config.settings import (
     Settings,
     TrainSettings,
 )
-from looped_jax.model import attention_kernels, block, loss, norm, transformer
+from looped_jax.model import attention_kernels, block, loss, norm, objectives, transformer
 from looped_jax.plotting import figure_files, figures
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -161,9 +161,9 @@ def work_of(config: Config, rows: int) -> dict[str, Work]:
     mixing = Work(4.0 * tokens * visible * q_width * loops,
                   float(size * tokens * (2 * q_width + 2 * kv_width)) * passes)  # fmt: skip
     norm_entries = tokens * (passes * (3 * width + q_width + kv_width) + loops * width)
-    chunk = m.loss_chunk or max(1, loss.LOGITS_AT_ONCE // m.padded_vocab)
     scored = len(m.scored_loops())
-    head_products = 3 + (1 if scored * tokens > chunk else 0)
+    again_in_head = scored * tokens > loss.chunk_size(m, tokens)
+    head_products = 3 + (again_in_head and not objectives.of(m).weighs_beforehand)
     matrices = [
         (width, q_width), (q_width, width), *[(width, kv_width)] * 2,
         (width, 4 * width), (4 * width, width),
@@ -289,8 +289,9 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
         heads = self._heads(query_source), *[self._heads(source)] * 2
         return here.history.attend(*heads, self.window).reshape(query_source.shape)
 
-    def summed(config, head, hidden, targets):
-        return hidden.astype(jnp.float32).sum(-1)
+    def summed(config, head, hidden, targets, weights):
+        sums = hidden.astype(jnp.float32).sum((1, 2, 3))
+        return weights @ sums, sums
 
     def unchanged(x, *_, **__):
         return x
@@ -305,7 +306,7 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
             mock.patch.object(norm.Norm, "__call__", lambda self, x: x),
         ),
         "RoPE": step(mock.patch.object(block, "rotate", unchanged)),
-        "head and loss": step(mock.patch.object(loss, "token_losses", summed)),
+        "head and loss": step(mock.patch.object(loss, "weighted_losses", summed)),
         "Newton–Schulz": step(mock.patch.object(orthogonal_momentum, "orthogonalize", unchanged)),
         "optimizer": step(optimizer=optax.sgd(1e-6)),
     }

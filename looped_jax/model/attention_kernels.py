@@ -27,6 +27,12 @@ Attend = Callable[[Array, Array, Array, int | None], Array]
 PART = 256  # queries of plain attention that are worth a part of their own
 TILE = 128  # tokens that a TPU works on at once
 BY_HEADS = P(None, None, "tensor")
+# Matrix products in each kernel, as compiled programs name them. All but the first of the splash
+# kernels compute the scores again.
+PRODUCTS = {
+    "splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4,
+    "__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5,
+}  # fmt: skip
 
 
 class Choice(NamedTuple):
@@ -216,6 +222,23 @@ def _scores_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
+def pairs(time: int, window: int | None, *, tiled: bool) -> int:
+    """Queries × keys that a fused kernel works on in a row of one head; `tiled`: splash's."""
+    behind = time if window is None else min(window, time)
+    if not tiled:
+        return behind * (behind + 1) // 2 + (time - behind) * behind
+    block = _block(time)
+    return sum(
+        block * block * (query // block - max(0, query - behind + 1) // block + 1)
+        for query in range(0, time, block)
+    )
+
+
+def _block(time: int) -> int:
+    """Queries, and keys, that splash takes at once."""
+    return next(size for size in (512, 256, TILE) if time % size == 0)
+
+
 def _splash(
     query: Array, key: Array, value: Array, window: int | None, *, interpret: bool
 ) -> Array:
@@ -230,7 +253,7 @@ def _splash(
     # Narrow heads fill a tile with zeros, as the hardware's registers would in any case.
     filled = [(0, 0)] * 3 + [(0, -head_dim % TILE)]
     scaled = (query / head_dim**0.5).astype(query.dtype)
-    block = next(size for size in (512, 256, TILE) if time % size == 0)
+    block = _block(time)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(

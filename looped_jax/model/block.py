@@ -15,7 +15,7 @@ from flax import nnx
 
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.config.transformer_settings import InitSettings, RopeSettings
-from looped_jax.model.linear import linear
+from looped_jax.model.linear import from_heads, linear, to_heads
 from looped_jax.model.norm import Norm, rms_norm
 from looped_jax.model.parts.base import Here, Part, make_parts, on_weights, through
 from looped_jax.model.probe import BLIND, View
@@ -48,12 +48,42 @@ def rope_tables(
     return cos, sin
 
 
+@jax.custom_vjp
 def rotate(x: Array, rope: Rope) -> Array:
     """Rotary position embedding of x [B, T, H, Dh]; pairs dimensions j and j + Dh/2."""
-    cos, sin = rope
     with jax.named_scope("rope"):
-        x1, x2 = jnp.split(x, 2, axis=-1)
-        return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
+        return jax.lax.platform_dependent(x, *rope, tpu=_rotate_whole, default=_rotate_halves)
+
+
+def _rotate_halves(x: Array, cos: Array, sin: Array) -> Array:
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
+
+
+def _rotate_whole(x: Array, cos: Array, sin: Array) -> Array:
+    """The same in registers as wide as a head, half of which would be empty otherwise.
+
+    A TPU's matrix unit swaps the halves, exactly: each of its sums has one term that is not zero.
+    Moving lanes takes three times as long.
+    """
+    half = x.shape[-1] // 2
+    swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=1)
+    x = jax.lax.optimization_barrier(x)  # both terms read it: not to be computed twice
+    other = jnp.matmul(x, swap, precision="highest")
+    return x * jnp.concatenate([cos, cos], -1) + other * jnp.concatenate([sin, -sin], -1)
+
+
+def _rotate_forward(x: Array, rope: Rope) -> tuple[Array, Rope]:
+    return rotate(x, rope), rope
+
+
+def _rotate_backward(rope: Rope, gradient: Array) -> tuple[Array, None]:
+    """Turned back: angles follow from positions, which are whole numbers without gradients."""
+    cos, sin = rope
+    return rotate(gradient, (cos, -sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def uniform(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Array:
@@ -84,6 +114,16 @@ def product(name: str, x: Array, w: nnx.Param, here: Here, parts: Parts) -> Arra
     return through(parts, "product", linear(x, w[...]), here, place=f"product_{name}")
 
 
+def heads_product(
+    name: str, x: Array, w: nnx.Param, head_dim: int, here: Here, parts: Parts
+) -> Array:
+    """As `product`, [B, T, in] -> [B, T, heads, Dh]."""
+    here = here._replace(matrix=name, source=x)
+    heads = to_heads(x, w[...], w.shape[1] // head_dim)
+    flat = heads.reshape(*x.shape[:-1], -1)  # as parts know it; without one this is undone
+    return through(parts, "product", flat, here, place=f"product_{name}").reshape(heads.shape)
+
+
 class Attention(nnx.Module):
     """Causal multi-head attention; queries may come from another stream than keys and values.
 
@@ -109,12 +149,12 @@ class Attention(nnx.Module):
         self, query_source: Array, source: Array, here: Here, view: View, parts: Parts
     ) -> Array:
         """[B, T, D] normalised sources of queries, and of keys and values -> [B, T, D]."""
-        query = self._heads(product("query", query_source, self.query, here, parts))
+        query = heads_product("query", query_source, self.query, self.head_dim, here, parts)
         normed = source
         if self.latent is not None:
             source = rms_norm(product("latent", source, self.latent, here, parts))
-        key = self._heads(product("key", source, self.key, here, parts))
-        value = self._heads(product("value", source, self.value, here, parts))
+        key = heads_product("key", source, self.key, self.head_dim, here, parts)
+        value = heads_product("value", source, self.value, self.head_dim, here, parts)
         here = here._replace(source=normed)
         query = through(parts, "query", query, here)
         key, value = through(parts, "key", key, here), through(parts, "value", value, here)
@@ -126,7 +166,9 @@ class Attention(nnx.Module):
             history = here.history if act is None else here.history.with_weights(act)
             mixed = history.attend(query, key, value, self.window)
         mixed = through(parts, "mixed", mixed, here)
-        return product("out", mixed.reshape(*mixed.shape[:2], -1), self.out, here, parts)
+        here = here._replace(matrix="out", source=mixed.reshape(*mixed.shape[:2], -1))
+        out = from_heads(mixed, self.out[...])
+        return through(parts, "product", out, here, place="product_out")
 
     def _placed(self, x: Array, rope: Rope | None) -> Array:
         """Queries or keys with their position, normed and scaled."""
@@ -134,9 +176,6 @@ class Attention(nnx.Module):
         x = x if rope is None else rotate(x, rope)
         x = rms_norm(x) if self.qk.norm == "after_rope" else x
         return x if self.qk.scale == 1 else x * self.qk.scale
-
-    def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
 
 class MLP(nnx.Module):

@@ -23,25 +23,44 @@ def linear(x: Array, weight: Array, out_dtype: str | None = None) -> Array:
     Gradient of x in its type; of the weight in the weight's, as one product over all tokens. The
     result is called PRODUCT, for those who choose what the backward pass keeps.
     """
-    return checkpoint_name(_linear(x, weight, out_dtype), PRODUCT)
+    return checkpoint_name(_linear(x, weight, 1, out_dtype), PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _linear(x: Array, weight: Array, out_dtype: str | None) -> Array:
-    return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=out_dtype)
+def to_heads(x: Array, weight: Array, heads: int) -> Array:
+    """x [..., in] @ weight [in, H · Dh] as [..., H, Dh]; otherwise as linear.
+
+    The product itself has heads, and no reshape comes after it: a compiler may then lay its result
+    out as attention wants it, where it would else copy it. So with what comes back.
+    """
+    weight = weight.reshape(len(weight), heads, -1)
+    return checkpoint_name(_linear(x, weight, 1, None), PRODUCT)
 
 
-def _forward(x: Array, weight: Array, out_dtype: str | None):
-    return _linear(x, weight, out_dtype), (x, weight)
+def from_heads(x: Array, weight: Array) -> Array:
+    """x [..., H, Dh] @ weight [H · Dh, out] as [..., out]; otherwise as to_heads."""
+    weight = weight.reshape(*x.shape[-2:], -1)
+    return checkpoint_name(_linear(x, weight, 2, None), PRODUCT)
 
 
-def _backward(out_dtype: str | None, saved: tuple[Array, Array], gradient: Array):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _linear(x: Array, weight: Array, axes: int, out_dtype: str | None) -> Array:
+    """Over the last `axes` of x and as many first ones of the weight."""
+    return jnp.tensordot(x, weight.astype(x.dtype), axes, preferred_element_type=out_dtype)
+
+
+def _forward(x: Array, weight: Array, axes: int, out_dtype: str | None):
+    return _linear(x, weight, axes, out_dtype), (x, weight)
+
+
+def _backward(axes: int, out_dtype: str | None, saved: tuple[Array, Array], gradient: Array):
     x, weight = saved
     # Without this cast a float32 gradient of the logits would make these products float32 too.
     gradient = gradient.astype(x.dtype)
-    tokens, arriving = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
-    of_weight = jnp.matmul(tokens.T, arriving, preferred_element_type=weight.dtype)
-    return gradient @ weight.astype(x.dtype).T, of_weight
+    tokens = tuple(range(x.ndim - axes))
+    of_weight = jnp.tensordot(x, gradient, (tokens, tokens), preferred_element_type=weight.dtype)
+    out = tuple(range(axes - weight.ndim, 0))
+    of_x = jnp.tensordot(gradient, weight.astype(x.dtype), (out, out))
+    return of_x, of_weight
 
 
 _linear.defvjp(_forward, _backward)

@@ -32,6 +32,7 @@ from looped_jax.model.norm import Norm
 from looped_jax.model.parts.base import NORMED, Here, make_parts, through
 from looped_jax.model.probe import BLIND, Probe, View, mean_norm
 from looped_jax.model.random_numbers import RandomNumbers
+from looped_jax.model.soft_cap import soft_cap
 from looped_jax.model.weights import Weight, described
 from looped_jax.runtime import sharding
 
@@ -122,7 +123,7 @@ class LoopedTransformer(nnx.Module):
         z = self.embedding.read_out(h, self.embed, self.head)
         z = through(self.parts, "readout", z, Here(h=h))
         cap = self.config.soft_cap
-        return cap * jnp.tanh(z / cap) if cap else z
+        return soft_cap(z, cap) if cap else z
 
     def __call__(
         self,
@@ -250,6 +251,20 @@ def forward(
 def read_out(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Float32 logits [..., Vp] of states [..., D], of all entries of the padded vocabulary."""
     return bind(config, params).read_out(hidden)
+
+
+@functools.lru_cache
+def read_out_weights(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the parameters that read_out takes its logits from."""
+    hidden = jax.ShapeDtypeStruct((1, config.width), config.dtype)
+    shapes = init_shapes(config)
+    names = sorted(shapes)
+    leaves = [shapes[name] for name in names]
+    program = jax.make_jaxpr(
+        lambda leaves, h: read_out(config, dict(zip(names, leaves, strict=True)), h)
+    )(leaves, hidden).jaxpr
+    used = {id(v) for equation in program.eqns for v in equation.invars}
+    return tuple(name for name, v in zip(names, program.invars, strict=False) if id(v) in used)
 
 
 def stop_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:

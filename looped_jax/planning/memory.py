@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.model import attention_kernels, transformer
-from looped_jax.model.loss import LOGITS_AT_ONCE
+from looped_jax.model.loss import chunk_size
 from looped_jax.training.train_state import TrainState
 
 Array = jax.Array
@@ -99,8 +99,7 @@ def count(
 
 def logit_chunk(model: ModelConfig, rows: int) -> int:
     """Tokens whose logits live at once in a micro-batch of `rows` rows; see model/loss.py."""
-    chunk = model.loss_chunk or max(1, LOGITS_AT_ONCE // model.padded_vocab)
-    return min(chunk, rows * model.seq_len)
+    return chunk_size(model, rows * model.seq_len)
 
 
 def shard_bytes(leaves: Iterable[jax.Array | jax.ShapeDtypeStruct]) -> int:

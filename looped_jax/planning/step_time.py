@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from looped_jax.config.resolved import Config
-from looped_jax.model import flops, transformer
+from looped_jax.model import flops, objectives, transformer
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.memory import logit_chunk, saved_residuals
 from looped_jax.runtime.hardware import Hardware
@@ -63,7 +63,8 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     """Work of one device; `mesh` is the size of each axis.
 
     recomputed: remat "loop" repeats the forward pass of the loops, "dots" that of attention alone;
-    the head is repeated when its logits come in chunks. traffic: every residual of the forward
+    the head is repeated when its logits come in chunks, unless the objective knows beforehand what
+    each loss counts for. traffic: every residual of the forward
     pass is written and read once; per loop and micro-batch looped weights are read for the
     forward and for the backward pass (and for recomputing), their float32 gradients read and
     written; the optimizer reads and writes weights and state and reads gradients.
@@ -77,7 +78,8 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     head = flops.head(model) * model.read_outs()
     loops = counted.flops / 3 - head
     recomputed = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
-    if model.read_outs() * rows * model.seq_len > logit_chunk(model, rows):
+    in_chunks = model.read_outs() * rows * model.seq_len > logit_chunk(model, rows)
+    if in_chunks and not objectives.of(model).weighs_beforehand:
         recomputed += head
     copies = 2 if model.dtype == "bfloat16" else 4
     reads = 3 if model.remat == "loop" else 2

@@ -11,7 +11,7 @@ import pytest
 
 from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
 from looped_jax.model import transformer
-from looped_jax.model.linear import linear
+from looped_jax.model.linear import from_heads, linear, to_heads
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
 from looped_jax.training import train_step
@@ -48,7 +48,7 @@ def test_logits_of_bfloat16_states_keep_float32_and_send_bfloat16_back():
     x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.full((8, 3), 1.001)
     assert linear(x, w, "float32").dtype == jnp.float32
     text = jax.jit(jax.grad(lambda x: linear(x, w, "float32").sum())).lower(x).as_text()
-    assert re.search(r"dot_general .*tensor<4x3xbf16>, tensor<3x8xbf16>", text)
+    assert re.search(r"dot_general .*tensor<4x3xbf16>, tensor<8x3xbf16>", text)
 
 
 def test_weights_are_cast_before_the_loops_and_not_in_them():
@@ -90,3 +90,20 @@ def test_loops_are_summed_in_float32(rounded_and_exact, name):
     # a sum kept in bfloat16 would hold only 8 bits of every entry; a token seen once does too
     kept = np.asarray(grads)[np.asarray(grads) != 0]
     assert np.mean(kept != kept.astype(jnp.bfloat16).astype(np.float32)) > 0.1
+
+
+def test_products_with_heads_are_products_reshaped_and_so_are_their_gradients():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 3, 8))
+    into, out = (jax.random.normal(key, (8, 8)) for key in keys[1:])
+
+    def with_heads(x, into, out):
+        return from_heads(jnp.sin(to_heads(x, into, 2)), out).sum()
+
+    def flat(x, into, out):
+        return (jnp.sin(x @ into) @ out).sum()
+
+    assert to_heads(x, into, 2).shape == (2, 3, 2, 4)
+    for ours, plain in zip(*(jax.grad(f, (0, 1, 2))(x, into, out) for f in (with_heads, flat)),
+                           strict=True):  # fmt: skip
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)

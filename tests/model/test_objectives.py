@@ -10,6 +10,7 @@ import pytest
 
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.settings import ModelSettings, Settings, TrainSettings
+from looped_jax.errors import ArgumentError
 from looped_jax.model import loss, objectives, transformer
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
@@ -103,3 +104,43 @@ def test_one_of_ones_own_is_a_setting():
         assert np.abs(late["head"] - step["head"]).max() > 1e-4
     finally:
         del OBJECTIVES._found["late"]
+
+
+@pytest.mark.parametrize("cap", [0.0, 15.0, 200.0])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_losses_weighted_beforehand_have_the_gradients_of_those_weighted_after(chunk, cap):
+    config = dataclasses.replace(config_of("STEP").model, loss_chunk=chunk, soft_cap=cap)
+    hidden = jax.random.normal(jax.random.key(0), (3, 4, 9, 32))
+    targets = np.random.default_rng(2).integers(-1, 97, (4, 9)).astype(np.int32)
+    weights, params = jnp.array([0.2, 0.0, 1.5]), random_weights(config)
+
+    def after(params, hidden):
+        sums = loss.token_losses(config, params, hidden, targets).sum((1, 2))
+        return weights @ sums, sums
+
+    def beforehand(params, hidden):
+        return loss.weighted_losses(config, params, hidden, targets, weights)
+
+    found, wanted = (
+        jax.value_and_grad(lambda p, h, f=f: jax.tree.map(lambda x: 3 * x, f(p, h)),
+                           argnums=(0, 1), has_aux=True)(params, hidden)
+        for f in (beforehand, after)
+    )  # fmt: skip
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
+
+
+def test_logits_far_below_a_wide_cap_keep_their_loss():
+    config = dataclasses.replace(config_of("END").model, soft_cap=200.0)
+    params = {name: jnp.zeros_like(w) for name, w in random_weights(config).items()}
+    hidden, targets = jnp.ones((1, 1, 9, 32)), np.zeros((1, 9), np.int32)
+    found = loss.token_losses(config, params, hidden, targets)
+    np.testing.assert_allclose(found, np.log(97), rtol=1e-6)
+
+
+def test_a_total_that_is_not_linear_is_refused():
+    class Squared(objectives.Step):
+        def total(self, config, nats):
+            return jnp.square(nats).sum()
+
+    with pytest.raises(ArgumentError, match="total of objective STEP is not linear .* override"):
+        Squared().weights(config_of("STEP").model)

@@ -11,7 +11,7 @@ import pytest
 from looped_jax.config.registry import LOOP_RULES
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.config.settings import ModelSettings, Settings
-from looped_jax.model import loss, transformer
+from looped_jax.model import block, loss, norm, transformer
 from looped_jax.model.block import rope_tables, rotate
 from looped_jax.model.norm import rms_norm
 from looped_jax.resolve import resolve
@@ -260,3 +260,31 @@ def test_fresh_weights_follow_the_recipe():
         np.testing.assert_allclose(weight.std(), fan_in**-0.5, rtol=0.05)
     for name in ("attention.out", "mlp.down"):
         assert not params[f"blocks.1.{name}"].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_ways_of_a_tpu_give_the_numbers_of_the_others(dtype):
+    """Its matrix unit swaps halves exactly; means differ in the order of their sums alone."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8)).astype(dtype)
+    rope = rope_tables(jnp.arange(5), 8, x.dtype)
+    np.testing.assert_array_equal(
+        *(jax.jit(way)(x, *rope) for way in (block._rotate_whole, block._rotate_halves))
+    )
+    wide = x.astype(jnp.float32)
+    np.testing.assert_allclose(norm._mean_by_product(wide), norm._mean(wide), rtol=1e-4, atol=1e-6)
+
+
+def test_rotation_and_norm_have_the_gradients_of_their_formulas():
+    x, weights = jax.random.normal(jax.random.key(0), (2, 2, 5, 3, 8))
+    cos, sin = rope = rope_tables(jnp.arange(5), 8, jnp.float32)
+
+    def written_out(x):
+        a, b = jnp.split(x, 2, axis=-1)
+        x = jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
+        return x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.finfo(x.dtype).eps)
+
+    ours, plain = (
+        jax.grad(lambda x, f=f: (f(x) * weights).sum())(x)
+        for f in (lambda x: norm.rms_norm(rotate(x, rope)), written_out)
+    )
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)

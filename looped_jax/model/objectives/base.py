@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.resolved import ModelConfig
+from looped_jax.errors import ArgumentError
 from looped_jax.model import loss
 
 Array = jax.Array
@@ -33,6 +34,8 @@ class Objective:
     """
 
     draws: ClassVar[bool] = False
+    weighs_beforehand: ClassVar[bool] = True  # what each loss counts for, so that its gradients can
+    # be taken with the logits at hand; one that overrides `loss` with losses of tokens does not
 
     def loops(self, config: ModelConfig) -> tuple[int, ...]:
         """Zero-based loops whose states are read, the last one included."""
@@ -42,13 +45,25 @@ class Objective:
         """How many states of a token the head reads."""
         return len(self.loops(config))
 
-    def nats(self, config: ModelConfig, params: Params, hidden: Array, batch: Batch) -> Array:
-        """Summed losses float32 [N] of states [N, B, T, D] after the loops that are read."""
-        return loss.token_losses(config, params, hidden, batch["targets"]).sum((1, 2))
-
     def total(self, config: ModelConfig, nats: Array) -> Array:
         """One number of the summed losses [N], linear in them."""
         return nats.mean()
+
+    def weights(self, config: ModelConfig) -> Array:
+        """What each loop's summed losses count for in `total`, float32 [N].
+
+        Raises ArgumentError for a total that is not linear: the head takes gradients of the losses
+        before their sums are known.
+        """
+        sums = jax.ShapeDtypeStruct((len(self.loops(config)),), jnp.float32)
+        try:
+            transposed = jax.linear_transpose(lambda nats: self.total(config, nats), sums)
+            return transposed(jnp.ones((), jnp.float32))[0]
+        except NotImplementedError as error:
+            raise ArgumentError(
+                f"total of objective {config.loss} is not linear in the summed losses; override "
+                f"loss instead, as SELF_WEIGHTED does ({error})"
+            ) from error
 
     def loss(
         self, config: ModelConfig, params: Params, hidden: Array, batch: Batch
@@ -57,8 +72,8 @@ class Objective:
 
         The sums of all devices and micro-batches are divided by the number of targets at the end.
         """
-        nats = self.nats(config, params, hidden, batch)
-        return self.total(config, nats), nats
+        targets = batch["targets"]
+        return loss.weighted_losses(config, params, hidden, targets, self.weights(config))
 
 
 def of(config: ModelConfig) -> Objective:

@@ -43,6 +43,8 @@ def log_leaving(stop: Array) -> Array:
 class Gated(Step):
     """Every loop, and what a gate says of it. Raises ConfigError without a gate, or two loops."""
 
+    weighs_beforehand = False
+
     def loops(self, config: ModelConfig) -> tuple[int, ...]:
         if not any(hasattr(PARTS[name], "stop") for name in config.parts.on()):
             raise ConfigError(

@@ -42,11 +42,14 @@ class FixedPoint(Objective):
             )
         return (config.loops - 2, config.loops - 1)
 
+    def total(self, config: ModelConfig, nats: Array) -> Array:
+        return nats[-1]
+
     def loss(
         self, config: ModelConfig, params: Params, hidden: Array, batch: Batch
     ) -> tuple[Array, Array]:
-        nats = self.nats(config, params, hidden, batch)
+        total, nats = super().loss(config, params, hidden, batch)
         before, after = hidden.astype(jnp.float32)
         moved = jnp.square(after - before).mean(-1)
         penalty = jnp.where(counted(batch), moved, 0.0).sum()
-        return nats[-1] + config.objectives["FIXED_POINT"].weight * penalty, nats
+        return total + config.objectives["FIXED_POINT"].weight * penalty, nats

@@ -40,6 +40,8 @@ class RandomLoopsSettings:
 class RandomLoops(Step):
     """The last loop and some that each row draws. Raises ConfigError where k leaves no choice."""
 
+    weighs_beforehand = False
+
     Settings = RandomLoopsSettings
     draws = True
 

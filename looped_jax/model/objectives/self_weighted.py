@@ -23,6 +23,8 @@ Array = jax.Array
 class SelfWeighted(Step):
     """Every loop, rows by their own loss."""
 
+    weighs_beforehand = False
+
     def loss(
         self, config: ModelConfig, params: Params, hidden: Array, batch: Batch
     ) -> tuple[Array, Array]:
