@@ -147,6 +147,9 @@ def _add_table(flags: argparse.ArgumentParser) -> None:
 
 def _plan(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--hardware", help="what it would run on, as h100; none lists all known")
+    flags.add_argument(
+        "--target", help="devices whose own compiler is asked too, as h100:8, a100:2x8 or v5e:4x4"
+    )
     flags.add_argument("--mesh", help="devices by axis, as data=64,fsdp=8; config.mesh by default")
     flags.add_argument(
         "--vocab_size", type=at_least(2), help="tokenizer entries, where its file is missing"

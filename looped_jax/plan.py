@@ -3,7 +3,8 @@
     looped-jax plan --config flt --mesh data=64,fsdp=8 --hardware h100 \\
         --vocab_size 151669
 
-Needs neither data nor accelerators: the real train step is compiled for fake CPU devices.
+Needs neither data nor accelerators: the real train step is compiled for fake CPU devices, and with
+--target v5e:4x4 or h100:8 also by that device's own compiler.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from looped_jax.config.registry import TASKS
 from looped_jax.config.settings import MeshConfig, Settings, parse_mesh
 from looped_jax.data.tokenizer import BYTES, CHARACTERS, read_tokenizer
 from looped_jax.errors import ConfigError
-from looped_jax.planning import planner
+from looped_jax.planning import planner, targets
 from looped_jax.planning.table import describe
 from looped_jax.resolve import resolve
-from looped_jax.runtime import hardware
+from looped_jax.runtime import hardware, sharding
 from looped_jax.runtime.compilation_cache import keep_compiled
 
 
@@ -36,20 +37,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     logging.set_verbosity(logging.ERROR)
-    if not args.hardware:
-        cli.stop(f"--hardware is missing; name it: {', '.join(hardware.HARDWARE)}")
+    if not args.hardware and not args.target:
+        cli.stop(
+            f"--hardware is missing; name it: {', '.join(hardware.HARDWARE)}; or give a --target, "
+            "as h100:8 or v5e:4x4, whose own compiler is then asked, too"
+        )
+    if args.hardware and args.target:
+        cli.stop(f"--target={args.target} names its hardware; leave out --hardware")
     if not 0 < args.efficiency <= 1:
         cli.stop(f"--efficiency={args.efficiency} is no share; give one, as 0.45")
     with errors.printed():
-        device = hardware.find(args.hardware)
+        device = targets.device(args.target) if args.target else hardware.find(args.hardware)
+        if args.target:
+            targets.look_for_compilers(args.target)
         out = writable(args.out) if args.out else None
         settings = args.settings
         mesh = parse_mesh(args.mesh) if args.mesh else settings.mesh
-        _imitate_devices(mesh)
+        if args.target:
+            mesh = sharding.filled(mesh, targets.size(args.target))
+        _imitate_devices(mesh, platforms=None if args.target else "cpu")
         settings = dataclasses.replace(settings, mesh=mesh)
         config = resolve(settings, vocab_size=args.vocab_size or vocabulary(settings))
-        keep_compiled()
-        plan = planner.make(config, device, efficiency=args.efficiency, log=_progress)
+        if not args.target:
+            keep_compiled()
+        plan = planner.make(
+            config,
+            device,
+            efficiency=args.efficiency,
+            target=targets.find(args.target) if args.target else None,
+            log=_progress,
+        )
         if out:
             files.write_json(out, plan.as_json(), indent=1)
     print(describe(plan))
@@ -93,13 +110,17 @@ def writable(file: str) -> Path:
     return path
 
 
-def _imitate_devices(mesh: MeshConfig) -> None:
-    """As many CPU devices as the mesh has; must come before JAX looks for devices."""
+def _imitate_devices(mesh: MeshConfig, *, platforms: str | None) -> None:
+    """As many CPU devices as the mesh has; must come before JAX looks for devices.
+
+    `platforms`: those that JAX may look for, None for those that it was told already.
+    """
     sizes = dataclasses.asdict(mesh)
     if -1 in sizes.values():
         axis = next(axis for axis, size in sizes.items() if size == -1)
         raise ConfigError(f"mesh.{axis}=-1 leaves open how many devices; as --mesh data=8,fsdp=8")
-    jax.config.update("jax_platforms", "cpu")
+    if platforms:
+        jax.config.update("jax_platforms", platforms)
     jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
 
 

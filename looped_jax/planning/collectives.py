@@ -78,21 +78,24 @@ def read(
             raise ValueError(f"a loop of unknown length communicates, in computation {computation}")
         devices = math.prod(mesh.shape[axis] for axis in axes)
         purpose = _purpose(instruction.scope)
-        arrays = instruction.arrays
-        if instruction.opcode != kind and kind != "all-reduce":  # what goes in, what comes out
-            arrays = tuple(a for a in arrays if a != ("u32", ()))  # and contexts
-            arrays = arrays[len(arrays) // 2 :]
-        size = sum(
-            math.prod(sizes) * min(hlo.WIDTHS[dtype], (widths or {}).get(purpose, 8))
-            for dtype, sizes in arrays
-        )
+        sent = bytes_sent(instruction, devices, (widths or {}).get(purpose, 8))
         key = (kind, axes, devices, purpose, depth)
-        found[key].append((int(count), count * size * _ring(kind, devices)))
+        found[key].append((int(count), count * sent))
     summed = [
         Collective(*key[:4], sum(n for n, _ in parts), round(sum(s for _, s in parts)), key[4])
         for key, parts in found.items()
     ]
     return sorted(summed, key=lambda c: -c.bytes_sent)
+
+
+def bytes_sent(instruction: hlo.Instruction, devices: int, width: int = 8) -> float:
+    """Bytes that one of `devices` sends around a ring; `width` bytes per number, or fewer."""
+    kind, arrays = instruction.opcode.removesuffix("-start"), instruction.arrays
+    if instruction.opcode != kind and kind != "all-reduce":  # what goes in, what comes out
+        arrays = tuple(a for a in arrays if a != ("u32", ()))  # and contexts
+        arrays = arrays[len(arrays) // 2 :]
+    size = sum(math.prod(sizes) * min(hlo.WIDTHS[dtype], width) for dtype, sizes in arrays)
+    return size * _ring(kind, devices)
 
 
 def _ring(kind: str, n: int) -> float:

@@ -1,4 +1,4 @@
-"""A parser of compiled programs: computations, their instructions, and which of them loop.
+"""A parser of compiled programs: computations, their instructions, what they move and how often.
 
 Read from XLA's text form, of any of its compilers: CPU, GPU and TPU print types, replica groups and
 loop lengths in different ways.
@@ -6,6 +6,7 @@ loop lengths in different ways.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import defaultdict
@@ -23,13 +24,17 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-$]+) \(.*\{$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:to_apply|calls|called_computations|true_computation|false_computation|"
-    r"branch_computations)=\{?(%?[\w.\-$]+(?:, ?%?[\w.\-$]+)*)"
+    r"branch_computations)=(?:\{([^}]*)\}|(%?[\w.\-$]+))"
 )
 _LOOPED = re.compile(r"(body|condition)=%?([\w.\-$]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CONTRACTED = re.compile(r'"?lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]')
+_RUN_ITSELF = {"while", "conditional", "call"}  # call computations that are scheduled themselves
+_SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Instruction:
 
     arrays: (element type, sizes) of its result, one for each part of a tuple
     operands: names of instructions of the same computation; given: the text they stand in, of a
-    constant its value; attributes: the rest of the line
+    constant its value; attributes: the rest of the line; root: whether it is the result
     """
 
     name: str
@@ -47,11 +52,17 @@ class Instruction:
     operands: tuple[str, ...]
     given: str
     attributes: str
+    root: bool = False
 
     @property
     def size(self) -> int:
         """Bytes of the result."""
         return sum(WIDTHS[dtype] * math.prod(sizes) for dtype, sizes in self.arrays)
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the result."""
+        return sum(math.prod(sizes) for _, sizes in self.arrays)
 
     @property
     def scope(self) -> str:
@@ -70,6 +81,12 @@ class Instruction:
         """The id shared by the fusions over which a TPU spreads one collective, else None."""
         found = _CHAIN.search(self.attributes)
         return found[1] if found else None
+
+    @property
+    def cycles(self) -> int:
+        """What a TPU's compiler estimates that it takes; 0 where it does not say."""
+        found = _CYCLES.search(self.attributes)
+        return int(found[1]) if found else 0
 
     def groups(self, devices: int) -> np.ndarray:
         """Devices of each group of a collective, int [groups, size], by position in the mesh."""
@@ -108,9 +125,8 @@ class Program:
         loops = set()
         for name, body in computations.items():
             for instruction in body:
-                for listed in _CALLED.findall(instruction.attributes):
-                    for called in listed.split(","):
-                        callers[called.strip(" %")].append((name, 1))
+                for inner in called(instruction):
+                    callers[inner].append((name, 1))
                 parts = dict(_LOOPED.findall(instruction.attributes))
                 if instruction.opcode == "while":
                     trips = _trips(instruction, computations[parts["condition"]])
@@ -138,10 +154,115 @@ class Program:
             for instruction in body:
                 yield name, instruction
 
+    @functools.cached_property
+    def fused(self) -> frozenset[str]:
+        """Computations inside of other instructions, which are not scheduled themselves."""
+        found = {
+            name
+            for body in self.computations.values()
+            for instruction in body
+            if instruction.opcode not in _RUN_ITSELF
+            for name in called(instruction)
+        }
+        size = -1
+        while size != len(found):  # and what only those call
+            size = len(found)
+            found |= {
+                name
+                for name, callers in self.callers.items()
+                if all(caller in found for caller, _ in callers)
+            }
+        return frozenset(found)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, dict[str, Instruction]]:
+        return {name: {i.name: i for i in body} for name, body in self.computations.items()}
+
+    def operands(self, computation: str, instruction: Instruction) -> list[Instruction]:
+        """The instructions whose results an instruction is given."""
+        known = self._by_name[computation]
+        return [known[name] for name in instruction.operands if name in known]
+
     def operand_types(self, computation: str, instruction: Instruction) -> list[str]:
         """Element types of what an instruction is given."""
-        types = {other.name: other.arrays for other in self.computations[computation]}
-        return [dtype for name in instruction.operands for dtype, _ in types.get(name, ())]
+        return [d for one in self.operands(computation, instruction) for d, _ in one.arrays]
+
+    def traffic(self, computation: str, instruction: Instruction) -> int:
+        """Bytes that an instruction reads and writes, of a slice those of the slice alone."""
+        operands = self.operands(computation, instruction)
+        if instruction.opcode in _SLICES:
+            return 2 * instruction.size
+        if instruction.opcode == "dynamic-update-slice":
+            return 2 * operands[1].size
+        inside = called(instruction) if instruction.opcode == "fusion" else ()
+        if not inside or inside[0] not in self.computations:
+            return instruction.size + sum(operand.size for operand in operands)
+        body = self.computations[inside[0]]
+        read = {
+            int(i.given): self._read(body, i)
+            for i in body
+            if i.opcode == "parameter" and i.given.isdigit()
+        }
+        written = sum(self._written(inside[0], i) for i in body if i.root)
+        return written + sum(read.get(n, operand.size) for n, operand in enumerate(operands))
+
+    @staticmethod
+    def _read(body: list[Instruction], parameter: Instruction) -> int:
+        """Bytes that a fusion reads of a parameter: it computes no more than what is used."""
+        users: dict[str, list[Instruction]] = defaultdict(list)
+        for one in body:
+            for name in dict.fromkeys(one.operands):
+                users[name].append(one)
+
+        def used(of: Instruction) -> int:
+            """Elements of a result that something inside of the fusion needs."""
+            found = of.elements if of.root else 0
+            for user in users[of.name]:
+                if user.opcode in _SLICES and user.operands[0] == of.name:
+                    found += user.elements
+                elif user.opcode == "dynamic-update-slice" and user.operands[0] == of.name:
+                    continue  # changed in place
+                elif user.elements == of.elements and user.opcode not in ("dot", "reduce"):
+                    found += used(user)
+                else:
+                    return of.elements
+            return min(found, of.elements)
+
+        return parameter.size * used(parameter) // max(1, parameter.elements)
+
+    def _written(self, computation: str, result: Instruction) -> int:
+        """Bytes that a fusion writes: of an array that is changed in place, the change."""
+        operands = self.operands(computation, result)
+        if result.opcode == "tuple":
+            return sum(self._written(computation, one) for one in operands)
+        if result.opcode in ("bitcast", "copy") and operands:
+            return min(result.size, self._written(computation, operands[0]))
+        return operands[1].size if result.opcode == "dynamic-update-slice" else result.size
+
+    def product_flops(self, computation: str, instruction: Instruction) -> float:
+        """FLOPs of the matrix products in an instruction: its own, and of what is fused into it."""
+        if instruction.opcode == "fusion":
+            return sum(
+                self.product_flops(name, one)
+                for name in called(instruction)
+                for one in self.computations.get(name, ())
+            )
+        contracted = _CONTRACTED.search(instruction.attributes)
+        operands = self.operands(computation, instruction)
+        if not contracted or not operands or not operands[0].arrays:
+            return 0.0
+        left = operands[0].arrays[0][1]
+        over = [int(n) for n in contracted[1].replace('"', "").split(",") if n]
+        return 2.0 * math.prod(instruction.arrays[0][1]) * math.prod(left[n] for n in over)
+
+
+def called(instruction: Instruction) -> tuple[str, ...]:
+    """Names of the computations that an instruction calls, loops left out."""
+    return tuple(
+        name.strip(" %")
+        for listed, alone in _CALLED.findall(instruction.attributes)
+        for name in (listed or alone).split(",")
+    )
 
 
 def _instruction(line: str) -> Instruction:
@@ -158,7 +279,8 @@ def _instruction(line: str) -> Instruction:
     given = rest[opening + 1 : closing]
     operands = tuple(re.findall(r"%([\w.\-$]+)", given))
     name = name.strip().lstrip("%")
-    return Instruction(name, rest[:opening], arrays, operands, given, rest[closing + 1 :])
+    root = line.lstrip().startswith("ROOT ")
+    return Instruction(name, rest[:opening], arrays, operands, given, rest[closing + 1 :], root)
 
 
 def _closing(text: str, opening: int) -> int:

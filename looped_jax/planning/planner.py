@@ -23,10 +23,12 @@ from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import attention_kernels
-from looped_jax.planning import collectives, memory, step_time
+from looped_jax.planning import collectives, compiled_cost, memory, step_time
 from looped_jax.planning.collectives import Collective
+from looped_jax.planning.compiled_cost import CompiledCost
 from looped_jax.planning.memory import Memory
 from looped_jax.planning.step_time import StepTime, Work
+from looped_jax.planning.targets import Target
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import Hardware
 from looped_jax.training import optimizers, train_step
@@ -65,7 +67,9 @@ class Choice:
 class Plan:
     """A Choice for every value of model.remat, and recommended changes of the configuration.
 
-    warnings: what had to be changed for a plan to be possible at all; changes: settings that make
+    warnings: what had to be changed for a plan to be possible at all
+    target, compiled: what that target's own compiler makes of the configuration as it is
+    changes: settings that make
     it fit or, where it fits already, faster; recommended: the costs with them. Empty and None
     where no such settings were found.
     """
@@ -75,6 +79,8 @@ class Plan:
     efficiency: float
     choices: dict[str, Choice]
     warnings: tuple[str, ...] = ()
+    target: str | None = None
+    compiled: CompiledCost | None = None
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     recommended: Choice | None = None
 
@@ -103,11 +109,13 @@ def make(
     *,
     efficiency: float = 0.45,
     remats: tuple[str, ...] = PLANNED_REMATS,
+    target: Target | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Plan a resolved config with a given number of steps, on the first of jax.devices().
 
-    `efficiency` is the share of the peak that matrix products are assumed to reach. Raises
+    `efficiency` is the share of the peak that matrix products are assumed to reach; `target`, if
+    given, compiles the configuration too, as it is. Raises
     ConfigError for a mesh, batch or kernel that cannot work.
     """
     if config.model.remat not in PLANNED_REMATS:
@@ -129,6 +137,11 @@ def make(
         if remat in (*remats, config.model.remat)
     }
     plan = Plan(config, hardware, efficiency, choices, warnings)
+    if target:
+        began = time.perf_counter()
+        log(f"compiling remat={config.model.remat} for {target.name} by its own compiler ...")
+        plan = dataclasses.replace(plan, target=target.name, compiled=compile_for(config, target))
+        log(f"compiled in {time.perf_counter() - began:.0f} s")
     changes = (
         changes_that_speed_up(plan) if plan.fits(plan.requested) else changes_that_fit(plan, log)
     )
@@ -224,7 +237,20 @@ def estimate_cost(
 def compile_step(config: Config) -> jax.stages.Compiled:
     """The train step for the mesh of `config`, with XLA's attention: others need their hardware."""
     config = changed(config, {"model.kernel": "xla"})
-    mesh = mesh_of(config)
+    # It is never run: level 0 halves compile time, with the same memory and the same collectives.
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+    return lower_step(config, mesh_of(config)).compile(compiler_options=options)
+
+
+def compile_for(config: Config, target: Target) -> CompiledCost:
+    """What the target's own compiler makes of the train step of `config`, over all its devices."""
+    mesh = mesh_on(config, target)
+    compiled = lower_step(config, mesh).compile()
+    return compiled_cost.read(compiled, mesh, target.hardware, config.model)
+
+
+def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
+    """The train step of `config` as traced for the devices of `mesh`."""
     rows = config.train.batch_size * sharding.batch_devices(mesh)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     text = jax.ShapeDtypeStruct((config.model.seq_len + 1,), np.int32)
@@ -237,9 +263,7 @@ def compile_step(config: Config) -> jax.stages.Compiled:
         RowDraws(config).row_shapes(text),
     )
     optimizer, shapes = abstract_state(config, mesh)
-    step = train_step.make_train_step(config, optimizer, mesh).lower(shapes, batch)
-    # It is never run: level 0 halves compile time, with the same memory and the same collectives.
-    return step.compile(compiler_options={"xla_backend_optimization_level": "0"})
+    return train_step.make_train_step(config, optimizer, mesh).lower(shapes, batch)
 
 
 def count_memory(config: Config, hardware: Hardware, *, kernel: str | None = None) -> Memory:
@@ -265,6 +289,11 @@ def mesh_of(config: Config) -> Mesh:
     """The mesh of `config` over the first devices there are; all of its sizes must be given."""
     size = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     return sharding.make_mesh(config.mesh, jax.devices()[:size])
+
+
+def mesh_on(config: Config, target: Target) -> Mesh:
+    """The mesh of `config` over the devices of a target."""
+    return sharding.make_mesh(config.mesh, list(target.devices))
 
 
 def kernel_on(config: Config, hardware: Hardware) -> str:

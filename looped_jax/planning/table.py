@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from looped_jax.model import flops
 from looped_jax.planning import planner, step_time
 from looped_jax.planning.collectives import Collective
+from looped_jax.planning.compiled_cost import CompiledCost
 from looped_jax.planning.planner import Choice, Plan
 from looped_jax.planning.step_time import StepTime, Work
 
 # Share of a GPU's memory that JAX allocates by default: docs.jax.dev, "GPU memory allocation".
 JAX_FRACTION = 0.75
+MEMORY_APART = 0.15  # share by which counted and compiled memory may differ without a word
 KERNELS = {"cudnn": "cuDNN's", "splash": "splash", "xla": "XLA's"}
 GIB = 2**30
 WIDTH, LABEL = 100, 52  # columns of the text, and of the table's labels
@@ -27,7 +29,8 @@ def describe(plan: Plan) -> str:
         "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in part)
         for part in (_head(plan), _verdict(plan), _notes(plan))
     )
-    return "\n\n".join([head, "\n".join(_table(plan)), verdict, notes])
+    compiled = ["\n".join(_compiled(plan, plan.compiled))] if plan.compiled else []
+    return "\n\n".join([head, "\n".join(_table(plan)), *compiled, verdict, notes])
 
 
 def _head(plan: Plan) -> Iterator[str]:
@@ -136,6 +139,50 @@ def _table(plan: Plan) -> Iterator[str]:
     yield row("  tokens/s, all devices", lambda c: tokens / c.time.total)
     yield row("  utilization, %", lambda c: 100 * c.time.utilization)
     yield row("  hours to the horizon", _hours)
+
+
+def _compiled(plan: Plan, cost: CompiledCost) -> Iterator[str]:
+    """What the target's compiler says of the configuration as it is, beside what was counted."""
+    planned, device = plan.requested.memory.total, plan.hardware
+    remat = plan.config.model.remat
+    yield f"compiled for {plan.target} by its own compiler, model.remat={remat}: estimates"
+    apart = planned / cost.memory - 1
+
+    def row(label: str, value: str) -> str:
+        return f"  {label:<{LABEL - 2}} {value:>11}"
+
+    yield row("memory at most, GiB", _short(cost.memory / GIB))
+    yield row("  counted above, against it", f"{apart:+.0%}")
+    if abs(apart) > MEMORY_APART:
+        yield (
+            "    apart, since temporary buffers are not counted and gradients and logits are "
+            "counted whole"
+        )
+    for name, part in cost.parts.items():
+        yield row(f"{name}, ms", _short(1e3 * part.seconds))
+    yield row("step, ms", _short(1e3 * cost.seconds))
+    useful = plan.requested.work.model / (cost.seconds * device.peak_flops)
+    yield row("utilization, %", _short(100 * useful))
+    yield row("kernels", _short(cost.kernels))
+    yield row("read and written, GB", _short(cost.traffic / 1e9))
+    for one in cost.collectives:
+        if one.bytes_sent > 5e5:
+            yield row(
+                f"{one.purpose}: {one.kind} over {' × '.join(one.axes)}, MB sent",
+                _short(one.bytes_sent / 1e6),
+            )
+    how = (
+        f"cycles as its compiler estimates them, at {device.clock / 1e9:g} GHz; attention kernels, "
+        "of which it knows nothing, charged"
+        if device.clock
+        else "no estimate of the compiler's: every kernel charged"
+    )
+    yield from textwrap.wrap(
+        f"  ({how} with the longer of their products at the peak and their bytes at the bandwidth; "
+        "collectives in the open are what no other work hides)",
+        WIDTH,
+        subsequent_indent="  ",
+    )
 
 
 def _kind(collective: Collective) -> tuple[str, str, str]:

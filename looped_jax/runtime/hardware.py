@@ -55,6 +55,7 @@ class Hardware:
     memory: bytes; memory_bandwidth: bytes/s
     link: bytes/s a device sends along one mesh axis over NVLink or ICI, which reaches `per_node`
     devices; network: bytes/s beyond them, a device's share of its host's
+    clock: Hz in which a TPU's compiler counts, by which its matrix units have their peak
     """
 
     name: str
@@ -66,6 +67,7 @@ class Hardware:
     per_node: int
     network: float
     source: str
+    clock: float = 0.0
 
     @property
     def attention(self) -> AttentionSupport:
@@ -74,6 +76,7 @@ class Hardware:
 
 
 _DGX = "data sheets of the device and of NVIDIA's DGX with eight of them"
+_CARD = "data sheet of the card, and PCIe 4.0 between cards"
 _CLOUD = "Google Cloud TPU documentation; ICI total divided by the axes of the torus"
 
 HARDWARE = {
@@ -85,16 +88,19 @@ HARDWARE = {
         Hardware("a100", "gpu", PEAK_FLOPS["A100"], 80e9, 2.039e12, 300e9, 8, 25e9, _DGX),
         Hardware("a100-40gb", "gpu", PEAK_FLOPS["A100"], 40e9, 1.555e12, 300e9, 8, 25e9, _DGX),
         Hardware(
+            "rtx4090", "gpu", PEAK_FLOPS["RTX 4090"], 24 * 2**30, 1.008e12, 25e9, 8, 3e9, _CARD
+        ),
+        Hardware(
             "tpu-v5e", "tpu", PEAK_FLOPS["TPU v5 lite"],
-            16e9, 819e9, 100e9, 256, 3.125e9, _CLOUD,
+            16e9, 819e9, 100e9, 256, 3.125e9, _CLOUD, 1.5e9,
         ),
         Hardware(
             "tpu-v5p", "tpu", PEAK_FLOPS["TPU v5p"],
-            95 * 2**30, 2.765e12, 200e9, 8960, 6.25e9, _CLOUD,
+            95 * 2**30, 2.765e12, 200e9, 8960, 6.25e9, _CLOUD, 1.75e9,
         ),
         Hardware(
             "tpu-v6e", "tpu", PEAK_FLOPS["TPU v6 lite"],
-            32e9, 1.638e12, 200e9, 256, 12.5e9, _CLOUD,
+            32e9, 1.638e12, 200e9, 256, 12.5e9, _CLOUD, 1.75e9,
         ),
     )
 }  # fmt: skip

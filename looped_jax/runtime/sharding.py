@@ -48,15 +48,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(devices) % fixed == 0:
-        sizes = {axis: len(devices) // fixed if n == -1 else n for axis, n in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        raise ConfigError(
-            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fill "
-            f"{len(devices)} devices; sizes must multiply to {len(devices)}, one may be -1"
-        )
+    sizes = dataclasses.asdict(filled(config, len(devices)))
     shape = tuple(sizes.values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     across = _slices_by_axis(sizes, slices)
@@ -78,6 +70,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"({reason[0]}); choose other sizes, or whole slices"
         ) from error
     return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def filled(config: MeshConfig, devices: int) -> MeshConfig:
+    """The same mesh with the size of its open axis. Raises ConfigError as `make_mesh`."""
+    sizes = dataclasses.asdict(config)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if devices % fixed == 0:
+        sizes = {axis: devices // fixed if n == -1 else n for axis, n in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        raise ConfigError(
+            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fill "
+            f"{devices} devices; sizes must multiply to {devices}, one may be -1"
+        )
+    return MeshConfig(**sizes)
 
 
 def one_device() -> Mesh:

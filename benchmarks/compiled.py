@@ -1,0 +1,135 @@
+"""What compilers of accelerators make of the train step: cycles by part, kernels, bytes, memory.
+
+    python -m benchmarks.compiled --cases paper_L6,wide --targets v5e:2x4,h100:8
+
+No such device is needed, but its compiler: pip install 'looped_jax[targets]'. A case takes one to
+three minutes on two cores. Cycles are the TPU compiler's own estimates; kernels that it knows
+nothing of are charged with the longer of their products at the peak and their bytes at the
+bandwidth, and so is everything on a GPU. None of it is a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from looped_jax import files
+from looped_jax.config import presets
+from looped_jax.config.resolved import Config
+from looped_jax.config.settings import MeshConfig, Settings
+from looped_jax.errors import printed
+from looped_jax.model import flops
+from looped_jax.planning import planner, targets
+from looped_jax.planning.compiled_cost import CompiledCost
+from looped_jax.planning.targets import Target
+from looped_jax.resolve import resolve
+
+RESULTS = Path(__file__).parent / "results" / "compiled"
+WIDE = {"model.width": 1536, "model.loops": 4, "train.tokens_per_step": 131_072}
+CASES: dict[str, dict[str, Any]] = {
+    "paper_L6": {},
+    "paper_L12": {"model.layers": 12, "train.batch_size": 4},
+    "wide": WIDE,
+    "wide_dots": WIDE | {"model.remat": "dots", "train.batch_size": 4},
+}
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags.add_argument("--cases", default="paper_L6", help=f"of {', '.join(CASES)}")
+    flags.add_argument("--targets", default="v5e:2x4", help="as v5e:2x4,v6e:2x4,h100:8")
+    flags.add_argument("--vocab_size", type=int, default=151_669)
+    flags.add_argument("--out", type=Path, default=RESULTS)
+    args = flags.parse_args()
+    with printed():
+        names = args.targets.split(",")
+        for name in names:
+            targets.look_for_compilers(name)
+        rows = [(case, name, measure(case, name, args)) for case in args.cases.split(",")
+                for name in names]  # fmt: skip
+    print(as_table(rows))
+
+
+def measure(case: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Compile one case for one target, or read what was kept of it before."""
+    path = args.out / f"{case}_{name.replace(':', '_')}.json"
+    if path.exists():
+        return json.loads(path.read_text("utf-8"))
+    target, began = targets.find(name), time.perf_counter()
+    config = config_of(case, target, args.vocab_size)
+    print(f"compiling {case} for {name} ...", file=sys.stderr, flush=True)
+    cost = planner.compile_for(config, target)
+    print(f"compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    found = as_json(config, target, cost)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, found, indent=1)
+    return found
+
+
+def config_of(case: str, target: Target, vocab_size: int) -> Config:
+    """The paper's preset with the settings of a case, over all devices of a target as `data`."""
+    values = presets.make("FLT", "paper")
+    for key, value in CASES[case].items():
+        group, setting = key.split(".")
+        values[group][setting] = value
+    settings = dataclasses.replace(
+        Settings.from_dict(values), mesh=MeshConfig(data=len(target.devices))
+    )
+    return resolve(settings, vocab_size=vocab_size)
+
+
+def as_json(config: Config, target: Target, cost: CompiledCost) -> dict[str, Any]:
+    """Costs of one device and step, with the share of the peak that useful work takes."""
+    useful = flops.count(config.model).flops * config.train.tokens_per_step / len(target.devices)
+    device = target.hardware
+    return {
+        "gib": cost.memory / 2**30,
+        "temporaries_gib": cost.temporaries / 2**30,
+        "gigacycles": cost.seconds * device.clock / 1e9,
+        "milliseconds": 1e3 * cost.seconds,
+        "utilization": useful / (cost.seconds * device.peak_flops),
+        "kernels": cost.kernels,
+        "gigabytes": cost.traffic / 1e9,
+        "parts": {
+            name: {
+                "megacycles": part.seconds * device.clock / 1e6,
+                "milliseconds": 1e3 * part.seconds,
+                "charged": 1e3 * part.charged,
+                "kernels": part.kernels,
+                "gigabytes": part.traffic / 1e9,
+            }
+            for name, part in cost.parts.items()
+        },
+        "custom_calls": cost.custom_calls,
+    }
+
+
+def as_table(rows: list[tuple[str, str, dict[str, Any]]]) -> str:
+    """One line for each case and target, and one for each of its parts."""
+    lines = [
+        "| case | target | part | ms | Mcycles | of it charged, ms | kernels | GB | GiB at most "
+        "| % of peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case, name, found in rows:
+        charged = sum(part["charged"] for part in found["parts"].values())
+        lines.append(
+            f"| {case} | {name} | **step** | {found['milliseconds']:,.1f} "
+            f"| {1e3 * found['gigacycles']:,.0f} | {charged:,.1f} | {found['kernels']:,.0f} "
+            f"| {found['gigabytes']:,.0f} | {found['gib']:.2f} | {100 * found['utilization']:.1f} |"
+        )
+        for part, of in found["parts"].items():
+            lines.append(
+                f"| | | {part} | {of['milliseconds']:,.1f} | {of['megacycles']:,.0f} "
+                f"| {of['charged']:,.1f} | {of['kernels']:,.0f} | {of['gigabytes']:,.0f} | | |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

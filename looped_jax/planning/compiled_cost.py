@@ -1,0 +1,208 @@
+"""What a compiler for an accelerator says of a train step: cycles by part, kernels, bytes, memory.
+
+A TPU's compiler estimates cycles for all that it schedules itself and none for kernels written by
+hand, which would so seem to be free: those are charged here with the longer of their products at
+the peak and their bytes at the bandwidth. A GPU's compiler estimates nothing: every kernel is
+charged like that. Both are least times, not measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import jax
+from jax.sharding import Mesh
+
+from looped_jax.config.resolved import ModelConfig
+from looped_jax.model import attention_kernels
+from looped_jax.planning import collectives
+from looped_jax.planning.collectives import Collective
+from looped_jax.planning.hlo import Instruction, Program
+from looped_jax.runtime.hardware import Hardware
+
+PARTS = (
+    "loop, forward", "loop, backward", "attention kernels", "head and loss",
+    "rest of a micro-batch", "optimizer", "collectives in the open",
+)  # fmt: skip
+# Neither computed nor moved: names for what is there already, or for room.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "partition-id", "replica-id", "after-all", "optimization-barrier",
+}  # fmt: skip
+_FREE_TARGETS = {
+    "AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone",
+    "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked",
+}  # fmt: skip
+_HEAD = re.compile(r"[/(](head|loss)[/)]")
+_IN_LOOP = 2  # scans around it: over micro-batches, over loops
+
+
+@dataclass
+class Part:
+    """A part of the step, on one device and in one step.
+
+    seconds: as the compiler estimates, or charged; charged: the share of it that was charged
+    kernels: programs started; traffic: bytes that they read and write
+    """
+
+    seconds: float = 0.0
+    charged: float = 0.0
+    kernels: float = 0.0
+    traffic: float = 0.0
+
+
+@dataclass(frozen=True)
+class CompiledCost:
+    """One device's costs of one step, as compiled.
+
+    memory: bytes at the most; temporaries: those that are no arguments
+    parts: by PARTS; custom_calls: times a step, by name
+    """
+
+    memory: int
+    temporaries: int
+    parts: dict[str, Part]
+    custom_calls: dict[str, float]
+    collectives: list[Collective] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts.values())
+
+    @property
+    def kernels(self) -> float:
+        return sum(part.kernels for part in self.parts.values())
+
+    @property
+    def traffic(self) -> float:
+        return sum(part.traffic for part in self.parts.values())
+
+
+def read(
+    compiled: jax.stages.Compiled, mesh: Mesh, hardware: Hardware, model: ModelConfig
+) -> CompiledCost:
+    """Costs of a compiled train step of `model`.
+
+    Raises ValueError for a kernel whose work is not known, and for a loop of unknown length.
+    """
+    analysis = compiled.memory_analysis()
+    assert analysis is not None  # every compiler has one
+    parts, calls = of_program(Program.read(compiled.as_text() or ""), mesh, hardware, model)
+    return CompiledCost(
+        memory=analysis.peak_memory_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        parts=parts,
+        custom_calls=dict(calls),
+        collectives=collectives.read(compiled, mesh),
+    )
+
+
+def of_program(
+    program: Program, mesh: Mesh, hardware: Hardware, model: ModelConfig
+) -> tuple[dict[str, Part], dict[str, float]]:
+    """Costs by part, and how often each custom call runs; see `read`."""
+    parts: dict[str, Part] = {name: Part() for name in PARTS}
+    calls: dict[str, float] = defaultdict(float)
+    for name, body in program.computations.items():
+        if name in program.fused or not (runs := program.runs(name)):
+            continue
+        if math.isnan(runs):
+            raise ValueError(f"a loop of unknown length runs computation {name}")
+        hidden = _hidden_seconds(body, hardware)
+        usual = _usual_part(body)
+        for instruction in body:
+            if instruction.opcode in _FREE or instruction.target in _FREE_TARGETS:
+                continue
+            part = parts[_part(instruction) or usual]
+            if instruction.opcode == "custom-call":
+                calls[re.sub(r"[.\d]+$", "", instruction.name)] += runs
+            if instruction.opcode.removesuffix("-start") in collectives.KINDS:
+                open_part = parts["collectives in the open"]
+                devices = instruction.groups(mesh.size).shape[-1]
+                seconds = collectives.bytes_sent(instruction, devices) / hardware.link
+                open_part.seconds += runs * max(0.0, seconds - hidden.get(instruction.name, 0.0))
+                open_part.kernels += runs
+                continue
+            if instruction.opcode.endswith(("-start", "-done")):
+                continue  # memory moved ahead of its use, beside other work
+            moved = program.traffic(name, instruction)
+            estimate = instruction.cycles / hardware.clock if hardware.clock else None
+            if estimate is None or (instruction.opcode == "custom-call" and not estimate):
+                flops = _kernel_flops(program, name, instruction, model)
+                charged = max(flops / hardware.peak_flops, moved / hardware.memory_bandwidth)
+                part.charged += runs * charged
+                estimate = charged
+            part.seconds += runs * estimate
+            part.kernels += runs
+            part.traffic += runs * moved
+    return parts, calls
+
+
+def _usual_part(body: list[Instruction]) -> str:
+    """Where most of a computation's cycles belong: for instructions that do not say."""
+    found: dict[str, float] = defaultdict(float)
+    for instruction in body:
+        if part := _part(instruction):
+            found[part] += 1 + instruction.cycles
+    return max(found, key=lambda part: found[part], default="rest of a micro-batch")
+
+
+def _part(instruction: Instruction) -> str | None:
+    """The part that an instruction's scope says; None where it has none."""
+    scope = instruction.scope
+    if not scope or "dynamic_update_index" in scope:
+        return None  # or keeps what the computation makes
+    if "splash" in instruction.name or instruction.target.startswith("__cudnn$fmha"):
+        return "attention kernels"
+    if "/optimizer" in scope:
+        return "optimizer"
+    if _HEAD.search(scope):
+        return "head and loss"
+    if scope.count("while/body") < _IN_LOOP:
+        return "rest of a micro-batch" if "while/body" in scope else "optimizer"
+    return "loop, backward" if "transpose(" in scope else "loop, forward"
+
+
+def _kernel_flops(
+    program: Program, computation: str, instruction: Instruction, model: ModelConfig
+) -> float:
+    """FLOPs of the products in one kernel; ValueError for one that is not known."""
+    if instruction.opcode != "custom-call":
+        return program.product_flops(computation, instruction)
+    target = instruction.target
+    if target.startswith(("__cublas", "__triton")):
+        return program.product_flops(computation, instruction)
+    products = attention_kernels.PRODUCTS.get(_kernel_name(instruction))
+    if products is None:
+        if target in ("tpu_custom_call",) or target.startswith("__cudnn"):
+            raise ValueError(f"the work of kernel {instruction.name} ({target}) is not known")
+        return 0.0
+    given = program.operands(computation, instruction)
+    query = next(sizes for one in given for _, sizes in one.arrays if len(sizes) == 4)
+    layer = re.search(r"layer_(\d+)", instruction.scope)
+    window = model.windows()[int(layer[1])] if layer else None
+    rows_heads = math.prod(query) // (model.seq_len * query[-1])
+    pairs = attention_kernels.pairs(model.seq_len, window, tiled=target == "tpu_custom_call")
+    return products * 2.0 * rows_heads * pairs * query[-1]
+
+
+def _kernel_name(instruction: Instruction) -> str:
+    named = instruction.target if instruction.target.startswith("__") else instruction.name
+    return re.sub(r"(_(no_)?residuals)?[.\d]*$", "", named)
+
+
+def _hidden_seconds(body: list[Instruction], hardware: Hardware) -> dict[str, float]:
+    """Estimated work between the start of each collective and its end, by name of the start."""
+    done, open_since, hidden = 0.0, {}, {}
+    for instruction in body:
+        if instruction.opcode.endswith("-start"):
+            open_since[instruction.name] = done
+        elif instruction.opcode.endswith("-done") and instruction.operands:
+            start = instruction.operands[0]
+            hidden[start] = done - open_since.get(start, done)
+        elif hardware.clock:
+            done += instruction.cycles / hardware.clock
+    return hidden

@@ -1,0 +1,110 @@
+"""What is read from compiled programs: written ones here, real ones in tests/targets."""
+
+import jax
+import pytest
+
+from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
+from looped_jax.planning import compiled_cost, hlo
+from looped_jax.resolve import resolve
+from looped_jax.runtime import hardware, sharding
+
+BODY = 'metadata={op_name="jit(step)/shard_map/while/body/closed_call/jvp()/while/body/'
+PROGRAM = """HloModule step
+
+%sliced (p0: f32[12,4,8], p1: s32[], p2: f32[4,8]) -> f32[12,4,8] {
+  %p0 = f32[12,4,8]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = f32[1,4,8]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,4,8}
+  %p2 = f32[4,8]{1,0} parameter(2)
+  %b = f32[1,4,8]{2,1,0} bitcast(%p2)
+  %sum = f32[1,4,8]{2,1,0} add(%one, %b)
+  ROOT %u = f32[12,4,8]{2,1,0} dynamic-update-slice(%p0, %sum, %p1, %zero, %zero)
+}
+
+%body (state: f32[12,4,8]) -> f32[12,4,8] {
+  %state = f32[12,4,8]{2,1,0} parameter(0)
+  %n = s32[] constant(0)
+  %q = bf16[2,3,1024,128]{3,2,1,0} parameter(1)
+  %w = f32[8,16]{1,0} parameter(2)
+  %x = f32[4,8]{1,0} parameter(3)
+  %fusion = f32[12,4,8]{2,1,0} fusion(%state, %n, %x), kind=kLoop, calls=%sliced, \
+BODYlayer_0/mlp/add"}, backend_config={"estimated_cycles":"1500"}
+  %dot = f32[4,16]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+BODYlayer_0/mlp/dot_general"}, backend_config={"estimated_cycles":"3000"}
+  %splash_mha_fwd_residuals.1 = bf16[2,3,1024,128]{3,2,1,0} custom-call(%q, %q, %q), \
+custom_call_target="tpu_custom_call", BODYlayer_0/attention/mix/pallas_call"}
+  ROOT %r = f32[12,4,8]{2,1,0} copy(%fusion), backend_config={"estimated_cycles":"600"}
+}
+
+%condition (state: f32[12,4,8]) -> pred[] {
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[12,4,8]) -> f32[12,4,8] {
+  %x = f32[12,4,8]{2,1,0} parameter(0)
+  %start = f32[12,4,8]{2,1,0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%sum
+  %scaled = f32[12,4,8]{2,1,0} multiply(%x, %x), metadata={op_name="jit(step)/optimizer/mul"}, \
+backend_config={"estimated_cycles":"15"}
+  %done = f32[12,4,8]{2,1,0} all-reduce-done(%start)
+  ROOT %v = f32[12,4,8]{2,1,0} while(%done), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"12"}}
+}
+""".replace("BODY", BODY)
+
+
+@pytest.fixture(scope="module")
+def read():
+    model = resolve(
+        Settings(model=ModelSettings(layers=1, width=384, heads=3, seq_len=1024)), vocab_size=97
+    ).model
+    mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices()[:8])
+    program = hlo.Program.read(PROGRAM)
+    found = compiled_cost.of_program(program, mesh, hardware.find("tpu-v5e"), model)
+    return program, *found
+
+
+def test_a_fusion_reads_the_slice_it_needs_and_writes_the_one_it_changes(read):
+    program, _, _ = read
+    one = 4 * 4 * 8
+    instructions = {i.name: (name, i) for name, i in program}
+    assert program.traffic(*instructions["fusion"]) == 3 * one + 4  # and the index
+    assert program.traffic(*instructions["dot"]) == 4 * (4 * 8 + 8 * 16 + 4 * 16)
+    assert program.product_flops(*instructions["dot"]) == 2 * 4 * 8 * 16
+    assert program.fused == {"sliced", "sum"}
+
+
+def test_cycles_are_those_of_the_part_they_stand_in_times_the_loops(read):
+    _, parts, _ = read
+    clock = hardware.find("tpu-v5e").clock
+    # the copy says nothing of itself, and stands among the loop's
+    assert parts["loop, forward"].seconds == pytest.approx(12 * 5100 / clock)
+    assert parts["optimizer"].seconds == pytest.approx(15 / clock)
+    assert parts["loop, backward"].seconds == parts["head and loss"].seconds == 0
+
+
+def test_a_kernel_without_an_estimate_is_not_free(read):
+    _, parts, calls = read
+    assert calls == {"splash_mha_fwd_residuals": 12}
+    blocks = 3 * 512 * 512  # of the four, one is hidden
+    flops = 2 * 2 * 2 * 3 * blocks * 128
+    bytes_moved = 4 * 2 * 2 * 3 * 1024 * 128
+    device = hardware.find("tpu-v5e")
+    charged = max(flops / device.peak_flops, bytes_moved / device.memory_bandwidth)
+    assert parts["attention kernels"].charged == pytest.approx(12 * charged)
+    assert parts["attention kernels"].seconds == parts["attention kernels"].charged
+
+
+def test_a_collective_takes_what_other_work_does_not_hide(read):
+    _, parts, _ = read
+    device = hardware.find("tpu-v5e")
+    sent = 2 * 7 / 8 * 4 * 12 * 4 * 8 / device.link
+    hidden = 15 / device.clock
+    assert parts["collectives in the open"].seconds == pytest.approx(max(0, sent - hidden))
+
+
+def test_a_kernel_that_nobody_knows_is_refused():
+    text = PROGRAM.replace("splash_mha_fwd_residuals", "mystery")
+    mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices()[:8])
+    with pytest.raises(ValueError, match=r"the work of kernel mystery.1 \(tpu_custom_call\)"):
+        compiled_cost.of_program(hlo.Program.read(text), mesh, hardware.find("tpu-v5e"), None)
