@@ -62,7 +62,7 @@ def read(
         if kind not in KINDS:
             continue
         groups = instruction.groups(mesh.size)
-        axes = _axes(groups, mesh)
+        axes = axes_of(groups, mesh)
         if not axes:  # a group of one device sends nothing
             continue
         depth = parsed.depth(computation)
@@ -106,7 +106,7 @@ def _ring(kind: str, n: int) -> float:
     )
 
 
-def _axes(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+def axes_of(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     """The mesh axes along which the devices of one group differ."""
     positions = np.unravel_index(groups, mesh.devices.shape)
     return tuple(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import attention_kernels
-from looped_jax.planning import collectives
+from looped_jax.planning import collectives, step_time
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.hlo import Instruction, Program
 from looped_jax.runtime.hardware import Hardware
@@ -111,34 +111,65 @@ def of_program(
             continue
         if math.isnan(runs):
             raise ValueError(f"a loop of unknown length runs computation {name}")
-        hidden = _hidden_seconds(body, hardware)
         usual = _usual_part(body)
+        done = 0.0  # seconds of the work before
+        since: dict[str, float] = {}  # for collectives under way, when they would end
+        in_the_open = parts["collectives in the open"]
         for instruction in body:
             if instruction.opcode in _FREE or instruction.target in _FREE_TARGETS:
                 continue
+            kind, _, half = instruction.opcode.rpartition("-")
+            if (kind if half == "start" else instruction.opcode) in collectives.KINDS:
+                in_the_open.kernels += runs
+                seconds = _sending(instruction, mesh, hardware)
+                if half == "start":
+                    since[instruction.name] = done + seconds
+                else:
+                    in_the_open.seconds += runs * seconds
+                continue
+            if half == "done":  # waits for what the work since has not hidden
+                for name_of_start in instruction.operands:
+                    in_the_open.seconds += runs * max(0.0, since.pop(name_of_start, 0.0) - done)
+            if half in ("start", "done"):
+                continue  # memory moved ahead of its use, beside other work
+            cost = _cost(program, name, instruction, hardware, model)
             part = parts[_part(instruction) or usual]
+            part.seconds += runs * cost.seconds
+            part.charged += runs * cost.charged
+            part.kernels += runs
+            part.traffic += runs * cost.traffic
+            done += cost.seconds
             if instruction.opcode == "custom-call":
                 calls[re.sub(r"[.\d]+$", "", instruction.name)] += runs
-            if instruction.opcode.removesuffix("-start") in collectives.KINDS:
-                open_part = parts["collectives in the open"]
-                devices = instruction.groups(mesh.size).shape[-1]
-                seconds = collectives.bytes_sent(instruction, devices) / hardware.link
-                open_part.seconds += runs * max(0.0, seconds - hidden.get(instruction.name, 0.0))
-                open_part.kernels += runs
-                continue
-            if instruction.opcode.endswith(("-start", "-done")):
-                continue  # memory moved ahead of its use, beside other work
-            moved = program.traffic(name, instruction)
-            estimate = instruction.cycles / hardware.clock if hardware.clock else None
-            if estimate is None or (instruction.opcode == "custom-call" and not estimate):
-                flops = _kernel_flops(program, name, instruction, model)
-                charged = max(flops / hardware.peak_flops, moved / hardware.memory_bandwidth)
-                part.charged += runs * charged
-                estimate = charged
-            part.seconds += runs * estimate
-            part.kernels += runs
-            part.traffic += runs * moved
     return parts, calls
+
+
+def _cost(
+    program: Program,
+    computation: str,
+    instruction: Instruction,
+    hardware: Hardware,
+    model: ModelConfig,
+) -> Part:
+    """Of one run of one instruction."""
+    moved = program.traffic(computation, instruction)
+    if hardware.clock and (instruction.cycles or instruction.opcode != "custom-call"):
+        return Part(seconds=instruction.cycles / hardware.clock, traffic=moved)
+    flops = _kernel_flops(program, computation, instruction, model)
+    least = max(flops / hardware.peak_flops, moved / hardware.memory_bandwidth)
+    return Part(seconds=least, charged=least, traffic=moved)
+
+
+def _sending(instruction: Instruction, mesh: Mesh, hardware: Hardware) -> float:
+    """Seconds that one device sends for a collective, over the links that it crosses."""
+    groups = instruction.groups(mesh.size)
+    devices, axes = groups.shape[-1], collectives.axes_of(groups, mesh)
+    if not axes:
+        return 0.0
+    kind = instruction.opcode.removesuffix("-start")
+    sent = collectives.bytes_sent(instruction, devices)
+    crossed = Collective(kind, axes, devices, "", 1, round(sent))
+    return sent / step_time.rate(crossed, dict(mesh.shape), hardware)
 
 
 def _usual_part(body: list[Instruction]) -> str:
@@ -192,17 +223,3 @@ def _kernel_flops(
 def _kernel_name(instruction: Instruction) -> str:
     named = instruction.target if instruction.target.startswith("__") else instruction.name
     return re.sub(r"(_(no_)?residuals)?[.\d]*$", "", named)
-
-
-def _hidden_seconds(body: list[Instruction], hardware: Hardware) -> dict[str, float]:
-    """Estimated work between the start of each collective and its end, by name of the start."""
-    done, open_since, hidden = 0.0, {}, {}
-    for instruction in body:
-        if instruction.opcode.endswith("-start"):
-            open_since[instruction.name] = done
-        elif instruction.opcode.endswith("-done") and instruction.operands:
-            start = instruction.operands[0]
-            hidden[start] = done - open_since.get(start, done)
-        elif hardware.clock:
-            done += instruction.cycles / hardware.clock
-    return hidden
