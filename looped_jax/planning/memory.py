@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from looped_jax.config.resolved import Config, ModelConfig
-from looped_jax.model import attention_kernels, transformer
+from looped_jax.model import attention_kernels, objectives, transformer
 from looped_jax.model.loss import chunk_size
 from looped_jax.training.train_state import TrainState
 
@@ -38,7 +38,7 @@ class Memory:
     gradients: whole float32 gradients, twice where micro-batches are summed
     saved_activations: residuals of all loops
     recomputed: residuals of one loop that the backward pass recomputes
-    logits: one chunk of float32 logits and their gradient
+    logits: one chunk of float32 logits and their gradient, in the type it is multiplied in
     """
 
     parameters: int
@@ -80,6 +80,8 @@ def count(
         )
     )
     cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * factors
+    beforehand = objectives.of(model).weighs_beforehand  # then rounded as soon as they are made
+    of_logits = jnp.dtype(model.dtype).itemsize if beforehand else 4
     once = dataclasses.replace(model, loops=1, loss="END")
     plain = dataclasses.replace(once, remat="none")
     return Memory(
@@ -93,7 +95,7 @@ def count(
             saved_residuals(plain, rows, kernel, tensor)
             - saved_residuals(once, rows, kernel, tensor),
         ),
-        logits=2 * 4 * logit_chunk(model, rows) * model.padded_vocab // tensor,
+        logits=(4 + of_logits) * logit_chunk(model, rows) * model.padded_vocab // tensor,
     )
 
 
