@@ -286,7 +286,8 @@ def without(config: Config, tokens: np.ndarray) -> dict[str, Callable[[], Step]]
         return attend
 
     def no_attention(self, query_source, source, here, view, parts):
-        heads = self._heads(query_source), *[self._heads(source)] * 2
+        split = (*source.shape[:2], -1, self.head_dim)
+        heads = query_source.reshape(split), *[source.reshape(split)] * 2
         return here.history.attend(*heads, self.window).reshape(query_source.shape)
 
     def summed(config, head, hidden, targets, weights):
