@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from looped_jax import files
 from looped_jax.config import presets
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import MeshConfig, Settings
-from looped_jax.errors import printed
+from looped_jax.errors import ArgumentError, printed
 from looped_jax.model import flops
 from looped_jax.planning import planner, targets
 from looped_jax.planning.compiled_cost import CompiledCost
@@ -56,16 +58,26 @@ def main() -> None:
 
 
 def measure(case: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Compile one case for one target, or read what was kept of it before."""
+    """Compile one case for one target, or read what was kept of it under the same versions.
+
+    Results of another commit stand until their file is deleted.
+    """
     path = args.out / f"{case}_{name.replace(':', '_')}.json"
+    of = {"vocab_size": args.vocab_size, "jax": jax.__version__}
     if path.exists():
-        return json.loads(path.read_text("utf-8"))
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["of"] == of:
+            return kept
+        raise ArgumentError(
+            f"{path} is of {kept['of']}, and this would be of {of}; delete it, or give another "
+            "--out"
+        )
     target, began = targets.find(name), time.perf_counter()
     config = config_of(case, target, args.vocab_size)
     print(f"compiling {case} for {name} ...", file=sys.stderr, flush=True)
     cost = planner.compile_for(config, target)
     print(f"compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    found = as_json(config, target, cost)
+    found = {"of": of} | as_json(config, target, cost)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, found, indent=1)
     return found

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is owed on a GPU, from a fresh clone: sets up .venv and goes through the steps of
-# benchmarks/on_gpu.py, at most forty minutes on one A100, H100 or H200. What ran is not run again.
+# benchmarks/on_gpu.py, each at most nine minutes on one GPU. What ran is not run again.
 #
 #   benchmarks/on_gpu.sh                  all steps; CUDA=13 for a driver from 580 on
 #   benchmarks/on_gpu.sh parity race      those whose names begin so

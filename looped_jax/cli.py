@@ -155,7 +155,9 @@ def _plan(flags: argparse.ArgumentParser) -> None:
         "--vocab_size", type=at_least(2), help="tokenizer entries, where its file is missing"
     )
     flags.add_argument(
-        "--efficiency", type=float, default=0.45, help="share of the peak that products reach"
+        "--efficiency",
+        type=float,
+        help="share of the peak that products reach; as compiled with --target, else 0.45",
     )
     flags.add_argument("--out", type=on_disk, help="also write the plan as JSON to this file")
 

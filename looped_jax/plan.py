@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.hardware and args.target:
         cli.stop(f"--target={args.target} names its hardware; leave out --hardware")
-    if not 0 < args.efficiency <= 1:
+    if args.efficiency is not None and not 0 < args.efficiency <= 1:
         cli.stop(f"--efficiency={args.efficiency} is no share; give one, as 0.45")
     with errors.printed():
         device = targets.device(args.target) if args.target else hardware.find(args.hardware)

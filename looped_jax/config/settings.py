@@ -104,7 +104,7 @@ class ModelSettings:
     )
     soft_cap: float = at_least(0.0, 15.0, "c, of logits z: c · tanh(z / c); 0 = none")
     loss_chunk: int | None = at_least(
-        1, None, "tokens whose logits live at once; by default 2^26 logits"
+        1, None, "tokens whose logits live at once; by default of 168 million logits"
     )
     norm: NormSettings = field(default_factory=NormSettings)
     mlp: MLPSettings = field(default_factory=MLPSettings)

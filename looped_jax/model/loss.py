@@ -20,7 +20,7 @@ from looped_jax.model import transformer
 from looped_jax.model.transformer import Params
 
 Array = jax.Array
-LOGITS_AT_ONCE = 5 * 2**25  # float32 logits in one chunk unless model.loss_chunk says otherwise
+LOGITS_AT_ONCE = 5 * 2**25  # about, float32 in one chunk, unless model.loss_chunk says otherwise
 SAFE_CAP = 30.0  # e^-2c is then far from the least float32
 TILE = 128  # tokens that a TPU's registers hold side by side: chunks are multiples of it
 
@@ -69,7 +69,7 @@ def _weighted(
     weights: Array,
 ) -> tuple[Array, Array]:
     sums = token_losses(config, others | read, hidden, targets).sum((1, 2))
-    return weights @ sums, sums
+    return (weights * sums).sum(), sums
 
 
 def _weighted_forward(
@@ -105,7 +105,7 @@ def _weighted_forward(
     else:
         of_read, (of_h, measured) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, read), parts)
     sums = measured.reshape(len(hidden), -1).sum(1)
-    return (weights @ sums, sums), (of_read, whole(of_h, hidden))
+    return ((weights * sums).sum(), sums), (of_read, whole(of_h, hidden))
 
 
 def _weighted_backward(

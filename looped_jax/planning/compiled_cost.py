@@ -59,13 +59,15 @@ class CompiledCost:
     """One device's costs of one step, as compiled.
 
     memory: bytes at the most; temporaries: those that are no arguments
-    parts: by PARTS; custom_calls: times a step, by name
+    parts: by PARTS; custom_calls: times a step, by name; unknown: those of them whose products are
+    not known, and which are charged with their bytes alone
     """
 
     memory: int
     temporaries: int
     parts: dict[str, Part]
     custom_calls: dict[str, float]
+    unknown: tuple[str, ...]
     collectives: list[Collective] = field(repr=False)
 
     @property
@@ -86,16 +88,18 @@ def read(
 ) -> CompiledCost:
     """Costs of a compiled train step of `model`.
 
-    Raises ValueError for a kernel whose work is not known, and for a loop of unknown length.
+    Raises ValueError for a loop of unknown length.
     """
     analysis = compiled.memory_analysis()
     assert analysis is not None  # every compiler has one
-    parts, calls = of_program(Program.read(compiled.as_text() or ""), mesh, hardware, model)
+    program = Program.read(compiled.as_text() or "")
+    parts, calls = of_program(program, mesh, hardware, model)
     return CompiledCost(
         memory=analysis.peak_memory_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
         parts=parts,
         custom_calls=dict(calls),
+        unknown=tuple(sorted(unknown_kernels(program))),
         collectives=collectives.read(compiled, mesh),
     )
 
@@ -112,8 +116,8 @@ def of_program(
         if math.isnan(runs):
             raise ValueError(f"a loop of unknown length runs computation {name}")
         usual = _usual_part(body)
-        done = 0.0  # seconds of the work before
-        since: dict[str, float] = {}  # for collectives under way, when they would end
+        now, free = 0.0, 0.0  # seconds since it began, and when its links have sent what they have
+        since: dict[str, float] = {}  # when a collective under way has arrived
         in_the_open = parts["collectives in the open"]
         for instruction in body:
             if instruction.opcode in _FREE or instruction.target in _FREE_TARGETS:
@@ -121,26 +125,26 @@ def of_program(
             kind, _, half = instruction.opcode.rpartition("-")
             if (kind if half == "start" else instruction.opcode) in collectives.KINDS:
                 in_the_open.kernels += runs
-                seconds = _sending(instruction, mesh, hardware)
-                if half == "start":
-                    since[instruction.name] = done + seconds
-                else:
-                    in_the_open.seconds += runs * seconds
-                continue
-            if half == "done":  # waits for what the work since has not hidden
-                for name_of_start in instruction.operands:
-                    in_the_open.seconds += runs * max(0.0, since.pop(name_of_start, 0.0) - done)
-            if half in ("start", "done"):
-                continue  # memory moved ahead of its use, beside other work
+                free = max(free, now) + _sending(instruction, mesh, hardware)
+                since[instruction.name] = free
+            waits = instruction.operands if half == "done" else (instruction.name,)
+            if half != "start":  # for what the work since has not hidden
+                for name_of_start in waits:
+                    waited = max(0.0, since.pop(name_of_start, 0.0) - now)
+                    in_the_open.seconds += runs * waited
+                    now += waited
+            if half in ("start", "done") or instruction.opcode in collectives.KINDS:
+                continue  # memory is moved ahead of its use, beside other work
             cost = _cost(program, name, instruction, hardware, model)
             part = parts[_part(instruction) or usual]
             part.seconds += runs * cost.seconds
             part.charged += runs * cost.charged
             part.kernels += runs
             part.traffic += runs * cost.traffic
-            done += cost.seconds
+            now += cost.seconds
             if instruction.opcode == "custom-call":
                 calls[re.sub(r"[.\d]+$", "", instruction.name)] += runs
+    parts["collectives in the open"].seconds += _spread(program, mesh, hardware)
     return parts, calls
 
 
@@ -160,6 +164,21 @@ def _cost(
     return Part(seconds=least, charged=least, traffic=moved)
 
 
+def _spread(program: Program, mesh: Mesh, hardware: Hardware) -> float:
+    """Seconds of collectives that a TPU spreads over fusions, beyond those of these fusions."""
+    work: dict[tuple[str, str], float] = defaultdict(float)
+    sending: dict[tuple[str, str], float] = {}
+    for name, instruction in program:
+        if instruction.opcode not in collectives.KINDS or not instruction.chain:
+            continue
+        chain = (instruction.opcode, instruction.chain)
+        runs = program.runs(name)
+        sending[chain] = max(sending.get(chain, 0.0), runs * _sending(instruction, mesh, hardware))
+        fusions = program.callers_of(name)
+        work[chain] += runs * sum(one.cycles for one in fusions) / (hardware.clock or math.inf)
+    return sum(max(0.0, seconds - work[chain]) for chain, seconds in sending.items())
+
+
 def _sending(instruction: Instruction, mesh: Mesh, hardware: Hardware) -> float:
     """Seconds that one device sends for a collective, over the links that it crosses."""
     groups = instruction.groups(mesh.size)
@@ -170,6 +189,16 @@ def _sending(instruction: Instruction, mesh: Mesh, hardware: Hardware) -> float:
     sent = collectives.bytes_sent(instruction, devices)
     crossed = Collective(kind, axes, devices, "", 1, round(sent))
     return sent / step_time.rate(crossed, dict(mesh.shape), hardware)
+
+
+def unknown_kernels(program: Program) -> set[str]:
+    """Names of kernels written by hand whose products are not known."""
+    return {
+        _kernel_name(one)
+        for _, one in program
+        if one.target == "tpu_custom_call" or one.target.startswith("__cudnn")
+        if _kernel_name(one) not in attention_kernels.PRODUCTS
+    }
 
 
 def _usual_part(body: list[Instruction]) -> str:
@@ -200,7 +229,7 @@ def _part(instruction: Instruction) -> str | None:
 def _kernel_flops(
     program: Program, computation: str, instruction: Instruction, model: ModelConfig
 ) -> float:
-    """FLOPs of the products in one kernel; ValueError for one that is not known."""
+    """FLOPs of the products in one kernel; 0 for one that is not known."""
     if instruction.opcode != "custom-call":
         return program.product_flops(computation, instruction)
     target = instruction.target
@@ -208,8 +237,6 @@ def _kernel_flops(
         return program.product_flops(computation, instruction)
     products = attention_kernels.PRODUCTS.get(_kernel_name(instruction))
     if products is None:
-        if target in ("tpu_custom_call",) or target.startswith("__cudnn"):
-            raise ValueError(f"the work of kernel {instruction.name} ({target}) is not known")
         return 0.0
     given = program.operands(computation, instruction)
     query = next(sizes for one in given for _, sizes in one.arrays if len(sizes) == 4)

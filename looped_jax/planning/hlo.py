@@ -178,6 +178,15 @@ class Program:
     def _by_name(self) -> dict[str, dict[str, Instruction]]:
         return {name: {i.name: i for i in body} for name, body in self.computations.items()}
 
+    def callers_of(self, computation: str) -> list[Instruction]:
+        """The instructions that call a computation, loops left out."""
+        return [
+            one
+            for caller, _ in self.callers.get(computation, ())
+            for one in self.computations[caller]
+            if computation in called(one)
+        ]
+
     def operands(self, computation: str, instruction: Instruction) -> list[Instruction]:
         """The instructions whose results an instruction is given."""
         known = self._by_name[computation]

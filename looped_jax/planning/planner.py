@@ -37,6 +37,7 @@ from looped_jax.training.train_state import TrainState
 
 PLANNED_REMATS = ("loop", "dots", "none")  # from least to most memory
 USABLE_MEMORY = 0.9  # share of device memory to plan with; the rest: runtime, temporaries
+ASSUMED = 0.45  # share of the peak that matrix products reach, where nobody says better
 MIN_SAVING = 0.05  # share of the step time that a recommended change must save
 FILE_KEYS = {  # field -> its key in the JSON of a plan
     "recommended": "better", "saved_activations": "kept", "bytes_sent": "sent",
@@ -68,6 +69,7 @@ class Plan:
     """A Choice for every value of model.remat, and recommended changes of the configuration.
 
     warnings: what had to be changed for a plan to be possible at all
+    source: of the efficiency, "given", "assumed" or "compiled"
     target, compiled: what that target's own compiler makes of the configuration as it is
     changes: settings that make
     it fit or, where it fits already, faster; recommended: the costs with them. Empty and None
@@ -79,6 +81,7 @@ class Plan:
     efficiency: float
     choices: dict[str, Choice]
     warnings: tuple[str, ...] = ()
+    source: str = "given"
     target: str | None = None
     compiled: CompiledCost | None = None
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -107,15 +110,15 @@ def make(
     config: Config,
     hardware: Hardware,
     *,
-    efficiency: float = 0.45,
+    efficiency: float | None = None,
     remats: tuple[str, ...] = PLANNED_REMATS,
     target: Target | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Plan a resolved config with a given number of steps, on the first of jax.devices().
 
-    `efficiency` is the share of the peak that matrix products are assumed to reach; `target`, if
-    given, compiles the configuration too, as it is. Raises
+    `target`, if given, compiles the configuration too, as it is. `efficiency` is the share of the
+    peak that matrix products reach: by default as compiled, and without a target ASSUMED. Raises
     ConfigError for a mesh, batch or kernel that cannot work.
     """
     if config.model.remat not in PLANNED_REMATS:
@@ -131,17 +134,24 @@ def make(
         )
     log(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)
+    compiled, source = None, "given" if efficiency else "assumed"
+    if target:
+        began = time.perf_counter()
+        log(f"compiling remat={config.model.remat} for {target.name} by its own compiler ...")
+        compiled = compile_for(config, target)
+        log(f"compiled in {time.perf_counter() - began:.0f} s")
+    if compiled and not efficiency:
+        efficiency, source = reached(config, hardware, compiled), "compiled"
+    efficiency = efficiency or ASSUMED
     choices = {
         remat: estimate_cost(changed(config, {"model.remat": remat}), hardware, efficiency, log)
         for remat in PLANNED_REMATS
         if remat in (*remats, config.model.remat)
     }
-    plan = Plan(config, hardware, efficiency, choices, warnings)
-    if target:
-        began = time.perf_counter()
-        log(f"compiling remat={config.model.remat} for {target.name} by its own compiler ...")
-        plan = dataclasses.replace(plan, target=target.name, compiled=compile_for(config, target))
-        log(f"compiled in {time.perf_counter() - began:.0f} s")
+    plan = Plan(
+        config, hardware, efficiency, choices, warnings,
+        source=source, target=target.name if target else None, compiled=compiled,
+    )  # fmt: skip
     changes = (
         changes_that_speed_up(plan) if plan.fits(plan.requested) else changes_that_fit(plan, log)
     )
@@ -232,6 +242,19 @@ def estimate_cost(
         work=work,
         time=step_time.estimate(work, communication, mesh.shape, hardware, efficiency=efficiency),
     )
+
+
+def reached(config: Config, hardware: Hardware, compiled: CompiledCost) -> float:
+    """The share of the peak that a step's FLOPs have, by the seconds of what was compiled."""
+    mesh = mesh_of(config)
+    work = step_time.work(
+        config,
+        mesh.shape,
+        micro_batches=micro_batches(config, devices=sharding.batch_devices(mesh)),
+        kernel=kernel_on(config, hardware),
+    )
+    busy = compiled.seconds - compiled.parts["collectives in the open"].seconds
+    return work.flops / (busy * hardware.peak_flops)
 
 
 def compile_step(config: Config) -> jax.stages.Compiled:

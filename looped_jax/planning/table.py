@@ -177,9 +177,12 @@ def _compiled(plan: Plan, cost: CompiledCost) -> Iterator[str]:
         if device.clock
         else "no estimate of the compiler's: every kernel charged"
     )
+    if cost.unknown:
+        names = ", ".join(cost.unknown)
+        yield f"  charged with their bytes alone, their products being unknown: {names}"
     yield from textwrap.wrap(
         f"  ({how} with the longer of their products at the peak and their bytes at the bandwidth; "
-        "collectives in the open are what no other work hides)",
+        "collectives in the open are what the work beside them, loops left out, does not hide)",
         WIDTH,
         subsequent_indent="  ",
     )
@@ -262,10 +265,15 @@ def _bound(plan: Plan, choice: Choice) -> str:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    device = plan.hardware
+    device, of_peak = plan.hardware, f"{plan.efficiency:.0%}"
+    how = {
+        "assumed": "Assumed: matrix products reach {} of the peak (--efficiency) at any batch size",
+        "given": "Given: matrix products reach {} of the peak (--efficiency) at any batch size",
+        "compiled": f"As compiled for {plan.target}: the work of a step, all else beside it, goes "
+        "at {} of the peak, taken for every model.remat (--efficiency says another)",
+    }[plan.source]
     yield (
-        f"Assumed: matrix products reach {plan.efficiency:.0%} of the peak (--efficiency) at any "
-        "batch size; memory and links run at the rates of the data sheet "
+        f"{how.format(of_peak)}; memory and links run at the rates of the data sheet "
         f"({device.link / 1e9:,.0f} GB/s within a {_node(plan)}, {device.network / 1e9:,.3g} GB/s "
         f"beyond: {device.source}); communication does not overlap with compute."
     )

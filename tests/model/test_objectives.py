@@ -137,10 +137,21 @@ def test_logits_far_below_a_wide_cap_keep_their_loss():
     np.testing.assert_allclose(found, np.log(97), rtol=1e-6)
 
 
-def test_a_total_that_is_not_linear_is_refused():
-    class Squared(objectives.Step):
+@pytest.mark.parametrize(
+    "total",
+    [
+        lambda nats: jnp.square(nats).sum(),
+        lambda nats: (jax.lax.stop_gradient(nats) * nats).sum(),
+        lambda nats: (jax.nn.softmax(nats) * nats).sum(),
+        lambda nats: jnp.where(nats > 1, nats, 0).sum(),
+        lambda nats: nats.mean() + 1,
+        lambda nats: nats[0] / nats[1],
+    ],
+)
+def test_a_total_that_is_not_linear_is_refused(total):
+    class Own(objectives.Step):
         def total(self, config, nats):
-            return jnp.square(nats).sum()
+            return total(nats)
 
     with pytest.raises(ArgumentError, match="total of objective STEP is not linear .* override"):
-        Squared().weights(config_of("STEP").model)
+        Own().weights(config_of("STEP").model)

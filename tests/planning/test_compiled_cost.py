@@ -53,15 +53,22 @@ backend_config={"known_trip_count":{"n":"12"}}
 """.replace("BODY", BODY)
 
 
+def parts_of(text):
+    return costs(hlo.Program.read(text))[0]
+
+
 @pytest.fixture(scope="module")
 def read():
+    program = hlo.Program.read(PROGRAM)
+    return program, *costs(program)
+
+
+def costs(program):
     model = resolve(
         Settings(model=ModelSettings(layers=1, width=384, heads=3, seq_len=1024)), vocab_size=97
     ).model
     mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices()[:8])
-    program = hlo.Program.read(PROGRAM)
-    found = compiled_cost.of_program(program, mesh, hardware.find("tpu-v5e"), model)
-    return program, *found
+    return compiled_cost.of_program(program, mesh, hardware.find("tpu-v5e"), model)
 
 
 def test_a_fusion_reads_the_slice_it_needs_and_writes_the_one_it_changes(read):
@@ -103,8 +110,24 @@ def test_a_collective_takes_what_other_work_does_not_hide(read):
     assert parts["collectives in the open"].seconds == pytest.approx(max(0, sent - hidden))
 
 
-def test_a_kernel_that_nobody_knows_is_refused():
+def test_collectives_that_are_under_way_together_share_their_links(read):
+    start = "  %start = f32[12,4,8]{2,1,0} all-reduce-start(%x), replica_groups=[1,8]<=[8], "
+    other = f"{start}to_apply=%sum\n".replace("%start", "%second")
+    done = "  %done = f32[12,4,8]{2,1,0} all-reduce-done(%start)\n"
+    text = PROGRAM.replace(start, other + start).replace(
+        done, done + done.replace("%done", "%both").replace("(%start)", "(%second)")
+    )
+    once, twice = (parts_of(one)["collectives in the open"].seconds for one in (PROGRAM, text))
+    device = hardware.find("tpu-v5e")
+    sent = 2 * 7 / 8 * 4 * 12 * 4 * 8 / device.link
+    assert twice == pytest.approx(once + sent)
+
+
+def test_a_kernel_that_nobody_knows_is_charged_with_its_bytes_and_named():
     text = PROGRAM.replace("splash_mha_fwd_residuals", "mystery")
-    mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices()[:8])
-    with pytest.raises(ValueError, match=r"the work of kernel mystery.1 \(tpu_custom_call\)"):
-        compiled_cost.of_program(hlo.Program.read(text), mesh, hardware.find("tpu-v5e"), None)
+    program = hlo.Program.read(text)
+    assert compiled_cost.unknown_kernels(program) == {"mystery"}
+    assert not compiled_cost.unknown_kernels(hlo.Program.read(PROGRAM))
+    bytes_moved = 4 * 2 * 2 * 3 * 1024 * 128
+    found = sum(part.charged for part in parts_of(text).values())
+    assert found == pytest.approx(12 * bytes_moved / hardware.find("tpu-v5e").memory_bandwidth)

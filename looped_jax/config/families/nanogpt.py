@@ -76,6 +76,7 @@ def of_run(preset: str) -> Callable[[ConfigDict], None] | None:
 
 def _finetune(config: ConfigDict, *, run: str) -> None:
     """Its model, tokenizer and weights, 20 steps on Shakespeare. Raises ConfigError."""
+    run = str(Path(run).expanduser())
     folder = Path(run.partition("@")[0])
     model, data, train = config.model, config.data, config.train
     model.update(_model_of(folder))

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.resolved import ModelConfig
@@ -55,15 +56,21 @@ class Objective:
         Raises ArgumentError for a total that is not linear: the head takes gradients of the losses
         before their sums are known.
         """
-        sums = jax.ShapeDtypeStruct((len(self.loops(config)),), jnp.float32)
-        try:
-            transposed = jax.linear_transpose(lambda nats: self.total(config, nats), sums)
-            return transposed(jnp.ones((), jnp.float32))[0]
-        except NotImplementedError as error:
+        count = len(self.loops(config))
+        probes = np.stack([np.zeros(count), np.arange(1.0, count + 1), -np.ones(count)])
+        with jax.ensure_compile_time_eval():
+            weights, totals = (
+                np.array([self.total(config, jnp.asarray(one, jnp.float32)) for one in sums])
+                for sums in (np.eye(count), probes)
+            )
+        with np.errstate(invalid="ignore"):  # what is not linear may be no number
+            linear = np.allclose(totals, probes @ weights, rtol=1e-4, atol=1e-5)
+        if not linear:
             raise ArgumentError(
                 f"total of objective {config.loss} is not linear in the summed losses; override "
-                f"loss instead, as SELF_WEIGHTED does ({error})"
-            ) from error
+                "loss instead, as SELF_WEIGHTED does"
+            )
+        return jnp.asarray(weights, jnp.float32)
 
     def loss(
         self, config: ModelConfig, params: Params, hidden: Array, batch: Batch
