@@ -104,11 +104,15 @@ def kernels(parsed, platform):
 
 
 def float32_products(parsed):
-    """Products inside of loops that are given float32, by their place in the model."""
+    """Products inside of loops that are given float32, by their place in the model.
+
+    Left out: means that a norm takes by a TPU's matrix unit, which are of float32 as everywhere.
+    """
     return sorted(
         {
             i.scope
             for computation, i in parsed
+            if "/norm/" not in i.scope
             if (i.opcode in ("dot", "convolution") or i.target.startswith("__cublas"))
             and parsed.depth(computation)
             and {"f32"} & set(parsed.operand_types(computation, i))
