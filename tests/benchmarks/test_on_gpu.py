@@ -78,7 +78,14 @@ def test_what_was_started_ends_with_the_one_that_waits(monkeypatch):
         os.kill(started[0], 0)
 
 
-@pytest.mark.parametrize("step", [s for s in on_gpu.STEPS if s.module.startswith("benchmarks.")])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, id=step.name, marks=pytest.mark.parity if step.name == "race" else ())
+        for step in on_gpu.STEPS
+        if step.module.startswith("benchmarks.")
+    ],
+)
 def test_real_arguments_are_known_to_what_they_are_given_to(step, monkeypatch, capsys):
     """The first thing after parsing is to ask for devices, or to build something: neither comes."""
     words = [word.format(out="results") for word in shlex.split(step.real)]

@@ -58,7 +58,8 @@ class Objective:
         """
         count = len(self.loops(config))
         probes = np.stack([np.zeros(count), np.arange(1.0, count + 1), -np.ones(count)])
-        with jax.ensure_compile_time_eval():
+        # Asked while tracing, once a program, whatever transfers a user forbids in running it.
+        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
             weights, totals = (
                 np.array([self.total(config, jnp.asarray(one, jnp.float32)) for one in sums])
                 for sums in (np.eye(count), probes)
