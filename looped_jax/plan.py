@@ -3,8 +3,8 @@
     looped-jax plan --config flt --mesh data=64,fsdp=8 --hardware h100 \\
         --vocab_size 151669
 
-Needs neither data nor accelerators: the real train step is compiled for fake CPU devices, and with
---target v5e:4x4 or h100:8 also by that device's own compiler.
+Needs neither data nor accelerators: memory, work and communication are counted, and with --target
+v5e:4x4 or h100:8 the real train step is compiled, too, by that device's own compiler.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from looped_jax.planning import planner, targets
 from looped_jax.planning.table import describe
 from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
-from looped_jax.runtime.compilation_cache import keep_compiled
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,8 +57,6 @@ def run(args: argparse.Namespace) -> None:
         _imitate_devices(mesh, platforms=None if args.target else "cpu")
         settings = dataclasses.replace(settings, mesh=mesh)
         config = resolve(settings, vocab_size=args.vocab_size or vocabulary(settings))
-        if not args.target:
-            keep_compiled()
         plan = planner.make(
             config,
             device,

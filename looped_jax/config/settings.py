@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import sys
@@ -334,11 +335,14 @@ class Settings:
         return "\n".join(f"{key} = {value!r}" for key, value in lines if not key.startswith(off))
 
 
+_type_hints = functools.cache(typing.get_type_hints)  # which compiles every one
+
+
 def fields(kind: Any) -> dict[str, tuple[Any, Any, Mapping[str, Any]]]:
     """Type, default and metadata of every field of a group of settings, by name."""
     if issubclass(kind, Options):
         return {name: (type(own), own, {}) for name, own in kind.defaults().items()}
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     found: dict[str, tuple[Any, Any, Mapping[str, Any]]] = {}
     for f in dataclasses.fields(kind):
         default = f.default if f.default_factory is MISSING else f.default_factory()

@@ -1,14 +1,12 @@
 """Collectives of a compiled program: kind, mesh axes, purpose, calls and bytes sent.
 
-Works on programs compiled for fake CPU devices and for real ones. The CPU compiler sends bfloat16
-as float32, so the caller gives the bytes per number of each purpose.
+Of any compiler. What a step will send before it is compiled is counted in communication.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -38,24 +36,21 @@ class Collective:
     depth: int = 0
 
 
-def read(
-    program: jax.stages.Compiled,
-    mesh: Mesh,
-    *,
-    widths: Mapping[str, int] | None = None,
-    unknown_loops: bool = False,
-) -> list[Collective]:
-    """Collectives of one run of `program`, loops counted, the largest first.
+# (kind, axes, devices, purpose, depth) -> calls and bytes of each that is alike.
+Found = dict[tuple[str, tuple[str, ...], int, str, int], list[tuple[int, float]]]
 
-    `widths` gives the true bytes per number of a purpose: "weights", "gradients", "optimizer",
-    "activations" or "other"; by default those in the program's text count. bytes_sent is that of a
-    ring: of an array of S bytes and n devices S (n − 1) / n for gather, scatter and all-to-all,
-    twice that for all-reduce. Raises ValueError for a loop of unknown length around a collective,
-    unless `unknown_loops` count once.
+
+def read(
+    program: jax.stages.Compiled, mesh: Mesh, *, unknown_loops: bool = False
+) -> list[Collective]:
+    """Collectives of one run of a compiled `program`, loops counted, the largest first.
+
+    bytes_sent is that of a ring: of an array of S bytes and n devices S (n − 1) / n for gather,
+    scatter and all-to-all, twice that for all-reduce. Raises ValueError for a loop of unknown
+    length around a collective, unless `unknown_loops` count once.
     """
     parsed = hlo.Program.read(program.as_text() or "")
-    found: dict[tuple[str, tuple[str, ...], int, str, int], list[tuple[int, float]]]
-    found = defaultdict(list)
+    found: Found = defaultdict(list)
     chains: dict[tuple, int] = {}  # of a collective that is spread over fusions: the deepest
     for computation, instruction in parsed:
         kind = instruction.opcode.removesuffix("-start")
@@ -77,28 +72,33 @@ def read(
         if math.isnan(count):
             raise ValueError(f"a loop of unknown length communicates, in computation {computation}")
         devices = math.prod(mesh.shape[axis] for axis in axes)
-        purpose = _purpose(instruction.scope)
-        sent = bytes_sent(instruction, devices, (widths or {}).get(purpose, 8))
+        purpose = purpose_of(instruction.scope)
+        sent = bytes_sent(instruction, devices)
         key = (kind, axes, devices, purpose, depth)
         found[key].append((int(count), count * sent))
-    summed = [
+    return summed(found)
+
+
+def summed(found: Found) -> list[Collective]:
+    """Those that are alike as one, the largest first."""
+    each = [
         Collective(*key[:4], sum(n for n, _ in parts), round(sum(s for _, s in parts)), key[4])
         for key, parts in found.items()
     ]
-    return sorted(summed, key=lambda c: -c.bytes_sent)
+    return sorted(each, key=lambda c: -c.bytes_sent)
 
 
-def bytes_sent(instruction: hlo.Instruction, devices: int, width: int = 8) -> float:
-    """Bytes that one of `devices` sends around a ring; `width` bytes per number, or fewer."""
+def bytes_sent(instruction: hlo.Instruction, devices: int) -> float:
+    """Bytes that one of `devices` sends around a ring."""
     kind, arrays = instruction.opcode.removesuffix("-start"), instruction.arrays
     if instruction.opcode != kind and kind != "all-reduce":  # what goes in, what comes out
         arrays = tuple(a for a in arrays if a != ("u32", ()))  # and contexts
         arrays = arrays[len(arrays) // 2 :]
-    size = sum(math.prod(sizes) * min(hlo.WIDTHS[dtype], width) for dtype, sizes in arrays)
-    return size * _ring(kind, devices)
+    size = sum(math.prod(sizes) * hlo.WIDTHS[dtype] for dtype, sizes in arrays)
+    return size * ring(kind, devices)
 
 
-def _ring(kind: str, n: int) -> float:
+def ring(kind: str, n: int) -> float:
     """Bytes a device sends per byte of the result."""
     share = (n - 1) / n
     return {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1}.get(
@@ -116,8 +116,8 @@ def axes_of(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     )
 
 
-def _purpose(scope: str) -> str:
-    """What the collective is for, by the scopes that JAX and training set in its name."""
+def purpose_of(scope: str) -> str:
+    """What a collective is for, by the scopes that JAX and training set in its name."""
     if "optimizer" in scope:
         return "optimizer"
     if "/while/" in scope:

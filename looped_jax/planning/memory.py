@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -82,19 +83,18 @@ def count(
     cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * factors
     beforehand = objectives.of(model).weighs_beforehand  # then rounded as soon as they are made
     of_logits = jnp.dtype(model.dtype).itemsize if beforehand else 4
-    once = dataclasses.replace(model, loops=1, loss="END")
-    plain = dataclasses.replace(once, remat="none")
+    plain = dataclasses.replace(model, remat="none")
+
+    def kept(model: ModelConfig, loops: int) -> int:
+        return saved_residuals(model, rows, kernel, tensor, loops=loops)
+
     return Memory(
         parameters=shard_bytes(state.params.values()),
         optimizer=shard_bytes(jax.tree.leaves(state.optimizer)),
         weights=(4 * size if mesh.shape["fsdp"] > 1 else 0) + cast,
         gradients=4 * size * (2 if micro_batches > 1 else 1),
-        saved_activations=saved_residuals(model, rows, kernel, tensor),
-        recomputed=max(
-            0,
-            saved_residuals(plain, rows, kernel, tensor)
-            - saved_residuals(once, rows, kernel, tensor),
-        ),
+        saved_activations=kept(model, model.loops),
+        recomputed=max(0, kept(plain, 1) - kept(model, 1)),
         logits=(4 + of_logits) * logit_chunk(model, rows) * model.padded_vocab // tensor,
     )
 
@@ -111,22 +111,44 @@ def shard_bytes(leaves: Iterable[jax.Array | jax.ShapeDtypeStruct]) -> int:
     )
 
 
-def saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int = 1) -> int:
+def saved_residuals(
+    model: ModelConfig, rows: int, kernel: str, tensor: int = 1, *, loops: int | None = None
+) -> int:
     """Bytes of residuals of a forward pass over `rows` rows, weights left out.
 
     Those of JAX's own program with XLA's attention. A fused `kernel` saves its query, key, value
-    and one float32 per query and head instead of what XLA's attention saves.
+    and one float32 per query and head instead of what XLA's attention saves. `loops`: of so many
+    loops, by default the model's own.
     """
-    one, two = (_saved_residuals(model, n, kernel, tensor) for n in (1, 2))
-    return one + (rows - 1) * (two - one)  # RoPE tables do not grow with the rows
+    loops = model.loops if loops is None else loops
+    alike = dataclasses.replace(model, loss_chunk=None, kernel="xla")  # no part in what is traced
+    size = _bytes(_model_residuals(alike, tensor), rows, loops)
+    if kernel == "xla" or model.remat != "none":  # else attention is recomputed
+        return size
+    all_heads = model.heads + 2 * model.kv_heads
+    per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
+    fused = loops * rows * model.seq_len * per_token
+    by_xla = (_bytes(_attention_residuals(alike, w), rows, loops) for w in model.windows())
+    return size + sum(fused - one for one in by_xla) // tensor
+
+
+# Bytes by what they grow with: (loops, rows).
+Growing = dict[tuple[bool, bool], int]
+_ROWS = 7919  # of the traced program: a prime, so that no other size is a multiple of it
+
+
+def _bytes(found: Growing, rows: int, loops: int) -> int:
+    return sum(
+        (loops if by_loop else 1) * (rows if by_row else 1) * size
+        for (by_loop, by_row), size in found.items()
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int) -> int:
-    hidden, all_heads = 4 * model.width, model.heads + 2 * model.kv_heads
-    per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
+def _model_residuals(model: ModelConfig, tensor: int) -> Growing:
+    hidden = 4 * model.width
     params = transformer.init_shapes(model)
-    tokens = jax.ShapeDtypeStruct((rows, model.seq_len), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((_ROWS, model.seq_len), jnp.int32)
 
     def states(params: transformer.Params, tokens: Array) -> Array:
         return transformer.forward(model, params, tokens, return_loops=model.scored_loops()).hidden
@@ -137,21 +159,15 @@ def _saved_residuals(model: ModelConfig, rows: int, kernel: str, tensor: int) ->
         by_heads = len(shape) > 3 and shape[-1] != model.width and bool(heads)
         return shape[-1:] == (hidden,) or by_heads
 
-    size = sum(
-        array.size * array.dtype.itemsize // (tensor if by_tensor(array.shape) else 1)
-        for array in _residuals(states, params, tokens)
-    )
-    if kernel == "xla" or model.remat != "none":  # else attention is recomputed
-        return size
-    fused = model.loops * rows * model.seq_len * per_token
-    return (
-        size + sum(fused - _attention_residuals(model, rows, w) for w in model.windows()) // tensor
-    )
+    def share(shape: tuple[int, ...]) -> int:
+        return tensor if by_tensor(shape) else 1
+
+    return _residuals(states, params, tokens, loops=model.loops, share=share)
 
 
 @functools.lru_cache(maxsize=64)
-def _attention_residuals(model: ModelConfig, rows: int, window: int | None) -> int:
-    """Bytes of residuals of XLA's attention in one layer, over all loops."""
+def _attention_residuals(model: ModelConfig, window: int | None) -> Growing:
+    """Of XLA's attention in one layer, over all loops."""
 
     def looped(query: Array, key: Array, value: Array) -> Array:
         def loop(_: None, parts: tuple[Array, Array, Array]) -> tuple[None, Array]:
@@ -161,16 +177,25 @@ def _attention_residuals(model: ModelConfig, rows: int, window: int | None) -> i
 
     query, key = (
         jax.ShapeDtypeStruct(
-            (model.loops, rows, model.seq_len, heads or 1, model.head_dim), jnp.dtype(model.dtype)
+            (model.loops, _ROWS, model.seq_len, heads or 1, model.head_dim), jnp.dtype(model.dtype)
         )
         for heads in (model.heads, model.kv_heads)
     )
-    residuals = _residuals(looped, query, key, key, of=(0, 1, 2))
-    return sum(array.size * array.dtype.itemsize for array in residuals)
+    return _residuals(looped, query, key, key, of=(0, 1, 2), loops=model.loops)
 
 
-def _residuals(function: Callable, *args: Any, of: tuple[int, ...] = (0,)) -> list[Any]:
-    """Abstract residuals of `function` for gradients by its arguments `of`, arguments left out."""
+def _residuals(
+    function: Callable,
+    *args: Any,
+    loops: int,
+    of: tuple[int, ...] = (0,),
+    share: Callable[[tuple[int, ...]], int] = lambda shape: 1,
+) -> Growing:
+    """Residuals of `function` for gradients by its arguments `of`, arguments left out.
+
+    `loops`: length of the scan that grows with them; `share`: devices that an array of this shape
+    is cut over.
+    """
 
     def saved(*args: Any) -> list[Any]:
         def partly(*chosen: Any) -> Any:
@@ -180,5 +205,18 @@ def _residuals(function: Callable, *args: Any, of: tuple[int, ...] = (0,)) -> li
         return jax.tree.leaves(jax.vjp(partly, *(args[i] for i in of))[1])
 
     program = jax.make_jaxpr(saved)(*args).jaxpr
+    stacked = {
+        v
+        for equation in program.eqns
+        if equation.primitive is jax.extend.core.primitives.scan_p
+        and equation.params["length"] == loops
+        for v in equation.outvars[equation.params["num_carry"] :]
+    }
     results = [v for v in program.outvars if isinstance(v, jax.extend.core.Var)]
-    return [v.aval for v in dict.fromkeys(results) if v not in set(program.invars)]
+    found: Growing = defaultdict(int)
+    for v in set(results) - set(program.invars):
+        array: Any = v.aval
+        size = array.size * array.dtype.itemsize // share(array.shape)
+        by_loop, by_row = v in stacked, size % _ROWS == 0
+        found[by_loop, by_row] += size // (loops if by_loop else 1) // (_ROWS if by_row else 1)
+    return found

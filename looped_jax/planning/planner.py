@@ -1,7 +1,7 @@
 """Estimated costs of a run on any hardware, and recommended settings.
 
-Counts memory, work and communication of a step and estimates its time. Compiles the real train step
-for fake CPU devices, one for every device of the mesh, without allocating an array. The program is
+Counts memory, work and communication of a step and estimates its time, from the real train step as
+it is traced, without allocating an array; for a target that step is compiled, too. The program is
 looped_jax/plan.py.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,7 +23,7 @@ from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import attention_kernels
-from looped_jax.planning import collectives, compiled_cost, memory, step_time
+from looped_jax.planning import communication, compiled_cost, memory, step_time
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.compiled_cost import CompiledCost
 from looped_jax.planning.memory import Memory
@@ -49,7 +49,6 @@ class Choice:
     """Estimated costs of one configuration, per device and step. Bytes, FLOPs and seconds.
 
     memory: counted, with the attention kernel of the hardware; memory_xla: with XLA's attention
-    arguments, temporaries: as the CPU compiler reports them
     """
 
     config: Config
@@ -57,8 +56,6 @@ class Choice:
     micro_batches: int
     memory: Memory
     memory_xla: Memory
-    arguments: int
-    temporaries: int
     collectives: list[Collective]
     work: Work
     time: StepTime
@@ -117,9 +114,9 @@ def make(
 ) -> Plan:
     """Plan a resolved config with a given number of steps, on the first of jax.devices().
 
-    `target`, if given, compiles the configuration too, as it is. `efficiency` is the share of the
-    peak that matrix products reach: by default as compiled, and without a target ASSUMED. Raises
-    ConfigError for a mesh, batch or kernel that cannot work.
+    `target`, if given, compiles the configuration too, as it is; `log` is told of what takes long.
+    `efficiency` is the share of the peak that matrix products reach: by default as compiled, and
+    without a target ASSUMED. Raises ConfigError for a mesh, batch or kernel that cannot work.
     """
     if config.model.remat not in PLANNED_REMATS:
         raise ConfigError(
@@ -144,7 +141,7 @@ def make(
         efficiency, source = reached(config, hardware, compiled), "compiled"
     efficiency = efficiency or ASSUMED
     choices = {
-        remat: estimate_cost(changed(config, {"model.remat": remat}), hardware, efficiency, log)
+        remat: estimate_cost(changed(config, {"model.remat": remat}), hardware, efficiency)
         for remat in PLANNED_REMATS
         if remat in (*remats, config.model.remat)
     }
@@ -157,11 +154,7 @@ def make(
     )
     if not changes:
         return plan
-    if changes.keys() == {"model.remat"}:  # compiled already
-        recommended = choices[changes["model.remat"]]
-    else:
-        log(f"trying {', '.join(f'{key}={value}' for key, value in changes.items())}")
-        recommended = estimate_cost(changed(config, changes), hardware, efficiency, log)
+    recommended = estimate_cost(changed(config, changes), hardware, efficiency)
     return dataclasses.replace(plan, changes=changes, recommended=recommended)
 
 
@@ -209,39 +202,46 @@ def changes_that_speed_up(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in best.items() if value != current[key]}
 
 
-def estimate_cost(
-    config: Config, hardware: Hardware, efficiency: float, log: Callable[[str], None]
-) -> Choice:
-    """Compile the train step of one config and estimate its costs."""
-    mesh, began = mesh_of(config), time.perf_counter()
-    log(f"compiling remat={config.model.remat} for {mesh.size} fake devices ...")
-    program = compile_step(config)
-    log(f"compiled in {time.perf_counter() - began:.0f} s")
-    communication = collectives.read(
-        program,
-        mesh,
-        widths={
-            "optimizer": jnp.dtype(config.optim.newton_schulz_dtype).itemsize,
-            "activations": jnp.dtype(config.model.dtype).itemsize,
-        },
-    )
+def estimate_cost(config: Config, hardware: Hardware, efficiency: float) -> Choice:
+    """Estimate the costs of one config."""
+    mesh, kernel = mesh_of(config), kernel_on(config, hardware)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
-    kernel = kernel_on(config, hardware)
     work = step_time.work(config, mesh.shape, micro_batches=num_micro_batches, kernel=kernel)
-    analysis = program.memory_analysis()
-    assert analysis is not None  # the CPU compiler has one
+    sent = communicated(config)
     return Choice(
         config=config,
         kernel=kernel,
         micro_batches=num_micro_batches,
         memory=count_memory(config, hardware),
         memory_xla=count_memory(config, hardware, kernel="xla"),
-        arguments=analysis.argument_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
-        collectives=communication,
+        collectives=sent,
         work=work,
-        time=step_time.estimate(work, communication, mesh.shape, hardware, efficiency=efficiency),
+        time=step_time.estimate(work, sent, mesh.shape, hardware, efficiency=efficiency),
     )
+
+
+def communicated(config: Config) -> list[Collective]:
+    """What one device sends in a step, the largest first."""
+    mesh = mesh_of(config)
+    added = communication.of_tensor(
+        config, mesh, micro_batches=micro_batches(config, devices=sharding.batch_devices(mesh))
+    )
+    return sorted([*_stated(_sending_alike(config)), *added], key=lambda c: -c.bytes_sent)
+
+
+def _sending_alike(config: Config) -> Config:
+    """One of all configs whose programs state the same collectives: weights travel once a step."""
+    rows = sharding.batch_devices(mesh_of(config))
+    return changed(config, {
+        "model.remat": "loop", "model.loss_chunk": None, "model.kernel": "xla",
+        "train.batch_size": 1, "train.tokens_per_step": rows * config.model.seq_len,
+    })  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _stated(config: Config) -> list[Collective]:
+    mesh = mesh_of(config)
+    return communication.stated(trace_step(config, mesh).jaxpr.jaxpr, mesh)
 
 
 def reached(config: Config, hardware: Hardware, compiled: CompiledCost) -> float:
@@ -257,23 +257,15 @@ def reached(config: Config, hardware: Hardware, compiled: CompiledCost) -> float
     return work.flops / (busy * hardware.peak_flops)
 
 
-def compile_step(config: Config) -> jax.stages.Compiled:
-    """The train step for the mesh of `config`, with XLA's attention: others need their hardware."""
-    config = changed(config, {"model.kernel": "xla"})
-    # It is never run: level 0 halves compile time, with the same memory and the same collectives.
-    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-    return lower_step(config, mesh_of(config)).compile(compiler_options=options)
-
-
 def compile_for(config: Config, target: Target) -> CompiledCost:
     """What the target's own compiler makes of the train step of `config`, over all its devices."""
     mesh = mesh_on(config, target)
-    compiled = lower_step(config, mesh).compile()
+    compiled = trace_step(config, mesh).lower().compile()
     return compiled_cost.read(compiled, mesh, target.hardware, config.model)
 
 
-def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """The train step of `config` as traced for the devices of `mesh`."""
+def trace_step(config: Config, mesh: Mesh) -> jax.stages.Traced:
+    """The train step of `config` for the devices of `mesh`."""
     rows = config.train.batch_size * sharding.batch_devices(mesh)
     num_micro_batches = micro_batches(config, devices=sharding.batch_devices(mesh))
     text = jax.ShapeDtypeStruct((config.model.seq_len + 1,), np.int32)
@@ -286,7 +278,7 @@ def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
         RowDraws(config).row_shapes(text),
     )
     optimizer, shapes = abstract_state(config, mesh)
-    return train_step.make_train_step(config, optimizer, mesh).lower(shapes, batch)
+    return train_step.make_train_step(config, optimizer, mesh).trace(shapes, batch)
 
 
 def count_memory(config: Config, hardware: Hardware, *, kernel: str | None = None) -> Memory:

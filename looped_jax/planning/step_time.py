@@ -83,8 +83,8 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
         recomputed += head
     copies = 2 if model.dtype == "bfloat16" else 4
     reads = 3 if model.remat == "loop" else 2
-    one_loop = dataclasses.replace(model, loops=1, loss="END", remat="none")
-    residuals = saved_residuals(one_loop, rows, kernel, tensor)
+    everything = dataclasses.replace(model, remat="none")
+    residuals = saved_residuals(everything, rows, kernel, tensor, loops=1)
     shards = counted.parameters / mesh["fsdp"] / tensor
     by_adamw = sum(w.size for w in transformer.weights(model).values() if w.kind != "matrix")
     adamw = by_adamw / mesh["fsdp"] / tensor  # which keeps two numbers of each, not one

@@ -106,10 +106,6 @@ def _table(plan: Plan) -> Iterator[str]:
     yield gib(f"needed, with {kernel} attention", lambda c: c.memory.total)
     if kernel != KERNELS["xla"]:
         yield gib(f"needed, with {KERNELS['xla']} attention", lambda c: c.memory_xla.total)
-    yield gib(
-        f"compiled on CPU, with {KERNELS['xla']} attention",
-        lambda c: c.arguments + c.temporaries,
-    )
     share = f"fits {planner.USABLE_MEMORY:.0%} of {device.memory / GIB:.1f} GiB"
     yield row(f"  {share}", lambda c: "yes" if plan.fits(c) else "NO")
     yield "work, TFLOP a step"
@@ -279,8 +275,8 @@ def _notes(plan: Plan) -> Iterator[str]:
     )
     yield (
         "Needed memory is counted: all that the forward pass saves for the backward pass, without "
-        "temporary buffers. The CPU compiler also holds attention weights, and widens bfloat16 to "
-        "float32; collectives are counted in their own type."
+        "temporary buffers. What is sent is what the traced step says, and over tensor what its "
+        "layers need. --target asks the compiler of the hardware for both."
     )
 
 
