@@ -84,15 +84,27 @@ def read(run_dir: Path, step: int | None) -> CheckpointFiles:
     return CheckpointFiles(step, found[step][0], metas[0], meta, weights)
 
 
-def read_tensors(path: Path) -> Weights:
-    """The tensors of one file under plain names, whatever wraps or prefixes them."""
+def load(path: Path, *, otherwise: str) -> Any:
+    """What a file of PyTorch holds, of tensors and plain values alone: no code of it runs.
+
+    Raises ConvertError with what to do `otherwise` for a file that is missing, damaged or more.
+    """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConvertError(
+            f"{path} cannot be read ({error.strerror or error}); {otherwise}"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else "empty"
         raise ConvertError(
-            f"{path} is damaged or holds more than tensors ({reason}); save a plain state dict"
+            f"{path} is damaged or holds more than tensors and plain values ({reason}); {otherwise}"
         ) from None
+
+
+def read_tensors(path: Path) -> Weights:
+    """The tensors of one file under plain names, whatever wraps or prefixes them."""
+    loaded = load(path, otherwise="save a plain state dict")
     for key in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -8,7 +8,6 @@ tensors and plain values are read.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,14 +86,7 @@ def from_nanogpt(
     Its GELU is by erf, whatever it was trained from.
     """
     checkpoint_files.check_new(out)
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else "empty"
-        raise ConvertError(
-            f"{file} is damaged or holds more than tensors and plain values ({reason}); give a "
-            "ckpt.pt of nanoGPT"
-        ) from None
+    loaded = checkpoint_files.load(file, otherwise="give a ckpt.pt of nanoGPT")
     args = loaded.get("model_args") if isinstance(loaded, Mapping) else None
     if not isinstance(args, Mapping) or not isinstance(loaded.get("model"), Mapping):
         raise ConvertError(f"{file} holds no model and model_args; give a ckpt.pt of nanoGPT")

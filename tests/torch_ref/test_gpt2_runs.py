@@ -26,7 +26,7 @@ from tests.data.faulty_server import server  # noqa: E402, F401
 from tests.golden_cases import FOLDER  # noqa: E402
 from tests.programs import run_here  # noqa: E402
 from tests.torch_ref.test_nanochat_runs import write_run  # noqa: E402
-from torch_ref import gpt2_names, hub_model  # noqa: E402
+from torch_ref import gpt2_names, gpt2_runs, hub_model  # noqa: E402
 from torch_ref.checkpoint_files import ConvertError  # noqa: E402
 from torch_ref.convert import main  # noqa: E402
 from torch_ref.gpt2_runs import from_gpt2, from_nanogpt, to_gpt2  # noqa: E402
@@ -313,6 +313,14 @@ def test_what_is_no_such_gpt2_is_refused(changes, told, tmp_path):
     with pytest.raises(ConvertError, match=told):
         from_gpt2(str(copy(tmp_path / "there", **changes)), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_checkpoint_that_is_not_here_is_not_called_damaged(tmp_path):
+    with pytest.raises(ConvertError, match=r"ckpt.pt cannot be read \(No such file.*; give a ckpt"):
+        gpt2_runs.from_nanogpt(tmp_path / "ckpt.pt", tmp_path / "run")
+    (tmp_path / "ckpt.pt").write_bytes(b"PK")
+    with pytest.raises(ConvertError, match="ckpt.pt is damaged or holds more than tensors"):
+        gpt2_runs.from_nanogpt(tmp_path / "ckpt.pt", tmp_path / "run")
 
 
 def test_an_untied_head_and_a_damaged_file_are_refused(tmp_path):
