@@ -33,6 +33,7 @@ from looped_jax.tasks.task import Task
 from looped_jax.training import (
     fingerprint,
     optimizers,
+    recomputation,
     resumption,
     stall_alarm,
     summary,
@@ -176,12 +177,21 @@ def _train(
     )
     began = time.perf_counter()
     alarm.at(start, "compiling")
-    step_programs = {
-        diagnostics: train_step.make_train_step(config, optimizer, mesh, diagnostics=diagnostics)
-        .lower(abstract_state, batch)
-        .compile()
-        for diagnostics in ((False, True) if train.diagnostics_every else (False,))
-    }
+
+    def compiled(config: Config) -> recomputation.Programs:
+        return {
+            diagnostics: train_step.make_train_step(
+                config, optimizer, mesh, diagnostics=diagnostics
+            )
+            .lower(abstract_state, batch)
+            .compile()
+            for diagnostics in ((False, True) if train.diagnostics_every else (False,))
+        }
+
+    chosen = recomputation.least(config, compiled)
+    config, step_programs = chosen.config, chosen.programs
+    if chosen.told:
+        log(chosen.told)
     costs = flops.count(model)
     peak, peak_source = hardware.device_peak_flops(jax.local_devices()[0])
     log(

@@ -97,7 +97,11 @@ class ModelSettings:
         OBJECTIVES, "END", "what is minimised; END, FEW and STEP score last, last third, all loops"
     )
     dtype: str = one_of(DTYPES, "bfloat16", "of products; weights, logits and loss stay float32")
-    remat: str = one_of(REMATS, "loop", "what backward recomputes: see model/loop_scan.py")
+    remat: str = one_of(
+        (*REMATS, "auto"),
+        "loop",
+        "what backward recomputes: see model/loop_scan.py; auto: no more than memory asks for",
+    )
     kernel: str = one_of(
         ("auto", "xla", "cudnn", "splash"),
         "auto",

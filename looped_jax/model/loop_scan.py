@@ -30,7 +30,8 @@ def scan_loops(
     from least to most memory:
 
     "loop": its start alone. "offload": its matrix products too, in the host's memory. "dots": the
-    same on the device. "none": everything, and nothing is recomputed.
+    same on the device. "none": everything, and nothing is recomputed. "auto" is as "loop" until
+    one of them has been chosen: training/recomputation.py.
     """
     return jax.lax.scan(_rematerialised(body, remat), carry, (jnp.arange(start, stop), inputs))
 
@@ -81,5 +82,6 @@ def _rematerialised(body: Callable, remat: str) -> Callable:
             offload_dst="pinned_host",
         ),
         "dots": policies.save_only_these_names(PRODUCT),
+        "auto": policies.nothing_saveable,
     }[remat]
     return jax.checkpoint(body, policy=policy, prevent_cse=False)  # a scan prevents it already

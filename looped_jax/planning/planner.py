@@ -31,7 +31,8 @@ from looped_jax.planning.step_time import StepTime, Work
 from looped_jax.planning.targets import Target
 from looped_jax.runtime import sharding
 from looped_jax.runtime.hardware import Hardware
-from looped_jax.training import optimizers, train_step
+from looped_jax.training import optimizers, recomputation, train_step
+from looped_jax.training.recomputation import AUTO
 from looped_jax.training.row_draws import RowDraws
 from looped_jax.training.train_state import TrainState
 
@@ -118,7 +119,7 @@ def make(
     `efficiency` is the share of the peak that matrix products reach: by default as compiled, and
     without a target ASSUMED. Raises ConfigError for a mesh, batch or kernel that cannot work.
     """
-    if config.model.remat not in PLANNED_REMATS:
+    if config.model.remat not in (*PLANNED_REMATS, AUTO):
         raise ConfigError(
             f"model.remat={config.model.remat} depends on the bandwidth to the host's memory, "
             f"which is not known here; plan with one of {', '.join(PLANNED_REMATS)}"
@@ -131,6 +132,9 @@ def make(
         )
     log(str(attention_kernels.check(config.model, hardware.attention)))
     config, warnings = with_possible_batch(config)
+    if config.model.remat == AUTO:
+        config = chosen(config, hardware)
+        log(f"model.remat=auto: {config.model.remat}, as counted")
     compiled, source = None, "given" if efficiency else "assumed"
     if target:
         began = time.perf_counter()
@@ -156,6 +160,15 @@ def make(
         return plan
     recommended = estimate_cost(changed(config, changes), hardware, efficiency)
     return dataclasses.replace(plan, changes=changes, recommended=recommended)
+
+
+def chosen(config: Config, hardware: Hardware) -> Config:
+    """What remat "auto" will be, by counted memory: the least recomputation that fits."""
+    for remat in recomputation.ORDER:
+        config = changed(config, {"model.remat": remat})
+        if count_memory(config, hardware).total <= USABLE_MEMORY * hardware.memory:
+            break
+    return config
 
 
 def changes_that_fit(plan: Plan, log: Callable[[str], None]) -> dict[str, Any]:

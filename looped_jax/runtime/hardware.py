@@ -115,6 +115,11 @@ def find(name: str) -> Hardware:
     return HARDWARE[key]
 
 
+def memory_limit(device: jax.Device) -> int | None:
+    """Bytes that programs may use of a device's memory; None where it does not say, as a CPU."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def device_peak_flops(device: jax.Device) -> tuple[float, str]:
     """FLOP/s one device can do, and where the number comes from.
 

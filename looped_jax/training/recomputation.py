@@ -1,0 +1,78 @@
+"""model.remat=auto: as little recomputation as a device's memory allows, asked of its compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+
+from looped_jax.config.resolved import Config
+from looped_jax.runtime import distributed, hardware
+
+AUTO = "auto"
+ORDER = ("none", "dots", "loop")  # from most to least memory
+USABLE = 0.9  # share of a device's memory for a step's own; the rest: what runs beside it, gaps
+GIB = 2**30
+
+Programs = dict[bool, jax.stages.Compiled]  # the step, with diagnostics or without
+
+
+class Chosen(NamedTuple):
+    """The config with what was chosen for model.remat, its programs, and what to tell of it."""
+
+    config: Config
+    programs: Programs
+    told: str | None
+
+
+def least(
+    config: Config, compiled: Callable[[Config], Programs], limit: int | None = None
+) -> Chosen:
+    """The programs of `config`; with remat "auto", those that recompute least within the memory.
+
+    `limit`: bytes of a device, by default what the processes' devices say; where they say nothing,
+    as CPUs, "loop": there, what is kept is slow to write and read. Where not even "loop" fits, it
+    is what is taken. `compiled` may raise what a compiler raises that is short of memory.
+    """
+    if config.model.remat != AUTO:
+        return Chosen(config, compiled(config), None)
+    limit = limit or smallest_memory()
+    if limit is None:
+        config = _with(config, "loop")
+        told = "model.remat=auto: loop, since this device does not say how much memory it has"
+        return Chosen(config, compiled(config), told)
+    too_big: list[str] = []
+    for remat in ORDER:
+        trial = _with(config, remat)
+        try:
+            programs = compiled(trial)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or remat == ORDER[-1]:
+                raise
+            too_big.append(f"{remat} does not compile")
+            continue
+        held = most_memory(programs.values())
+        if held <= USABLE * limit or remat == ORDER[-1]:
+            break
+        too_big.append(f"{remat} would take {held / GIB:.2f}")
+    but = f" ({', '.join(too_big)})" if too_big else ""
+    told = f"model.remat=auto: {remat}, {held / GIB:.2f} of {limit / GIB:.2f} GiB{but}"
+    return Chosen(trial, programs, told)
+
+
+def smallest_memory() -> int | None:
+    """Bytes of the device that has least, of all processes; None where one does not say."""
+    limits = distributed.gather_json(hardware.memory_limit(jax.local_devices()[0]))
+    return None if None in limits else min(limits)
+
+
+def most_memory(programs: Iterable[jax.stages.Compiled]) -> int:
+    """Bytes on one device at the most, of the program that takes most."""
+    found = [program.memory_analysis() for program in programs]
+    return max(analysis.peak_memory_in_bytes for analysis in found if analysis is not None)
+
+
+def _with(config: Config, remat: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
