@@ -63,7 +63,7 @@ from looped_jax.config.transformer_settings import (
 from looped_jax.errors import ConfigError
 from looped_jax.files import check_on_disk
 
-PERFORMANCE = ("remat", "loss_chunk", "kernel")  # model settings that change no result
+PERFORMANCE = ("remat", "gather", "loss_chunk", "kernel")  # model settings that change no result
 # Settings by the names that they had before, in files and run folders that were made then.
 RENAMED = {
     "train.inside_every": "train.diagnostics_every",
@@ -101,6 +101,9 @@ class ModelSettings:
         (*REMATS, "auto"),
         "loop",
         "what backward recomputes: see model/loop_scan.py; auto: no more than memory asks for",
+    )
+    gather: str = one_of(
+        ("step", "layer"), "step", "when what mesh.fsdp cuts is gathered: see docs/devices.md"
     )
     kernel: str = one_of(
         ("auto", "xla", "cudnn", "splash"),
@@ -204,7 +207,7 @@ class MeshConfig:
     """Devices by axis; one of them may be -1: what is left."""
 
     data: int = at_least(-1, -1, "copies of the weights, each with its share of the batch")
-    fsdp: int = at_least(-1, 1, "weights and optimizer state in shards, gathered once a step")
+    fsdp: int = at_least(-1, 1, "weights and optimizer state in shards: see model.gather")
     tensor: int = at_least(-1, 1, "heads, hidden units and vocabulary in shards")
 
 

@@ -25,6 +25,7 @@ from looped_jax.errors import ArgumentError
 from looped_jax.model import attention_kernels, random_numbers
 from looped_jax.model.attention_kernels import Attend, plain
 from looped_jax.model.block import Block, rope_tables
+from looped_jax.model.cut_weight import CutWeight, gathered
 from looped_jax.model.full_pass import FullPass
 from looped_jax.model.kv_cache import Cache, Finder, Pages, Past, Slots, empty, scope_of
 from looped_jax.model.loop_scan import scan_loops
@@ -37,7 +38,7 @@ from looped_jax.model.weights import Weight, described
 from looped_jax.runtime import sharding
 
 Array = jax.Array
-Params = dict[str, Array]
+Params = dict[str, Array]  # in training some may be a CutWeight; see model/cut_weight.py
 # (loop, layer) -> the History of that place; None where a place is of no loop, or of no layer.
 Histories = Callable[[Any, "int | None"], Any]
 
@@ -327,9 +328,42 @@ def prepare(
     """The whole weights that all visits of a step use, from this device's shards, made once.
 
     Without gradients they are rounded before they travel: half the bytes, and the products would
-    round them anyway. With gradients the float32 masters are gathered; see model/linear.py.
+    round them anyway. With gradients the float32 masters are gathered; see model/linear.py. With
+    model.gather="layer" that is true of vectors alone, and all else stays cut: a CutWeight.
     """
-    return sharding.gather(shards if gradients else cast(shards, config.dtype), cuts)
+    if not gradients:
+        return sharding.gather(cast(shards, config.dtype), cuts)
+    if config.gather == "step":
+        return sharding.gather(shards, cuts)
+    found: dict[str, Any] = {}
+    for name, shard in shards.items():
+        if weights(config)[name].kind != "vector" and (kept := _cut(shard, cuts[name])):
+            found[name] = kept
+    others = {name: shard for name, shard in shards.items() if name not in found}
+    return found | sharding.gather(others, cuts)
+
+
+def _cut(shard: Array, cut: P) -> CutWeight | None:
+    """What stands for a weight that is cut along its first or last axis, None for others."""
+    axes = [axis for axis, name in enumerate(cut) if name is not None]
+    if len(axes) != 1 or axes[0] not in (0, shard.ndim - 1):
+        return None
+    return CutWeight(shard, 0 if axes[0] == 0 else -1, cut[axes[0]])
+
+
+def whole_outside_of_layers(config: ModelConfig, params: Params) -> Params:
+    """The same with embedding and head whole, for a micro-batch: chunks of logits share the head.
+
+    What layers multiply by stays cut, if it is: see `prepare`.
+    """
+    read = read_out_weights(config)
+
+    def whole(name: str, weight: Any) -> Any:
+        outside = name in read or weights(config)[name].kind != "matrix"
+        cut = isinstance(weight, CutWeight)
+        return gathered(weight, config.dtype) if cut and outside else weight
+
+    return {name: whole(name, weight) for name, weight in params.items()}
 
 
 def make_hidden_states(

@@ -239,7 +239,12 @@ def _kernel_flops(
     if products is None:
         return 0.0
     given = program.operands(computation, instruction)
-    query = next(sizes for one in given for _, sizes in one.arrays if len(sizes) == 4)
+    query = next(
+        sizes
+        for one in given
+        for _, sizes in one.arrays
+        if len(sizes) == 4 or (len(sizes) == 3 and sizes[1] == model.seq_len)  # of a single row
+    )
     layer = re.search(r"layer_(\d+)", instruction.scope)
     window = model.windows()[int(layer[1])] if layer else None
     rows_heads = math.prod(query) // (model.seq_len * query[-1])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ class Memory:
     """Bytes on one device, at the time of the backward pass when it holds most.
 
     parameters, optimizer: the shards that live between steps
-    weights: whole float32 weights gathered over `fsdp`, and their copies in the compute type
-    gradients: whole float32 gradients, twice where micro-batches are summed
+    weights: whole float32 weights gathered over `fsdp`, and their copies in the compute type; with
+    model.gather="layer" in that type alone, embedding and head and the largest layer
+    gradients: whole float32 gradients, twice where micro-batches are summed; with "layer" those of
+    the shards, and the whole of the largest layer, or of embedding and head
     saved_activations: residuals of all loops
     recomputed: residuals of one loop that the backward pass recomputes
     logits: one chunk of float32 logits and their gradient, in the type it is multiplied in
@@ -70,17 +73,7 @@ def count(
     where everything of few loops is saved: the compiler then holds a part of one loop twice.
     """
     model, rows, tensor = config.model, config.train.batch_size, mesh.shape["tensor"]
-    groups = {name: weight.kind for name, weight in transformer.weights(model).items()}
-    looked_up = "table" if "head" in groups.values() else None  # a tied table is a factor, too
-    size, factors = (
-        sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-        * mesh.shape["fsdp"]
-        for leaves in (
-            state.params.values(),
-            [leaf for name, leaf in state.params.items() if groups[name] != looked_up],
-        )
-    )
-    cast = 0 if model.dtype == "float32" else jnp.dtype(model.dtype).itemsize * factors
+    weights, gradients = _weights_and_gradients(model, mesh, state, micro_batches)
     beforehand = objectives.of(model).weighs_beforehand  # then rounded as soon as they are made
     of_logits = jnp.dtype(model.dtype).itemsize if beforehand else 4
     plain = dataclasses.replace(model, remat="none")
@@ -91,12 +84,40 @@ def count(
     return Memory(
         parameters=shard_bytes(state.params.values()),
         optimizer=shard_bytes(jax.tree.leaves(state.optimizer)),
-        weights=(4 * size if mesh.shape["fsdp"] > 1 else 0) + cast,
-        gradients=4 * size * (2 if micro_batches > 1 else 1),
+        weights=weights,
+        gradients=gradients,
         saved_activations=kept(model, model.loops),
         recomputed=max(0, kept(plain, 1) - kept(model, 1)),
         logits=(4 + of_logits) * logit_chunk(model, rows) * model.padded_vocab // tensor,
     )
+
+
+def _weights_and_gradients(
+    model: ModelConfig, mesh: Mesh, state: TrainState, micro_batches: int
+) -> tuple[int, int]:
+    """Bytes of weights that are gathered or cast, and of gradients; see Memory."""
+    fsdp, sums = mesh.shape["fsdp"], 2 if micro_batches > 1 else 1
+    itemsize = jnp.dtype(model.dtype).itemsize
+    groups = {name: weight.kind for name, weight in transformer.weights(model).items()}
+    sizes = {
+        name: math.prod(leaf.sharding.shard_shape(leaf.shape)) * fsdp
+        for name, leaf in state.params.items()
+    }
+    size = sum(sizes.values())
+    if model.gather == "layer" and fsdp > 1:
+        layers: dict[str, int] = defaultdict(int)  # by the name up to a layer's index
+        outside = 0
+        for name, own in sizes.items():
+            if groups[name] == "matrix":
+                layers[re.sub(r"(\.\d+)\..*", r"\1", name)] += own
+            elif groups[name] != "vector":
+                outside += own
+        largest = max(layers.values())
+        return itemsize * (outside + largest), 4 * (sums * size // fsdp + max(outside, largest))
+    looked_up = "table" if "head" in groups.values() else None  # a tied table is a factor, too
+    factors = sum(own for name, own in sizes.items() if groups[name] != looked_up)
+    cast = 0 if model.dtype == "float32" else itemsize * factors
+    return (4 * size if fsdp > 1 else 0) + cast, 4 * size * sums
 
 
 def logit_chunk(model: ModelConfig, rows: int) -> int:
@@ -123,13 +144,28 @@ def saved_residuals(
     loops = model.loops if loops is None else loops
     alike = dataclasses.replace(model, loss_chunk=None, kernel="xla")  # no part in what is traced
     size = _bytes(_model_residuals(alike, tensor), rows, loops)
-    if kernel == "xla" or model.remat != "none":  # else attention is recomputed
+    if kernel == "xla":
         return size
     all_heads = model.heads + 2 * model.kv_heads
     per_token = jnp.dtype(model.dtype).itemsize * model.head_dim * all_heads + 4 * model.heads
-    fused = loops * rows * model.seq_len * per_token
-    by_xla = (_bytes(_attention_residuals(alike, w), rows, loops) for w in model.windows())
-    return size + sum(fused - one for one in by_xla) // tensor
+
+    def instead(window: int | None, times: int) -> int:
+        """What a layer's fused attention saves less what XLA's does."""
+        by_xla = _bytes(_attention_residuals(alike, window), rows, times)
+        return (times * rows * model.seq_len * per_token - by_xla) // tensor
+
+    size += _unlooped(model) * instead(None, 1)
+    if model.remat != "none":  # the attention of loops is recomputed
+        return size
+    return size + sum(instead(window, loops) for window in model.windows())
+
+
+def _unlooped(model: ModelConfig) -> int:
+    """Layers that run once, whose residuals are always saved; a coda's once for each read state."""
+    found = {
+        name: model.parts[name].layers for name in ("prelude", "coda") if name in model.parts.on()
+    }
+    return found.get("prelude", 0) + found.get("coda", 0) * len(model.scored_loops())
 
 
 # Bytes by what they grow with: (loops, rows).

@@ -202,8 +202,8 @@ def changes_that_speed_up(plan: Plan) -> dict[str, Any]:
                 micro_batches=micro_batches(other, devices=devices),
                 kernel=choice.kernel,
             )
-            time = step_time.estimate(  # collectives do not depend on the number of micro-batches
-                work, choice.collectives, mesh.shape, plan.hardware, efficiency=plan.efficiency
+            time = step_time.estimate(
+                work, communicated(other), mesh.shape, plan.hardware, efficiency=plan.efficiency
             )
             if time.total < (1 - MIN_SAVING) * best_time:
                 best, best_time = changes, time.total
@@ -243,11 +243,18 @@ def communicated(config: Config) -> list[Collective]:
 
 
 def _sending_alike(config: Config) -> Config:
-    """One of all configs whose programs state the same collectives: weights travel once a step."""
+    """One of all configs whose programs state the same collectives.
+
+    Weights travel once a step; where layers gather them, in every micro-batch, and for what is
+    recomputed too.
+    """
     rows = sharding.batch_devices(mesh_of(config))
+    layer = config.model.gather == "layer"
+    passes = micro_batches(config, devices=rows) if layer else 1
     return changed(config, {
-        "model.remat": "loop", "model.loss_chunk": None, "model.kernel": "xla",
-        "train.batch_size": 1, "train.tokens_per_step": rows * config.model.seq_len,
+        "model.remat": config.model.remat if layer else "loop", "model.loss_chunk": None,
+        "model.kernel": "xla", "train.batch_size": 1,
+        "train.tokens_per_step": passes * rows * config.model.seq_len,
     })  # fmt: skip
 
 

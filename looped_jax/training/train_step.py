@@ -1,7 +1,8 @@
 """The train step: gradients of the objective over all micro-batches, then one optimizer step.
 
 One optimizer step gathers the sharded weights once, lets every micro-batch and every loop
-accumulate gradients locally, and reduces them once: communication does not grow with K.
+accumulate gradients locally, and reduces them once: communication does not grow with K. Where no
+device can hold them whole, model.gather="layer" does so in every product: model/cut_weight.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from looped_jax.model import (
     sampled_loops,
     transformer,
 )
+from looped_jax.model.cut_weight import CutWeight
 from looped_jax.model.objectives import Batch
 from looped_jax.model.probe import BLIND, TAPS, Probe, Taps, closed_taps
 from looped_jax.model.transformer import LoopStates, Params
@@ -167,6 +169,7 @@ def gradients(
 
     def objective(params: Params, taps: Array | None, rows: Array | Batch) -> tuple[Array, Metrics]:
         batch = objectives.batch_of(rows)
+        params = transformer.whole_outside_of_layers(model, params)
         states = states_of(params, batch, BLIND if taps is None else Taps(taps))
         total, nats = scored.loss(model, params, states.hidden, batch)
         tokens = objectives.count(batch)
@@ -232,9 +235,12 @@ def gradients(
     )(params, tokens)
 
 
-def _reduce(grad: Array, spec: P, axes: tuple[str, ...]) -> Array:
-    for axis, name in enumerate(spec):
-        if name is not None:
-            grad = jax.lax.psum_scatter(grad, name, scatter_dimension=axis, tiled=True)
+def _reduce(grad: Array | CutWeight, spec: P, axes: tuple[str, ...]) -> Array:
+    if isinstance(grad, CutWeight):  # summed over the devices that cut it wherever it was used
+        grad = grad.piece
+    else:
+        for axis, name in enumerate(spec):
+            if name is not None:
+                grad = jax.lax.psum_scatter(grad, name, scatter_dimension=axis, tiled=True)
     rest = tuple(axis for axis in axes if axis not in spec)
     return jax.lax.psum(grad, rest)
