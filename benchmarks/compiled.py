@@ -23,21 +23,29 @@ import jax
 from looped_jax import files
 from looped_jax.config import presets
 from looped_jax.config.resolved import Config
-from looped_jax.config.settings import MeshConfig, Settings
+from looped_jax.config.settings import Settings
 from looped_jax.errors import ArgumentError, printed
 from looped_jax.model import flops
 from looped_jax.planning import planner, targets
 from looped_jax.planning.compiled_cost import CompiledCost
 from looped_jax.planning.targets import Target
 from looped_jax.resolve import resolve
+from looped_jax.runtime import sharding
 
 RESULTS = Path(__file__).parent / "results" / "compiled"
 WIDE = {"model.width": 1536, "model.loops": 4, "train.tokens_per_step": 131_072}
-CASES: dict[str, dict[str, Any]] = {
-    "paper_L6": {},
-    "paper_L12": {"model.layers": 12, "train.batch_size": 4},
-    "wide": WIDE,
-    "wide_dots": WIDE | {"model.remat": "dots", "train.batch_size": 4},
+V5E = {"mesh.fsdp": 16, "train.batch_size": 1}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # preset and what differs from it
+    "paper_L6": ("paper", {}),
+    "paper_L12": ("paper", {"model.layers": 12, "train.batch_size": 4}),
+    "wide": ("paper", WIDE),
+    "wide_dots": ("paper", WIDE | {"model.remat": "dots", "train.batch_size": 4}),
+    "1b": ("1b", {}),
+    "1b_v5e": ("1b", V5E),
+    "3b": ("3b", {}),
+    "3b_v5e": ("3b", V5E),
+    "24gb": ("24gb", {}),
+    "3b_step": ("3b", {"model.gather": "step"}),
 }
 
 
@@ -84,15 +92,15 @@ def measure(case: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def config_of(case: str, target: Target, vocab_size: int) -> Config:
-    """The paper's preset with the settings of a case, over all devices of a target as `data`."""
-    values = presets.make("FLT", "paper")
-    for key, value in CASES[case].items():
+    """A preset with the settings of a case; its mesh fills all devices of a target."""
+    preset, changes = CASES[case]
+    values = presets.make("FLT", preset)
+    for key, value in changes.items():
         group, setting = key.split(".")
         values[group][setting] = value
-    settings = dataclasses.replace(
-        Settings.from_dict(values), mesh=MeshConfig(data=len(target.devices))
-    )
-    return resolve(settings, vocab_size=vocab_size)
+    settings = Settings.from_dict(values)
+    mesh = sharding.filled(settings.mesh, len(target.devices))
+    return resolve(dataclasses.replace(settings, mesh=mesh), vocab_size=vocab_size)
 
 
 def as_json(config: Config, target: Target, cost: CompiledCost) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from looped_jax.errors import ConfigError
 from looped_jax.resolve import resolve, run_name
 
 
-@pytest.mark.parametrize("preset", [None, "paper", "tiny"])
+@pytest.mark.parametrize("preset", [None, "paper", "tiny", "1b", "3b", "24gb"])
 @pytest.mark.parametrize("file", [flt, flt_res, lt_ia, lt_i, lt])
 def test_every_file_and_preset_resolves(file, preset):
     config = resolve(Settings.from_dict(file.get_config(preset)), vocab_size=4096)

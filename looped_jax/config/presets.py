@@ -78,6 +78,65 @@ def paper(config: ConfigDict) -> None:
     config.train.batch_size = 8
 
 
+def one_billion(config: ConfigDict) -> None:
+    """0.96 B parameters, for 64 H100 or v5p; 256 v5e take --mesh data=16,fsdp=16, one row a device.
+
+    Text and tokenizer as of `3b`.
+    """
+    _between_prelude_and_coda(config, width=2560)
+
+
+def three_billion(config: ConfigDict) -> None:
+    """3.48 B parameters, Huginn's scale, for 64 H100 or v5p; 256 v5e as for `1b`.
+
+    Two layers, four looped eight times, two: a token passes 36. Weights do not fit whole beside
+    their gradients, so layers gather them (model.gather), within a host of eight. Wants the
+    parquet shards of karpathy/fineweb-edu-100b-shuffle; the tokenizer is trained on them, once.
+    """
+    _between_prelude_and_coda(config, width=5376)
+
+
+def _between_prelude_and_coda(config: ConfigDict, *, width: int) -> None:
+    """Heads of 128 channels; tokens_per_step serves 64 devices and 256 without micro-batches."""
+    parts = config.model.parts
+    parts.prelude.on = parts.coda.on = True
+    parts.prelude.layers = parts.coda.layers = 2
+    config.model.layers = 4
+    config.model.loops = 8
+    config.model.width = width
+    config.model.seq_len = 4096
+    config.model.gather = "layer"
+    config.mesh.fsdp = 8
+    config.data.path = "data/fineweb_edu"
+    config.data.tokenizer = "train"
+    config.data.tokenizer_vocab_size = 65_536
+    config.data.workers = 4
+    config.train.tokens_per_step = 1_048_576
+    config.train.batch_size = 4
+    config.train.eval_loops = (1, 2, 4, 8, 12)
+
+
+def card_of_24_gb(config: ConfigDict) -> None:
+    """Three hours on one RTX 4090 by the planner: 52 M parameters, 1.05 B tokens, 20 for each.
+
+    Of four to eight layers, four to eight loops and widths of 384 and 512 that take at most three
+    hours at 45% of the peak, the most N · K^0.46: what N looped parameters are worth in K loops by
+    a fit to looped models (arXiv 2604.21106). Text as of `paper`; its tokenizer is trained.
+    """
+    config.model.layers = 6
+    config.model.loops = 4
+    config.model.width = 512
+    config.model.seq_len = 1024
+    config.model.remat = "none"
+    config.data.path = "data/fineweb_edu"
+    config.data.tokenizer = "train"
+    config.data.tokenizer_vocab_size = 32_768
+    config.data.workers = 2
+    config.train.tokens_per_step = 262_144
+    config.train.batch_size = 16
+    config.train.eval_loops = (1, 2, 4, 6, 8)
+
+
 def tiny(config: ConfigDict) -> None:
     """Five minutes on two cores, offline, on real text that every machine has.
 
@@ -165,6 +224,9 @@ def _on_pointers(config: ConfigDict, task: str, *, seq_len: int, steps: int) -> 
 PRESETS = {
     "paper": paper,
     "tiny": tiny,
+    "1b": one_billion,
+    "3b": three_billion,
+    "24gb": card_of_24_gb,
     "chain_end": chain_end,
     "chain_ends_16": chain_ends_16,
     "hops": hops,

@@ -110,6 +110,44 @@ def test_a_fused_kernel_saves_less_and_only_where_attention_is_saved():
         assert fused.total < plain.total
 
 
+def test_layers_that_gather_hold_one_of_them_whole_and_send_it_in_every_loop():
+    model = {"dtype": "bfloat16", "layers": 4, "variant": "LT", "gather": "layer"}
+    config = make_config(micro_batches=2, **model)
+    choice = planner.estimate_cost(config, H100, 0.45)
+    layer, outside = 12 * 64**2, 2 * 128 * 64
+    weights = 4 * layer + outside
+    assert choice.memory.weights == 2 * (layer + outside)
+    assert choice.memory.gradients == 4 * (2 * weights // 4 + layer)
+    over = {(c.kind, c.axes): 0 for c in choice.collectives}
+    for c in choice.collectives:
+        if c.purpose != "optimizer":
+            over[c.kind, c.axes] += c.bytes_sent
+    visits = 2 * 3 * 4  # micro-batches, loops, layers
+    gathered = visits * 3 * layer + 2 * outside  # forward, recomputed and backward, in bfloat16
+    assert over["all-gather", ("fsdp",)] == 2 * gathered * 3 // 4
+    scattered = visits * layer + 2 * outside
+    assert over["reduce-scatter", ("fsdp",)] == 4 * scattered * 3 // 4
+
+
+@pytest.mark.parametrize(
+    ("preset", "device", "mesh", "entries", "most"),
+    [
+        ("1b", "h100", (8, 8, 1), 65_536, 30), ("3b", "h100", (8, 8, 1), 65_536, 60),
+        ("3b", "tpu-v5p", (8, 8, 1), 65_536, 60), ("24gb", "rtx4090", (1, 1, 1), 32_768, 20),
+    ],
+)  # fmt: skip
+def test_large_presets_fit_by_arithmetic(monkeypatch, preset, device, mesh, entries, most):
+    config = resolve(Settings.from_dict(presets.make("FLT", preset)), vocab_size=entries)
+    config = dataclasses.replace(config, mesh=MeshConfig(*mesh))
+    sizes = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
+    monkeypatch.setattr(
+        planner, "mesh_of", lambda _: jax.sharding.AbstractMesh(tuple(mesh), tuple(sizes))
+    )
+    chosen = hardware.find(device)
+    needed = planner.count_memory(config, chosen).total
+    assert needed < min(planner.USABLE_MEMORY * chosen.memory, most * 2**30)
+
+
 def test_collectives_follow_from_the_shards_and_do_not_grow_with_loops(planned):
     counted = flops.count(planned.config.model)
     found = {(c.purpose, c.kind, c.axes): c.bytes_sent for c in planned.requested.collectives}
