@@ -55,11 +55,11 @@ BREAKDOWN_TOY = (
 )
 STEPS = (
     Step("goldens", "pytest", "tests/model/test_transformer.py -k golden",
-         "tests/model/test_transformer.py -k golden_losses_and_gradients"),
+         "tests/model/test_transformer.py -k 'golden_losses_and_gradients and K3_END'"),
     Step("kernels", "pytest", "tests/model/test_attention_kernels.py",
          "tests/model/test_attention_kernels.py"),
     Step("decoding_is_the_forward_pass", "pytest", "tests/model/test_kv_cache.py -m 'not slow'",
-         "tests/model/test_kv_cache.py -m 'not slow' -k window"),
+         "tests/model/test_kv_cache.py -m 'not slow' -k 'full_forward and SL'"),
     Step("resume_deterministic", "pytest", "tests/training/test_resumption.py -m 'not slow'",
          "tests/training/test_resumption.py -m 'not slow' -k names",
          (("XLA_FLAGS", "--xla_gpu_deterministic_ops=true"),)),

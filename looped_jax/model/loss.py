@@ -80,7 +80,7 @@ def _weighted_forward(
     targets: Array,
     weights: Array,
 ) -> tuple[tuple[Array, Array], tuple[Params, Array]]:
-    h, y = chunks(config, hidden, targets)
+    h, y = _chunks(config, hidden, targets)
     each = len(h) // len(hidden)  # chunks of one loop
 
     def one(h: Array, y: Array, weight: Array) -> tuple[Params, Array, Array]:
@@ -105,7 +105,7 @@ def _weighted_forward(
     else:
         of_read, (of_h, measured) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, read), parts)
     sums = measured.reshape(len(hidden), -1).sum(1)
-    return ((weights * sums).sum(), sums), (of_read, whole(of_h, hidden))
+    return ((weights * sums).sum(), sums), (of_read, _whole(of_h, hidden))
 
 
 def _weighted_backward(
@@ -142,7 +142,7 @@ def chunk_size(config: ModelConfig, tokens: int) -> int:
     return tokens if count == 1 else min(tokens, -(-tokens // (count * TILE)) * TILE)
 
 
-def chunks(config: ModelConfig, hidden: Array, targets: Array) -> tuple[Array, Array]:
+def _chunks(config: ModelConfig, hidden: Array, targets: Array) -> tuple[Array, Array]:
     """States [N, B, T, D] as [N · chunks, C, D], and targets as [N · chunks, C], filled with −1."""
     loops, batch, time, width = hidden.shape
     tokens = batch * time
@@ -160,7 +160,7 @@ def chunks(config: ModelConfig, hidden: Array, targets: Array) -> tuple[Array, A
     return h, y
 
 
-def whole(x: Array, hidden: Array) -> Array:
+def _whole(x: Array, hidden: Array) -> Array:
     """Chunks [N · chunks, C, …] as they were in hidden [N, B, T, …]."""
     loops, batch, time = hidden.shape[:3]
     joined = x.reshape(loops, -1, *x.shape[2:])[:, : batch * time]
@@ -175,14 +175,14 @@ def _by_chunks(
     measure: Callable[[Array, Array], Array],
 ) -> Array:
     """`measure` of logits [C, Vp] and targets [C], for all tokens, C of them at a time."""
-    h, y = chunks(config, hidden, targets)
+    h, y = _chunks(config, hidden, targets)
 
     def one(args: tuple[Array, Array]) -> Array:
         return _measured(config, params, *args, measure)
 
     if len(h) == 1:  # everything fits: nothing to recompute
-        return whole(one((h[0], y[0]))[None], hidden)
-    return whole(jax.lax.map(jax.checkpoint(one, prevent_cse=False), (h, y)), hidden)
+        return _whole(one((h[0], y[0]))[None], hidden)
+    return _whole(jax.lax.map(jax.checkpoint(one, prevent_cse=False), (h, y)), hidden)
 
 
 def _measured(

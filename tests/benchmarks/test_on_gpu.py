@@ -95,6 +95,15 @@ def test_real_arguments_are_known_to_what_they_are_given_to(step, monkeypatch, c
         importlib.import_module(step.module).main()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "step", [s for s in on_gpu.STEPS if s.module == "pytest"], ids=lambda s: s.name
+)
+def test_what_is_tried_dry_exists(step):
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *shlex.split(step.toy)]
+    assert subprocess.run(command, cwd=on_gpu.ROOT, capture_output=True).returncode == 0
+
+
 class Parsed(Exception):
     pass
 
