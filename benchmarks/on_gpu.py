@@ -30,7 +30,8 @@ SECONDS = 540  # of one step, at most
 TESTS_FAILED = 1  # pytest's exit code where tests ran and some failed
 TOY = (
     "--config.model.layers=1 --config.model.width=32 --config.model.loops=2 "
-    "--config.model.seq_len=32 --config.train.batch_size=2 --config.train.tokens_per_step=64"
+    "--config.model.seq_len=32 --config.train.batch_size=2 --config.train.tokens_per_step=64 "
+    "--config.train.eval_tokens=256 --config.train.eval_loops=1,2"
 )
 
 
