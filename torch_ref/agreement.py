@@ -37,6 +37,10 @@ class Measured(Protocol):
     def gradients(self) -> Mapping[str, np.ndarray]: ...
     @property
     def bpb(self) -> Mapping[int, float]: ...
+    @property
+    def validation(self) -> Mapping[int, np.ndarray]: ...
+    @property
+    def val_bytes(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,14 @@ def pass_rows(ours: Measured, theirs: Measured, exact: Measured) -> list[Row]:
     """JAX, PyTorch and PyTorch in float64 on one batch: a row per loop count, loop and tensor."""
     rows = []
 
-    def add(name: str, unit: str, base: float, distance: Any, values: tuple[Any, Any, Any]) -> None:
+    def add(
+        name: str,
+        unit: str,
+        base: float,
+        distance: Any,
+        values: tuple[Any, Any, Any],
+        yardstick: float = 0.0,
+    ) -> None:
         a, b, c = values
         single = np.ndim(a) == 0
         rows.append(
@@ -90,7 +101,7 @@ def pass_rows(ours: Measured, theirs: Measured, exact: Measured) -> list[Row]:
                 name=name,
                 unit=unit,
                 difference=distance(a, b),
-                tolerance=max(base, MARGIN * distance(b, c)),
+                tolerance=max(base, MARGIN * (yardstick or distance(b, c))),
                 jax_error=distance(a, c),
                 torch_error=distance(b, c),
                 jax=float(a) if single else None,
@@ -102,7 +113,8 @@ def pass_rows(ours: Measured, theirs: Measured, exact: Measured) -> list[Row]:
         values = (ours.logits[k], theirs.logits[k], exact.logits[k])
         add(f"logits after {k} loops", "max", LOGITS, largest, values)
     for k, losses in enumerate(zip(ours.losses, theirs.losses, exact.losses, strict=True), start=1):
-        add(f"loss after {k} loops", "nats", LOSSES, largest, losses)
+        means = tuple(of.mean() for of in losses)
+        add(f"loss after {k} loops", "nats", LOSSES, largest, means, of_mean(*losses[1:]))
     for name, gradient in exact.gradients.items():
         size = float(np.linalg.norm(gradient))
 
@@ -113,8 +125,20 @@ def pass_rows(ours: Measured, theirs: Measured, exact: Measured) -> list[Row]:
         add(f"gradient of {name}", "relative", GRADIENTS, relative, values)
     for k in exact.bpb:
         numbers = (ours.bpb[k], theirs.bpb[k], exact.bpb[k])
-        add(f"bits per byte at {k} loops", "bits", LOSSES, largest, numbers)
+        nats = theirs.validation[k], exact.validation[k]
+        bits = of_mean(*nats) * nats[0].size / theirs.val_bytes / np.log(2)
+        add(f"bits per byte at {k} loops", "bits", LOSSES, largest, numbers, bits)
     return rows
+
+
+def of_mean(rounded: np.ndarray, exact: np.ndarray) -> float:
+    """How far roundings of so many tokens move their mean, by their own size.
+
+    The distance of the two means would be a lottery: it may be near nothing where all of it is
+    rounding, and no other program would then agree.
+    """
+    errors = np.asarray(rounded, np.float64) - exact
+    return float(np.sqrt(np.mean(errors**2) / errors.size))
 
 
 def largest(a: Any, b: Any) -> float:

@@ -16,7 +16,7 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -54,9 +54,11 @@ class Pass:
     """What one program makes of one batch and of the validation rows; gradients by torch name."""
 
     logits: dict[int, np.ndarray]  # loop count -> [B, T, V]
-    losses: np.ndarray  # [loops] mean nats per token after each loop
+    losses: np.ndarray  # [loops, B, T] nats of each token after each loop
     gradients: Weights
-    bpb: dict[int, float]  # loop count -> bits per byte
+    bpb: dict[int, float]  # loop count -> bits per byte of the validation rows
+    validation: dict[int, np.ndarray] = field(default_factory=dict)  # -> [N] their tokens' nats
+    val_bytes: float = 1.0  # of those rows
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def jax_pass(
             model, params, tokens[:, :-1], loops=deepest, return_loops=every, attend=attend
         ).hidden
         nats = loss.token_losses(model, params, hidden, tokens[:, 1:])
-        return nats.mean((1, 2)), [loss.logits(model, params, hidden[k - 1]) for k in counts]
+        return nats, [loss.logits(model, params, hidden[k - 1]) for k in counts]
 
     losses, logits = jax.device_get(look(params, tokens))
     gradients = jax.jit(functools.partial(train_step.gradients, config, mesh))
@@ -212,10 +214,11 @@ def torch_pass(
     torch_loss.score(model, rows[:, :-1], rows[:, 1:]).objective.backward()
     gradients = {n: p.grad.cpu().numpy() for n, p in model.named_parameters() if p.grad is not None}
     sizes = torch.from_numpy(text.token_bytes).to(device)
+    of_tokens: dict[int, list[np.ndarray]] = {k: [] for k in counts}
     nats, n_bytes = np.zeros(len(counts)), 0
     with torch.no_grad():
         hidden = model(rows[:, :-1], max(counts)).hidden
-        losses = [torch_loss.mean_token_loss(model.head(h), rows[:, 1:]).item() for h in hidden]
+        losses = [torch_loss.token_losses(model.head(h), rows[:, 1:]).cpu().numpy() for h in hidden]
         logits = {k: model.head(hidden[k - 1]).cpu().numpy() for k in counts}
         for batch in text.val:
             inputs, targets = (torch.from_numpy(batch[k]).to(device) for k in ("inputs", "targets"))
@@ -224,9 +227,11 @@ def torch_pass(
                 found = torch_loss.token_losses(model.head(states[k - 1]), targets)
                 more, size = torch_loss.nats_and_bytes(found, targets, sizes)
                 nats[i] += more
+                of_tokens[k].append(found.cpu().numpy().ravel())
             n_bytes += size
     bpb = {k: torch_loss.bits_per_byte(nats[i], n_bytes) for i, k in enumerate(counts)}
-    return Pass(logits, np.array(losses), gradients, bpb)
+    validation = {k: np.concatenate(found) for k, found in of_tokens.items()}
+    return Pass(logits, np.array(losses), gradients, bpb, validation, n_bytes)
 
 
 def torch_model(
@@ -347,10 +352,10 @@ def check_recipe(config: Config) -> None:
         "momentum_warmup_steps": torch_optim.MOMENTUM_STEPS,
         "newton_schulz_steps": torch_optim.NEWTON_SCHULZ_STEPS,
     }
-    for field, value in constants.items():
-        if getattr(config.optim, field) != value:
+    for name, value in constants.items():
+        if getattr(config.optim, name) != value:
             raise ConfigError(
-                f"optim.{field}={getattr(config.optim, field)}: the PyTorch side always has "
+                f"optim.{name}={getattr(config.optim, name)}: the PyTorch side always has "
                 f"{value}; leave it at that to compare"
             )
 

@@ -36,7 +36,9 @@ def test_gathers_and_scatters_stay_in_the_loops_and_memory_falls(target):
     outside = 2 * 2 * 4096 * 512 * OF_RING  # embedding and head, of each micro-batch
     alike = 2 * 2 * 512**2 * OF_RING  # FLT's first layer has the same keys and values in each loop
     assert sent["all-gather", 1] == pytest.approx(2 * (outside + alike))
-    assert sent["reduce-scatter", 1] == pytest.approx(4 * outside)
+    # The TPU's compiler sums one of the two whole and cuts the sum: an all-reduce, twice the bytes.
+    summed = sent["reduce-scatter", 1] + sent["all-reduce", 1] / 2
+    assert summed == pytest.approx(4 * outside)
     assert not sent["all-gather", 0] and not sent["reduce-scatter", 0]
 
     whole, once = compiled(target, "step")

@@ -116,3 +116,23 @@ def test_a_run_that_strays_further_than_rounding_fails():
     curves["jax bfloat16"] = curve(5e-2)
     curves["jax float32"] = curve(2e-4)
     assert not any(row.passed for row in agreement.curve_rows(curves))
+
+
+def test_a_mean_is_judged_by_the_roundings_of_its_tokens_not_by_their_lucky_sum():
+    rng = np.random.default_rng(0)
+    exact, size = np.full((1, 64, 16), 5.0), 0.01
+
+    def measured(losses):
+        nats = {1: losses[0].ravel()}
+        return compare.Pass({}, losses, {}, {1: float(nats[1].mean() / np.log(2) / 4)}, nats, 4096)
+
+    of_torch = exact + rng.normal(0, size, exact.shape)
+    of_torch += 5.0 - of_torch.mean()  # its roundings cancel
+    ours = exact + rng.normal(0, size, exact.shape)
+
+    def rows(losses):
+        return agreement.pass_rows(measured(losses), measured(of_torch), measured(exact))
+
+    assert len(rows(ours)) == 2 and all(row.passed for row in rows(ours))
+    assert rows(ours)[0].difference > 3 * rows(ours)[0].torch_error
+    assert not any(row.passed for row in rows(ours + 0.005))
