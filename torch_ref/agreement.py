@@ -101,7 +101,7 @@ def pass_rows(ours: Measured, theirs: Measured, exact: Measured) -> list[Row]:
                 name=name,
                 unit=unit,
                 difference=distance(a, b),
-                tolerance=max(base, MARGIN * (yardstick or distance(b, c))),
+                tolerance=max(base, MARGIN * max(yardstick, distance(b, c))),
                 jax_error=distance(a, c),
                 torch_error=distance(b, c),
                 jax=float(a) if single else None,

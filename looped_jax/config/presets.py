@@ -79,7 +79,7 @@ def paper(config: ConfigDict) -> None:
 
 
 def one_billion(config: ConfigDict) -> None:
-    """0.96 B parameters, for 64 H100 or v5p; 256 v5e take --mesh data=16,fsdp=16, one row a device.
+    """0.96 B parameters, for 64 H100 or v5p; 256 v5e take fsdp=16 and one row a device.
 
     Text and tokenizer as of `3b`.
     """

@@ -120,8 +120,10 @@ def purpose_of(scope: str) -> str:
     """What a collective is for, by the scopes that JAX and training set in its name."""
     if "optimizer" in scope:
         return "optimizer"
-    if "/while/" in scope:
-        return "activations"
     if "all_gather" in scope:
         return "weights"
-    return "gradients" if "reduce_scatter" in scope or "psum" in scope else "other"
+    if "reduce_scatter" in scope:
+        return "gradients"
+    if "/while/" in scope:
+        return "activations"
+    return "gradients" if "psum" in scope else "other"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from jax.sharding import Mesh
 
 from looped_jax.config.resolved import Config
 from looped_jax.planning.collectives import Collective, Found, purpose_of, ring, summed
+from looped_jax.planning.memory import unlooped
+from looped_jax.runtime import sharding
+from looped_jax.runtime.sharding import Weight
 
 # JAX's names of them, without what it says of the types of their results.
 KINDS = {
@@ -27,12 +30,15 @@ KINDS = {
 }  # fmt: skip
 
 
-def stated(program: Jaxpr, mesh: Mesh) -> list[Collective]:
+def stated(program: Jaxpr, mesh: Mesh, weights: Mapping[str, Weight]) -> list[Collective]:
     """Collectives that a traced program names itself, loops counted, the largest first.
 
-    bytes_sent as collectives.read counts them. Raises ValueError for a loop of unknown length
+    bytes_sent as collectives.read counts them. Of weights and gradients the program states what the
+    `tensor` axis does not cut yet: compilers sum a device's share of it, but make it whole before
+    they gather or scatter it over another axis. Raises ValueError for a loop of unknown length
     around one.
     """
+    share, tensor = _share_of_tensor(mesh, weights), mesh.shape["tensor"]
     found: Found = defaultdict(list)
     for equation, scope, times, depth in _equations(program):
         primitive = equation.primitive.name.removesuffix("_invariant")
@@ -49,10 +55,27 @@ def stated(program: Jaxpr, mesh: Mesh) -> list[Collective]:
         results: list[Any] = [v.aval for v in equation.outvars]
         size = sum(array.size * array.dtype.itemsize for array in results)
         purpose = purpose_of(f"{scope}/{primitive}")
-        found[KINDS[primitive], axes, devices, purpose, depth].append(
-            (int(times), times * size * ring(KINDS[primitive], devices))
+        kind = KINDS[primitive]
+        if purpose in ("weights", "gradients") and tensor > 1:
+            if kind == "all-reduce":
+                size = round(size * share)
+            else:
+                made_whole = size / devices if kind == "all-gather" else size * devices
+                found["all-gather", ("tensor",), tensor, purpose, depth].append(
+                    (int(times), times * made_whole * (1 - share))
+                )
+        found[kind, axes, devices, purpose, depth].append(
+            (int(times), times * size * ring(kind, devices))
         )
     return summed(found)
+
+
+def _share_of_tensor(mesh: Mesh, weights: Mapping[str, Weight]) -> float:
+    """Part of all weights that the `tensor` axis leaves a device."""
+    cuts, devices = sharding.specs(weights), mesh.shape["tensor"]
+    whole = {name: math.prod(weight.shape) for name, weight in weights.items()}
+    own = sum(n / (devices if "tensor" in cuts[name] else 1) for name, n in whole.items())
+    return own / sum(whole.values())
 
 
 def of_tensor(config: Config, mesh: Mesh, *, micro_batches: int) -> list[Collective]:
@@ -60,17 +83,19 @@ def of_tensor(config: Config, mesh: Mesh, *, micro_batches: int) -> list[Collect
 
     A layer's two outputs are sums over all heads and hidden units, and so are the gradients of what
     goes into its four products with cut columns: query, key, value and the first of the MLP; a
-    latent of keys and values is as wide as it is. remat "loop" forms the outputs again. The looked
-    up table and the gradient of what the head reads are such sums, too. Source: Shoeybi et al. 2019
-    (arXiv:1909.08053), section 3.
+    latent of keys and values is as wide as it is. remat "loop" forms those of loops again. The
+    looked up table and the gradient of what the head reads are such sums, too. Source: Shoeybi et
+    al. 2019 (arXiv:1909.08053), section 3.
     """
     devices, model = mesh.shape["tensor"], config.model
     if devices == 1:
         return []
     state = config.train.batch_size * model.seq_len * model.width
-    places, outputs = model.loops * model.layers, 4 if model.remat == "loop" else 2
+    looped, once = model.loops * model.layers, unlooped(model)
+    outputs = looped * (4 if model.remat == "loop" else 2) + once * 2
     latent = model.latent_rank / model.width if model.attention == "mla" else 1
-    states = places * (outputs + 2 + 2 * latent) + model.read_outs() + 1
+    states = outputs + (looped + once) * (2 + 2 * latent) + model.read_outs() + 1
+    calls = outputs + (looped + once) * 4 + model.read_outs() + 1
     size = states * state * jnp.dtype(model.dtype).itemsize
     return [
         Collective(
@@ -78,7 +103,7 @@ def of_tensor(config: Config, mesh: Mesh, *, micro_batches: int) -> list[Collect
             ("tensor",),
             devices,
             "activations",
-            micro_batches * (places * (outputs + 4) + model.read_outs() + 1),
+            micro_batches * calls,
             round(micro_batches * size * ring("all-reduce", devices)),
             depth=2,
         )

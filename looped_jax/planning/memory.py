@@ -154,13 +154,13 @@ def saved_residuals(
         by_xla = _bytes(_attention_residuals(alike, window), rows, times)
         return (times * rows * model.seq_len * per_token - by_xla) // tensor
 
-    size += _unlooped(model) * instead(None, 1)
+    size += unlooped(model) * instead(None, 1)
     if model.remat != "none":  # the attention of loops is recomputed
         return size
     return size + sum(instead(window, loops) for window in model.windows())
 
 
-def _unlooped(model: ModelConfig) -> int:
+def unlooped(model: ModelConfig) -> int:
     """Layers that run once, whose residuals are always saved; a coda's once for each read state."""
     found = {
         name: model.parts[name].layers for name in ("prelude", "coda") if name in model.parts.on()
@@ -242,11 +242,11 @@ def _residuals(
 
     program = jax.make_jaxpr(saved)(*args).jaxpr
     stacked = {
-        v
+        whole
         for equation in program.eqns
-        if equation.primitive is jax.extend.core.primitives.scan_p
-        and equation.params["length"] == loops
-        for v in equation.outvars[equation.params["num_carry"] :]
+        if equation.primitive.name == "scan" and equation.params["length"] == loops
+        for whole, one in zip(equation.outvars, equation.params["jaxpr"].out_avals, strict=True)
+        if whole.aval.ndim > one.ndim  # else a carry
     }
     results = [v for v in program.outvars if isinstance(v, jax.extend.core.Var)]
     found: Growing = defaultdict(int)

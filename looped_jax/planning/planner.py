@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import plain
 from looped_jax.errors import ConfigError
-from looped_jax.model import attention_kernels
+from looped_jax.model import attention_kernels, transformer
 from looped_jax.planning import communication, compiled_cost, memory, step_time
 from looped_jax.planning.collectives import Collective
 from looped_jax.planning.compiled_cost import CompiledCost
@@ -38,6 +38,8 @@ from looped_jax.training.train_state import TrainState
 
 PLANNED_REMATS = ("loop", "dots", "none")  # from least to most memory
 USABLE_MEMORY = 0.9  # share of device memory to plan with; the rest: runtime, temporaries
+# Share of a GPU's memory that JAX allocates by default: docs.jax.dev, "GPU memory allocation".
+JAX_FRACTION = 0.75
 ASSUMED = 0.45  # share of the peak that matrix products reach, where nobody says better
 MIN_SAVING = 0.05  # share of the step time that a recommended change must save
 FILE_KEYS = {  # field -> its key in the JSON of a plan
@@ -163,10 +165,15 @@ def make(
 
 
 def chosen(config: Config, hardware: Hardware) -> Config:
-    """What remat "auto" will be, by counted memory: the least recomputation that fits."""
+    """What remat "auto" will be, by counted memory: the least recomputation that fits.
+
+    Of a GPU's memory JAX takes JAX_FRACTION, unless told otherwise, and the run asks for that.
+    """
+    fraction = JAX_FRACTION if hardware.platform == "gpu" else 1.0
     for remat in recomputation.ORDER:
         config = changed(config, {"model.remat": remat})
-        if count_memory(config, hardware).total <= USABLE_MEMORY * hardware.memory:
+        need = count_memory(config, hardware).total
+        if need <= recomputation.USABLE * fraction * hardware.memory:
             break
     return config
 
@@ -261,7 +268,8 @@ def _sending_alike(config: Config) -> Config:
 @functools.lru_cache(maxsize=64)
 def _stated(config: Config) -> list[Collective]:
     mesh = mesh_of(config)
-    return communication.stated(trace_step(config, mesh).jaxpr.jaxpr, mesh)
+    weights = transformer.weights(config.model)
+    return communication.stated(trace_step(config, mesh).jaxpr.jaxpr, mesh, weights)
 
 
 def reached(config: Config, hardware: Hardware, compiled: CompiledCost) -> float:

@@ -83,7 +83,7 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
         recomputed += head
     copies = 2 if model.dtype == "bfloat16" else 4
     reads = 3 if model.remat == "loop" else 2
-    everything = dataclasses.replace(model, remat="none")
+    everything = dataclasses.replace(model, remat="none", loss="END")
     residuals = saved_residuals(everything, rows, kernel, tensor, loops=1)
     shards = counted.parameters / mesh["fsdp"] / tensor
     by_adamw = sum(w.size for w in transformer.weights(model).values() if w.kind != "matrix")
@@ -126,7 +126,8 @@ def estimate(
     """Time of a step in which matrix products reach `efficiency` of the peak.
 
     Memory and links run at the rates of the data sheet, and communication does not overlap with
-    compute: weights are gathered before the first loop and gradients reduced after the last.
+    compute: weights are gathered before the first loop and gradients reduced after the last, unless
+    layers gather them.
     """
     by_axes: dict[str, float] = {}
     for collective in collectives:

@@ -15,8 +15,6 @@ from looped_jax.planning.compiled_cost import CompiledCost
 from looped_jax.planning.planner import Choice, Plan
 from looped_jax.planning.step_time import StepTime, Work
 
-# Share of a GPU's memory that JAX allocates by default: docs.jax.dev, "GPU memory allocation".
-JAX_FRACTION = 0.75
 MEMORY_APART = 0.15  # share by which counted and compiled memory may differ without a word
 KERNELS = {"cudnn": "cuDNN's", "splash": "splash", "xla": "XLA's"}
 GIB = 2**30
@@ -222,7 +220,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
     elif not plan.fits(requested):
         yield (
             "Neither a smaller train.batch_size or model.loss_chunk, nor more recomputation or "
-            "mesh.fsdp makes it fit: use more or larger devices, mesh.tensor, or a smaller model."
+            "mesh.fsdp makes it fit: use more or larger devices, mesh.tensor, model.gather=layer, "
+            "or a smaller model."
         )
 
 
@@ -234,10 +233,10 @@ def _memory_fraction(plan: Plan, choice: Choice) -> Iterator[str]:
     """The variable to set where JAX's default fraction of a GPU's memory is too small."""
     if (
         plan.hardware.platform == "gpu"
-        and choice.memory.total > JAX_FRACTION * plan.hardware.memory
+        and choice.memory.total > planner.JAX_FRACTION * plan.hardware.memory
     ):
         yield (
-            f"  JAX takes {JAX_FRACTION:.0%} of a GPU's memory unless told otherwise: set "
+            f"  JAX takes {planner.JAX_FRACTION:.0%} of a GPU's memory unless told otherwise: set "
             f"XLA_CLIENT_MEM_FRACTION={planner.USABLE_MEMORY}."
         )
 
@@ -256,6 +255,10 @@ def _bound(plan: Plan, choice: Choice) -> str:
         return (
             f"{text}: keep mesh.fsdp within a {_node(plan)}, at most {fsdp_inside} here, if that "
             "fits"
+        )
+    if choice.config.model.gather == "layer":
+        return (
+            f"{text}: a larger train.batch_size gathers less often, model.gather=step once a step"
         )
     return f"{text}, and a larger train.tokens_per_step would need no more communication"
 

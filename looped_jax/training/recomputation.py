@@ -46,17 +46,21 @@ def least(
     too_big: list[str] = []
     for remat in ORDER:
         trial = _with(config, remat)
+        programs: Programs = {}
         try:
             programs = compiled(trial)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or remat == ORDER[-1]:
                 raise
-            too_big.append(f"{remat} does not compile")
-            continue
-        held = most_memory(programs.values())
-        if held <= USABLE * limit or remat == ORDER[-1]:
+        # All processes have to choose alike, whatever each one's compiler says.
+        every = distributed.gather_json(most_memory(programs.values()))
+        held = max(every)
+        if 0 not in every and held <= USABLE * limit or remat == ORDER[-1]:
             break
-        too_big.append(f"{remat} would take {held / GIB:.2f}")
+        if 0 not in every:
+            too_big.append(f"{remat} would take {held / GIB:.2f}")
+        else:
+            too_big.append(f"{remat} " + ("does not say" if programs else "does not compile"))
     but = f" ({', '.join(too_big)})" if too_big else ""
     told = f"model.remat=auto: {remat}, {held / GIB:.2f} of {limit / GIB:.2f} GiB{but}"
     return Chosen(trial, programs, told)
@@ -69,9 +73,9 @@ def smallest_memory() -> int | None:
 
 
 def most_memory(programs: Iterable[jax.stages.Compiled]) -> int:
-    """Bytes on one device at the most, of the program that takes most."""
+    """Bytes on one device at the most, of the program that takes most; 0 where nobody knows."""
     found = [program.memory_analysis() for program in programs]
-    return max(analysis.peak_memory_in_bytes for analysis in found if analysis is not None)
+    return max((analysis.peak_memory_in_bytes for analysis in found if analysis), default=0)
 
 
 def _with(config: Config, remat: str) -> Config:

@@ -15,6 +15,8 @@ import pytest
 
 from looped_jax import plan
 from looped_jax.config import presets
+from looped_jax.config.options import Parts
+from looped_jax.config.registry import PARTS
 from looped_jax.config.settings import (
     LoopSamplingConfig,
     MeshConfig,
@@ -169,6 +171,7 @@ def test_collectives_follow_from_the_shards_and_do_not_grow_with_loops(planned):
         {"remat": "dots", "variant": "LT"},
         {"remat": "none", "heads": 4, "kv_heads": 2, "loss": "STEP"},
         {"remat": "loop", "attention": "mla", "latent_rank": 16},
+        {"parts": Parts({n: PARTS[n].Settings(on=True) for n in ("prelude", "coda")})},
     ],
     ids=str,
 )
@@ -179,6 +182,31 @@ def test_what_the_tensor_axis_sends_is_near_what_the_compiler_adds(model):
     assert sum(c.bytes_sent for c in counted) == pytest.approx(
         sum(c.bytes_sent for c in found), rel=0.1
     )
+
+
+def test_weights_that_the_tensor_axis_cuts_travel_as_the_compiler_lets_them():
+    config = make_config((2, 2, 2), rows=2)
+
+    def by_axes(found):
+        return {
+            (c.purpose, c.kind, c.axes): c.bytes_sent
+            for c in found
+            if c.purpose in ("weights", "gradients") and c.bytes_sent > 1000
+        }
+
+    counted, found = by_axes(planner.communicated(config)), by_axes(sent_by(config))
+    assert len(found) == 5 and counted == pytest.approx(found, rel=0.01)
+
+
+def test_what_a_coda_saves_is_not_counted_again_for_every_scored_loop():
+    def traffic(loss):
+        config = make_config(
+            (1, 1, 1), loops=8, loss=loss, parts=Parts({"coda": PARTS["coda"].Settings(on=True)})
+        )
+        return step_time.work(config, {"data": 1, "fsdp": 1, "tensor": 1}, micro_batches=1,
+                              kernel="xla").traffic  # fmt: skip
+
+    assert traffic("STEP") == traffic("END")
 
 
 def test_flops_agree_with_the_compiler():

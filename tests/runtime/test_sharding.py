@@ -166,7 +166,7 @@ def traffic(sizes):
     mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices())
     weights = {f"blocks.{n}.{name}": m for n in range(6) for name, m in MATRICES.items()}
     shapes = {name: jax.ShapeDtypeStruct(w.shape, "float32") for name, w in weights.items()}
-    muon = optimizers.scale_by_muon(OptimConfig(), weights, mesh)
+    muon = optimizers.scale_by_muon(OptimConfig(newton_schulz_dtype="float32"), weights, mesh)
     where = sharding.state_shardings(mesh, shapes, weights)
 
     def update(grads):
@@ -174,8 +174,8 @@ def traffic(sizes):
             return muon.update(grads, muon.init(grads))[0]
 
     program = jax.jit(update, in_shardings=(where,), out_shardings=where).lower(shapes).compile()
-    sent = collectives.read(program, mesh, widths={"optimizer": 2})
-    whole = sum(2 * matrix.size for matrix in weights.values())
+    sent = collectives.read(program, mesh)
+    whole = sum(4 * matrix.size for matrix in weights.values())
     return sum(c.bytes_sent for c in sent), whole
 
 
