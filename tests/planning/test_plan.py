@@ -1,5 +1,6 @@
 """The planner against the program that is really compiled and the state that is really made."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -188,14 +189,14 @@ def test_weights_that_the_tensor_axis_cuts_travel_as_the_compiler_lets_them():
     config = make_config((2, 2, 2), rows=2)
 
     def by_axes(found):
-        return {
-            (c.purpose, c.kind, c.axes): c.bytes_sent
-            for c in found
-            if c.purpose in ("weights", "gradients") and c.bytes_sent > 1000
-        }
+        sent = collections.Counter()
+        for c in found:  # newer compilers do not say what a gather over tensor is for
+            if c.purpose in ("weights", "gradients", "other") and c.bytes_sent > 1000:
+                sent[c.kind, c.axes] += c.bytes_sent
+        return sent
 
     counted, found = by_axes(planner.communicated(config)), by_axes(sent_by(config))
-    assert len(found) == 5 and counted == pytest.approx(found, rel=0.01)
+    assert len(found) == 4 and counted == pytest.approx(found, rel=0.01)
 
 
 def test_what_a_coda_saves_is_not_counted_again_for_every_scored_loop():
