@@ -73,7 +73,11 @@ STEPS = (
          "--config flt:tiny --steps 50 --out {out}/parity_bfloat16 --config.model.dtype=bfloat16",
          f"--config flt:tiny --steps 2 --out {{out}}/parity_bfloat16 {TOY} "
          "--config.model.dtype=bfloat16"),
-    Step("race", "benchmarks.race", "--rounds 5", "--rounds 1 --sizes tiny --no-memory"),
+    *(
+        Step(f"race_{size}", "benchmarks.race", f"--rounds 5 --sizes {size}",
+             "--rounds 1 --sizes toy --no-memory")
+        for size in ("L6_K12", "L12_K12", "L12_K3", "wide")
+    ),
     Step("breakdown", "benchmarks.breakdown",
          f"--out {{out}}/breakdown {PAPER} --loops 12 --seq_len 1024 --batch_size 8 "
          "--vocab_size 151669", f"--out {{out}}/breakdown {BREAKDOWN_TOY}"),

@@ -78,8 +78,9 @@ GPU_SIZES = {
     "L6_K12": Size(6, 384, 12, 1024, 8, 152_064, "bfloat16"),
     "L12_K12": Size(12, 768, 12, 1024, 8, 152_064, "bfloat16"),
     "L12_K3": Size(12, 768, 3, 1024, 8, 152_064, "bfloat16"),
+    "wide": Size(6, 1536, 4, 1024, 8, 152_064, "bfloat16"),
 }
-SIZES = CPU_SIZES | GPU_SIZES
+SIZES = CPU_SIZES | GPU_SIZES | {"toy": Size(1, 32, 2, 32, 2, 256)}  # which measures nothing
 
 
 class Contender(ABC):

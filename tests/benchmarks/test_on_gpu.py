@@ -81,7 +81,9 @@ def test_what_was_started_ends_with_the_one_that_waits(monkeypatch):
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(step, id=step.name, marks=pytest.mark.parity if step.name == "race" else ())
+        pytest.param(
+            step, id=step.name, marks=pytest.mark.parity if step.module == "benchmarks.race" else ()
+        )
         for step in on_gpu.STEPS
         if step.module.startswith("benchmarks.")
     ],
