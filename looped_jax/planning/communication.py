@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.extend.core
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.sharding import Mesh
 
 from looped_jax.config.resolved import Config
@@ -40,7 +41,7 @@ def stated(program: Jaxpr, mesh: Mesh, weights: Mapping[str, Weight]) -> list[Co
     """
     share, tensor = _share_of_tensor(mesh, weights), mesh.shape["tensor"]
     found: Found = defaultdict(list)
-    for equation, scope, times, depth in _equations(program):
+    for equation, scope, times, depth in equations(program):
         primitive = equation.primitive.name.removesuffix("_invariant")
         if primitive not in KINDS:
             continue
@@ -110,7 +111,7 @@ def of_tensor(config: Config, mesh: Mesh, *, micro_batches: int) -> list[Collect
     ]
 
 
-def _equations(
+def equations(
     program: Jaxpr, scope: str = "", times: float = 1, depth: int = 0
 ) -> Iterator[tuple[JaxprEqn, str, float, int]]:
     """All equations with their scope, how often they run, and the loops around them."""
@@ -122,8 +123,5 @@ def _equations(
             inner, deeper = times * equation.params["length"], depth + 1
         elif equation.primitive.name == "while":
             inner, deeper = math.nan, depth + 1
-        for value in equation.params.values():
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(one, (ClosedJaxpr, Jaxpr)):
-                    called = one.jaxpr if isinstance(one, ClosedJaxpr) else one
-                    yield from _equations(called, within, inner, deeper)
+        for called in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(called, within, inner, deeper)

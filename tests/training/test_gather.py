@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from looped_jax.errors import ArgumentError
 from looped_jax.model import transformer
 from looped_jax.model.cut_weight import CutWeight
 from looped_jax.model.linear import linear
+from looped_jax.planning.communication import equations
 from looped_jax.training import train_step
 from looped_jax.training.row_draws import RowDraws
 from tests.training.test_train_step import TOKENS, make_config, mesh_of
@@ -25,7 +25,6 @@ from tests.training.test_train_step import TOKENS, make_config, mesh_of
 UNLOOPED = Parts({n: PARTS[n].Settings(on=True, layers=1) for n in ("prelude", "coda")})
 GATHERS = ("step", "layer")
 SMALL = {"layers": 2, "loops": 2, "width": 32, "heads": 4}
-SUB = {jax.extend.core.Jaxpr: lambda j: j, jax.extend.core.ClosedJaxpr: lambda j: j.jaxpr}
 
 
 def with_gather(gather, **model):
@@ -106,18 +105,7 @@ def traced(config, sizes):
     mesh = mesh_of(*sizes)
     shapes = transformer.init_shapes(config.model)
     program = jax.make_jaxpr(functools.partial(train_step.gradients, config, mesh))(shapes, TOKENS)
-    return list(equations(program.jaxpr))
-
-
-def equations(jaxpr, depth=0):
-    for equation in jaxpr.eqns:
-        yield equation, depth
-        inner = depth + (equation.primitive.name in ("scan", "while"))
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: type(v) in SUB
-        ):
-            if type(value) in SUB:
-                yield from equations(SUB[type(value)](value), inner)
+    return [(equation, depth) for equation, _, _, depth in equations(program.jaxpr)]
 
 
 def talk(config, sizes, kind):
