@@ -36,6 +36,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from benchmarks.roofline import Roofline, Work, measure_roofline
 from looped_jax import files
 from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.config.settings import (
@@ -72,57 +73,7 @@ REST = "rest"
 CONTROL = {"while", "call", "conditional", "async-start", "async-done"}  # hold other operations
 
 
-# ---- the machine ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Roofline:
-    """Measured rates of one device: FLOP/s of matrix products, bytes/s of a copy."""
-
-    flops: float
-    bandwidth: float
-
-    def bound(self, work: Work) -> float:
-        """Seconds that `work` takes at least."""
-        return max(work.flops / self.flops, work.bytes / self.bandwidth)
-
-
-def measure_roofline(dtype: str) -> Roofline:
-    """The best of several square products in `dtype`, and of copies far larger than any cache."""
-    best, on_cpu = 0.0, jax.default_backend() == "cpu"
-    for size in (512, 1024, 2048) if on_cpu else (2048, 4096, 8192):
-        x = jnp.ones((size, size), dtype)
-        best = max(best, 2 * size**3 / _fastest(jax.jit(jnp.matmul), x, x))
-    x = jnp.ones(2**26 if on_cpu else 2**29, jnp.float32)
-    copy_rate = 2 * x.nbytes / _fastest(jax.jit(lambda x: x + 1), x)
-    return Roofline(best, copy_rate)
-
-
-def _fastest(function: Callable, *arguments: Any) -> float:
-    jax.block_until_ready(function(*arguments))
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 # ---- lower bounds of the work of each part -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """FLOPs and bytes of one step."""
-
-    flops: float = 0.0
-    bytes: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
-
-    def __rmul__(self, times: float) -> Work:
-        return Work(times * self.flops, times * self.bytes)
 
 
 def product(rows: int, inputs: int, outputs: int, size: int) -> Work:
@@ -465,10 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{device}, {args.variant} L={args.layers} D={args.width} K={args.loops} T={args.seq_len} "
         f"B={args.batch_size} V={args.vocab_size} {args.dtype}, remat {args.remat}"
     )
-    log(
-        f"\n{title}; jax {jax.__version__}; measured {roofline.flops / 1e9:,.0f} GFLOP/s of "
-        f"{args.dtype} products, copies at {roofline.bandwidth / 1e9:,.1f} GB/s\n"
-    )
+    log(f"\n{title}; jax {jax.__version__}; measured in {args.dtype}: {roofline}\n")
     log(table(seconds, rows, waited))
     if args.out:
         record = {

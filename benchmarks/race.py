@@ -19,7 +19,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import jax
 import numpy as np
 import torch
 
+from benchmarks.roofline import measure_roofline
 from looped_jax.config.resolved import Config
 from looped_jax.config.settings import (
     MeshConfig,
@@ -298,12 +299,14 @@ def race(name: str, rounds: int, memory: bool) -> list[str]:
     return lines
 
 
-def hardware() -> str:
+def hardware(sizes: Iterable[Size]) -> str:
+    """What ran the race, with its rate in the types of `sizes`: ratios depend on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{cores} CPU cores{gpu}; jax on {jax.devices()[0].device_kind}; Python "
-        f"{sys.version.split()[0]}, jax {jax.__version__}, torch {torch.__version__}"
+        f"{sys.version.split()[0]}, jax {jax.__version__}, torch {torch.__version__}; "
+        + "; ".join(f"{dtype}: {measure_roofline(dtype)}" for dtype in {s.dtype: 0 for s in sizes})
     )
 
 
@@ -326,7 +329,8 @@ def main() -> None:
         print(json.dumps(own_memory(CONTENDERS[args.memory_of], SIZES[sizes[0]])))
         return
     lines = [line for name in sizes for line in race(name, args.rounds, args.memory)]
-    print(f"\n{hardware()}; medians of {args.rounds} interleaved rounds\n")
+    machine = hardware(SIZES[name] for name in sizes)
+    print(f"\n{machine}; medians of {args.rounds} interleaved rounds\n")
     for name in sizes:
         print(f"- {name}: {SIZES[name]}; evaluation at {SIZES[name].loop_counts} loops")
     print()
