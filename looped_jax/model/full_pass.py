@@ -24,6 +24,7 @@ class FullPass:
     """
 
     cache: None = None  # nothing is kept
+    writes = False
 
     def __init__(self, attend: Attend, view: View = BLIND):
         self._attend, self._view = attend, view

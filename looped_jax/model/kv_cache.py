@@ -114,6 +114,8 @@ class Page:
     Without a name it is a layer's own attention; a part or rule is `at` a place of its own.
     """
 
+    writes = True
+
     def __init__(self, pages: Pages, loop: Array | None, layer: int | None, place: str = ""):
         self._pages, self._loop, self._layer, self._place = pages, loop, layer, place
         slots = pages.past.slots
@@ -191,6 +193,8 @@ def spec(name: str) -> P:
 
 class Finder:
     """The history of one place that finds out what a model looks back at, in one abstract pass."""
+
+    writes = True
 
     def __init__(
         self, found: dict[str, Array], scope: str, place: str = "", here: dict | None = None

@@ -33,7 +33,7 @@ def scan_loops(
     same on the device. "none": everything, and nothing is recomputed. "auto" is as "loop" until
     one of them has been chosen: training/recomputation.py.
     """
-    return jax.lax.scan(_rematerialised(body, remat), carry, (jnp.arange(start, stop), inputs))
+    return jax.lax.scan(rematerialised(body, remat), carry, (jnp.arange(start, stop), inputs))
 
 
 def counted_loops(
@@ -66,10 +66,15 @@ def counted_loops(
             of_loop[0] <= backward, body, lambda carry, _: (carry, nothing), carry, of_loop
         )
 
-    return jax.lax.scan(_rematerialised(unless_skipped, remat), carry, (left, inputs))
+    return jax.lax.scan(rematerialised(unless_skipped, remat), carry, (left, inputs))
 
 
-def _rematerialised(body: Callable, remat: str) -> Callable:
+def rematerialised(body: Callable, remat: str, *, scanned: bool = True) -> Callable:
+    """`body`, of which the backward pass finds what `remat` keeps, and computes the rest again.
+
+    `scanned`: it is the body of a scan, where no compiler can take the two for one; elsewhere they
+    are kept apart.
+    """
     if remat == "none":
         return body
     policies = jax.checkpoint_policies
@@ -84,4 +89,4 @@ def _rematerialised(body: Callable, remat: str) -> Callable:
         "dots": policies.save_only_these_names(PRODUCT),
         "auto": policies.nothing_saveable,
     }[remat]
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)  # a scan prevents it already
+    return jax.checkpoint(body, policy=policy, prevent_cse=not scanned)

@@ -23,12 +23,14 @@ import jax.extend
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from looped_jax.config.options import Parts
 from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.model import attention_kernels, objectives, transformer
 from looped_jax.model.loss import chunk_size
 from looped_jax.training.train_state import TrainState
 
 Array = jax.Array
+UNLOOPED = ("prelude", "coda")  # parts whose layers run once
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Memory:
     model.gather="layer" in that type alone, embedding and head and the largest layer
     gradients: whole float32 gradients, twice where micro-batches are summed; with "layer" those of
     the shards, and the whole of the largest layer, or of embedding and head
-    saved_activations: residuals of all loops
+    saved_activations: residuals of all loops, and of layers that run once
     recomputed: residuals of one loop that the backward pass recomputes
     logits: one chunk of float32 logits and their gradient, in the type it is multiplied in
     """
@@ -67,16 +69,22 @@ def count(
 
     `kernel`: one of model/attention_kernels.py; any but "xla" never holds attention weights. Let
     S(K, remat) be the bytes of all residuals for K loops, weights left out: then saved_activations
-    = S(K, remat) and recomputed = S(1, "none") − S(1, remat). Temporary buffers of single
-    operations and of the optimizer are not counted. In float32 with XLA's attention this is 0.88 to
-    1.03 times what the CPU compiler reports (18 small models, K from 4 to 12, one device), least
-    where everything of few loops is saved: the compiler then holds a part of one loop twice.
+    = S(K, remat), and recomputed = S(1, "none") − S(1, remat) of the loops alone. Temporary buffers
+    of single operations and of the optimizer are not counted. In float32 with XLA's attention this
+    is 0.88 to 1.03 times what the CPU compiler reports (18 small models, K from 4 to 12, one
+    device), least where everything of few loops is saved: the compiler then holds a part of one
+    loop twice. Layers that run once it does not recompute: outside of scans it takes what is to be
+    computed again for what is there. Compilers of GPUs and TPUs keep the two apart.
     """
     model, rows, tensor = config.model, config.train.batch_size, mesh.shape["tensor"]
     weights, gradients = _weights_and_gradients(model, mesh, state, micro_batches)
     beforehand = objectives.of(model).weighs_beforehand  # then rounded as soon as they are made
     of_logits = jnp.dtype(model.dtype).itemsize if beforehand else 4
-    plain = dataclasses.replace(model, remat="none")
+    # Layers that run once are recomputed one by one, and not beside a loop, which has no fewer.
+    looped = dataclasses.replace(model, parts=Parts(
+        {name: part for name, part in model.parts.items() if name not in UNLOOPED}
+    ))  # fmt: skip
+    everything = dataclasses.replace(looped, remat="none")
 
     def kept(model: ModelConfig, loops: int) -> int:
         return saved_residuals(model, rows, kernel, tensor, loops=loops)
@@ -87,7 +95,7 @@ def count(
         weights=weights,
         gradients=gradients,
         saved_activations=kept(model, model.loops),
-        recomputed=max(0, kept(plain, 1) - kept(model, 1)),
+        recomputed=max(0, kept(everything, 1) - kept(looped, 1)),
         logits=(4 + of_logits) * logit_chunk(model, rows) * model.padded_vocab // tensor,
     )
 
@@ -154,17 +162,15 @@ def saved_residuals(
         by_xla = _bytes(_attention_residuals(alike, window), rows, times)
         return (times * rows * model.seq_len * per_token - by_xla) // tensor
 
-    size += unlooped(model) * instead(None, 1)
-    if model.remat != "none":  # the attention of loops is recomputed
+    if model.remat != "none":  # attention is recomputed
         return size
+    size += unlooped(model) * instead(None, 1)
     return size + sum(instead(window, loops) for window in model.windows())
 
 
 def unlooped(model: ModelConfig) -> int:
-    """Layers that run once, whose residuals are always saved; a coda's once for each read state."""
-    found = {
-        name: model.parts[name].layers for name in ("prelude", "coda") if name in model.parts.on()
-    }
+    """Layers that run once, those of a coda once for each state that is read."""
+    found = {name: model.parts[name].layers for name in UNLOOPED if name in model.parts.on()}
     return found.get("prelude", 0) + found.get("coda", 0) * len(model.scored_loops())
 
 

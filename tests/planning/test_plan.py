@@ -36,6 +36,7 @@ from looped_jax.training import optimizers, train_step
 
 H100 = hardware.find("h100")
 ROOT = Path(__file__).parents[2]
+AROUND = Parts({name: PARTS[name].Settings(on=True) for name in ("prelude", "coda")})
 
 
 def make_config(mesh=(2, 4, 1), rows=4, micro_batches=1, **model):
@@ -172,7 +173,8 @@ def test_collectives_follow_from_the_shards_and_do_not_grow_with_loops(planned):
         {"remat": "dots", "variant": "LT"},
         {"remat": "none", "heads": 4, "kv_heads": 2, "loss": "STEP"},
         {"remat": "loop", "attention": "mla", "latent_rank": 16},
-        {"parts": Parts({n: PARTS[n].Settings(on=True) for n in ("prelude", "coda")})},
+        {"parts": AROUND},
+        {"parts": AROUND, "remat": "none"},
     ],
     ids=str,
 )

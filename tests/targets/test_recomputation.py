@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from looped_jax.config.options import Parts
+from looped_jax.config.registry import PARTS
 from looped_jax.training import recomputation
 from tests.targets import programs
 from tests.targets.devices import devices
@@ -30,3 +32,23 @@ def test_rows_that_do_not_fit_are_recomputed(target, rows):
     assert 0 < held <= recomputation.USABLE * limit
     named = dataclasses.replace(config.model, remat=found.config.model.remat)
     assert found.config == dataclasses.replace(config, model=named)
+
+
+@pytest.mark.parametrize("target", ["v5e:1x1", "h100:1"])
+def test_layers_around_the_loops_are_recomputed(target):
+    """Outside of a scan a compiler may take what is computed again for what is there.
+
+    A CPU's does.
+    """
+    mesh = programs.make_mesh((1, 1, 1), devices(target))
+
+    def temporaries(remat, around):
+        parts = Parts({name: PARTS[name].Settings(on=around) for name in ("prelude", "coda")})
+        config = programs.make_config(remat=remat, loops=2, parts=parts)
+        program = programs.compiled("train", config, mesh, rows=64, micro_batches=1)
+        return program.memory_analysis().temp_size_in_bytes
+
+    def added(remat):
+        return temporaries(remat, True) - temporaries(remat, False)
+
+    assert 0 < added("loop") < added("none") / 4

@@ -84,7 +84,12 @@ class PartSettings:
 
 
 class History(Protocol):
-    """Everything that looks at other tokens goes through here, in a full pass and in decoding."""
+    """Everything that looks at other tokens goes through here, in a full pass and in decoding.
+
+    writes: whether it notes what it is shown, so that nothing may be shown to it a second time
+    """
+
+    writes: bool
 
     def attend(self, query: Array, key: Array, value: Array, window: int | None) -> Array:
         """Causal attention, [B, T, H, Dh] over [B, T, G, Dh]; see model/attention_kernels.py."""

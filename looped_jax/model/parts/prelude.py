@@ -10,6 +10,7 @@ nothing. Source: Geiping et al., "Scaling up Test-Time Compute with Latent Reaso
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -19,6 +20,7 @@ from looped_jax.config.options import Parts, at_least
 from looped_jax.config.registry import PARTS
 from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import block
+from looped_jax.model.loop_scan import rematerialised
 from looped_jax.model.parts.base import Here, Part, PartSettings
 
 Array = jax.Array
@@ -40,14 +42,20 @@ class Unlooped(nnx.Module):
         key = rngs.parts()
         rngs = nnx.Rngs(params=key, parts=jax.random.fold_in(key, 1))
         self.blocks = nnx.List([block.Block(config, n, rngs=rngs) for n in range(layers)])
-        self._place = place
+        self._place, self._remat = place, config.remat
 
     def __call__(self, x: Array, here: Here) -> Array:
         for layer, one in enumerate(self.blocks):
             with jax.named_scope(f"{self._place}_{layer}"):
-                of_layer = here._replace(history=here.history.at(f"{self._place}.{layer}"))
-                x = one(x, x, of_layer)
+                history = here.history.at(f"{self._place}.{layer}")
+                remat = "none" if history.writes else self._remat
+                run = functools.partial(_run, one, here._replace(history=history))
+                x = rematerialised(run, remat, scanned=False)(x)
         return x
+
+
+def _run(layer: block.Block, here: Here, x: Array) -> Array:
+    return layer(x, x, here)
 
 
 @PARTS.register("prelude")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from looped_jax.model.norm import rms_norm
 from looped_jax.model.parts.coda import CodaSettings
 from looped_jax.model.parts.prelude import PreludeSettings
 from looped_jax.model.parts.sandwich_norm import SandwichNormSettings
+from looped_jax.planning import memory
 from tests.model.parts.plain import next_state, params_of
 from tests.model.test_part import TOKENS, loud, with_parts
 
@@ -67,3 +70,32 @@ def test_of_the_parts_of_layers_only_those_that_say_so_are_in_them():
         if name.startswith("parts.prelude") and ".parts." in name
     }
     assert own == {"sandwich_norm.of_attention", "sandwich_norm.of_mlp"}
+
+
+def test_the_backward_pass_recomputes_them_as_it_does_loops():
+    """Of a layer that runs once, `loop` keeps the stream that it begins with, alone."""
+    around = with_parts(("prelude", "coda")).model
+    params = loud(around)
+
+    def gradients(remat):
+        config = dataclasses.replace(around, remat=remat)
+        return jax.grad(
+            lambda params: jnp.sum(jnp.sin(transformer.forward(config, params, TOKENS).hidden))
+        )(params)
+
+    wanted = gradients("none")
+    for remat in ("loop", "dots"):
+        found = gradients(remat)
+        for name, gradient in wanted.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=2e-4, atol=2e-5, err_msg=name)
+
+    def kept(remat, parts):
+        config = dataclasses.replace(with_parts(parts).model, remat=remat)
+        return memory.saved_residuals(config, 1, "xla")
+
+    def added(remat):
+        return kept(remat, ("prelude", "coda")) - kept(remat, ())
+
+    stream = 4 * around.seq_len * around.width
+    assert 4 * stream <= added("loop") < 8 * stream  # two layers before, two after, the last norm
+    assert added("loop") < added("dots") / 4 < added("none") / 4
