@@ -2,14 +2,17 @@
 
     python -m benchmarks.race --sizes tiny --rounds 5
 
-All contenders are built once, then step in turn in one process, so that a machine that slows down
-slows all; the table holds medians. Memory is measured in a process of each contender's own.
-Compiled is torch.compile of forward, loss and backward; its optimizer stays eager.
+All contenders are built once, each in a process of its own, then step in turn, so that a machine
+that slows down slows all; the table holds medians. In one process the threads of one library, which
+spin a while for more work, would slow the next. Compiled is torch.compile of forward, loss and
+backward; its optimizer stays eager. Ours recomputes whole loops in the backward pass, on a CPU only
+what is no product, as model.remat=auto has it there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -51,6 +54,8 @@ from torch_ref.optim import OptimConfig as TorchOptimConfig
 from torch_ref.optim import Recipe
 
 MIB = 2**20
+STEPS = ("train", "evaluate")
+ANSWER = "seconds "
 
 
 @dataclass(frozen=True)
@@ -190,8 +195,9 @@ CONTENDERS: dict[str, type[Contender]] = {c.name: c for c in (Torch, CompiledTor
 
 
 def jax_config(size: Size) -> Config:
+    remat = "dots" if jax.default_backend() == "cpu" else "loop"
     model = ModelSettings(
-        layers=size.L, loops=size.K, width=size.D, seq_len=size.T, dtype=size.dtype
+        layers=size.L, loops=size.K, width=size.D, seq_len=size.T, dtype=size.dtype, remat=remat
     )
     train = TrainSettings(batch_size=size.B, steps=1000, tokens_per_step=size.B * size.T)
     recipe = OptimConfig(newton_schulz_dtype=size.dtype)
@@ -266,23 +272,51 @@ def memory_of(contender: str, size: str) -> dict[str, float | None]:
 # ---- the race ------------------------------------------------------------------------------------
 
 
+class Apart(contextlib.AbstractContextManager):
+    """A contender in a process of its own, which steps when it is asked to; see `serve`."""
+
+    def __init__(self, contender: str, size: str):
+        self._name = contender
+        command = [sys.executable, "-m", "benchmarks.race", "--serve", contender, "--sizes", size]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def seconds(self, step: str) -> float:
+        """What one of STEPS takes now. Raises RuntimeError where the process has ended."""
+        print(step, file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                return float(line.removeprefix(ANSWER))
+        raise RuntimeError(f"{self._name} ended in {step}, with status {self._process.wait()}")
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate()  # the end of its questions ends it
+
+
+def serve(contender: type[Contender], size: Size) -> None:
+    """Take the steps that standard input names, a line each, and answer with their seconds."""
+    runner = contender(size, random_tokens(size))
+    for line in sys.stdin:
+        print(f"{ANSWER}{timed(getattr(runner, line.strip()))}", flush=True)
+
+
 def race(name: str, rounds: int, memory: bool) -> list[str]:
     """The table's lines for one size."""
     size = SIZES[name]
-    tokens = random_tokens(size)
     used = {c: memory_of(c, name) if memory else {} for c in CONTENDERS}
     first: dict[str, tuple[float, float]] = {}
-    runners = []
-    for contender, make in CONTENDERS.items():
-        runner = make(size, tokens)
-        first[contender] = timed(runner.train), timed(runner.evaluate)
-        runners.append(runner)
-        print(f"{name}: {contender} ready, first step {first[contender][0]:.1f} s", flush=True)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for _ in range(rounds):
-        for runner in runners:
-            seconds[runner.name, "train"].append(timed(runner.train))
-            seconds[runner.name, "evaluate"].append(timed(runner.evaluate))
+    with contextlib.ExitStack() as running:
+        runners = {}
+        for c in CONTENDERS:
+            runners[c] = running.enter_context(Apart(c, name))
+            first[c] = runners[c].seconds("train"), runners[c].seconds("evaluate")
+            print(f"{name}: {c} ready, first step {first[c][0]:.1f} s", flush=True)
+        for _ in range(rounds):
+            for c, runner in runners.items():
+                for step in STEPS:
+                    seconds[c, step].append(runner.seconds(step))
     median = {key: statistics.median(values) for key, values in seconds.items()}
     lines = []
     for c in CONTENDERS:
@@ -317,6 +351,7 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     flags.add_argument("--memory_of", choices=CONTENDERS, help="only this one's memory, as JSON")
+    flags.add_argument("--serve", choices=CONTENDERS, help="take the steps that are asked for")
     args = flags.parse_args()
     sizes = args.sizes.split(",")
     if unknown := [name for name in sizes if name not in SIZES]:
@@ -327,6 +362,9 @@ def main() -> None:
     torch.set_num_threads(cores or 1)
     if args.memory_of:
         print(json.dumps(own_memory(CONTENDERS[args.memory_of], SIZES[sizes[0]])))
+        return
+    if args.serve:
+        serve(CONTENDERS[args.serve], SIZES[sizes[0]])
         return
     lines = [line for name in sizes for line in race(name, args.rounds, args.memory)]
     machine = hardware(SIZES[name] for name in sizes)

@@ -149,6 +149,7 @@ def tiny(config: ConfigDict) -> None:
     config.model.heads = 2
     config.model.seq_len = 128
     config.model.dtype = "float32"
+    config.model.remat = "auto"
     config.optim.newton_schulz_dtype = "float32"
     config.optim.warmdown_ratio = 0.6
     config.data.path = "builtin"

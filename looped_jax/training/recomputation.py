@@ -33,15 +33,16 @@ def least(
     """The programs of `config`; with remat "auto", those that recompute least within the memory.
 
     `limit`: bytes of a device, by default what the processes' devices say; where they say nothing,
-    as CPUs, "loop": there, what is kept is slow to write and read. Where not even "loop" fits, it
-    is what is taken. `compiled` may raise what a compiler raises that is short of memory.
+    as CPUs, "dots", which is fastest there: the rest is no slower to compute than to write and
+    read. Where not even "loop" fits, it is what is taken. `compiled` may raise what a compiler
+    raises that is short of memory.
     """
     if config.model.remat != AUTO:
         return Chosen(config, compiled(config), None)
     limit = limit or smallest_memory()
     if limit is None:
-        config = _with(config, "loop")
-        told = "model.remat=auto: loop, since this device does not say how much memory it has"
+        config = _with(config, "dots")
+        told = "model.remat=auto: dots, since this device does not say how much memory it has"
         return Chosen(config, compiled(config), told)
     too_big: list[str] = []
     for remat in ORDER:

@@ -12,6 +12,7 @@ from looped_jax.config.resolved import ModelConfig
 from looped_jax.config.settings import MeshConfig
 from looped_jax.errors import ConfigError
 from looped_jax.model import attention_kernels as kernels
+from looped_jax.planning.communication import equations
 from looped_jax.runtime import hardware, sharding
 from looped_jax.runtime.hardware import AttentionSupport
 
@@ -85,6 +86,23 @@ def test_gradients_of_plain_attention_equal_the_library_s():
     library = gradients(lambda *a: jax.nn.dot_product_attention(*a, is_causal=True))
     for ours, theirs in zip(gradients(lambda *a: kernels.plain(*a, None)), library, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_products_of_plain_attention_are_of_matrices():
+    """One axis of each side and one in common: XLA's CPU programs are slow with others."""
+    arrays = [jnp.ones((2, 256, heads, 8)) for heads in (6, 2, 2)]
+
+    def gradients(*arrays):
+        mixed, backward = jax.vjp(lambda *a: kernels.plain(*a, None), *arrays)
+        return backward(mixed)
+
+    program = jax.make_jaxpr(gradients)(*arrays).jaxpr
+    products = [e for e, *_ in equations(program) if e.primitive.name == "dot_general"]
+    assert len(products) == 4 * 6  # parts; two products forward, four backward
+    for product in products:
+        (left, _), (batch, _) = product.params["dimension_numbers"]
+        assert len(left) == 1 and len(batch) == 2
+        assert all(side.aval.ndim == 4 for side in product.invars)
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2), (1, 1, 2)])
