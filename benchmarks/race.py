@@ -284,7 +284,8 @@ class Apart(contextlib.AbstractContextManager):
 
     def seconds(self, step: str) -> float:
         """What one of STEPS takes now. Raises RuntimeError where the process has ended."""
-        print(step, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # then it has no answer either
+            print(step, file=self._process.stdin, flush=True)
         for line in self._process.stdout:
             if line.startswith(ANSWER):
                 return float(line.removeprefix(ANSWER))

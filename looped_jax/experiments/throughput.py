@@ -10,11 +10,11 @@ from typing import Any
 import jax
 
 from looped_jax.config.registry import TASKS
-from looped_jax.config.resolved import micro_batches
+from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import Settings
 from looped_jax.resolve import resolve
 from looped_jax.runtime import sharding
-from looped_jax.training import optimizers, train_step
+from looped_jax.training import optimizers, recomputation, train_step
 from looped_jax.training.row_draws import RowDraws
 
 ROUNDS = 7  # of all runs in turn, so that whatever else the machine does falls on all of them
@@ -45,7 +45,6 @@ def _stepper(settings: Settings) -> Callable[[], None]:
     config = resolve(settings, vocab_size=task.vocab_size)
     count = micro_batches(config, devices=sharding.batch_devices(mesh))
     optimizer = optimizers.make_optimizer(config, mesh)
-    program = train_step.make_train_step(config, optimizer, mesh)
     rows = task.train_rows(config, batch_size=config.train.tokens_per_step // config.model.seq_len)
     first, draws = next(rows), RowDraws(config)
     rows.close()
@@ -59,6 +58,12 @@ def _stepper(settings: Settings) -> Callable[[], None]:
         )
 
     state, batch, taken = train_step.create(config, optimizer, mesh), batch_of(1), 0
+
+    def compiled(config: Config) -> recomputation.Programs:
+        step = train_step.make_train_step(config, optimizer, mesh)
+        return {False: step.lower(state, batch).compile()}
+
+    program = recomputation.least(config, compiled).programs[False]
 
     def step() -> None:
         nonlocal state, batch, taken

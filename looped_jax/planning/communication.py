@@ -84,16 +84,16 @@ def of_tensor(config: Config, mesh: Mesh, *, micro_batches: int) -> list[Collect
 
     A layer's two outputs are sums over all heads and hidden units, and so are the gradients of what
     goes into its four products with cut columns: query, key, value and the first of the MLP; a
-    latent of keys and values is as wide as it is. remat "loop" forms those outputs again. The
-    looked up table and the gradient of what the head reads are such sums, too. Source: Shoeybi et
-    al. 2019 (arXiv:1909.08053), section 3.
+    latent of keys and values is as wide as it is. remat "loop" forms those outputs again, but
+    for the second of a layer that runs once. The looked up table and the gradient of what the head
+    reads are such sums, too. Source: Shoeybi et al. 2019 (arXiv:1909.08053), section 3.
     """
     devices, model = mesh.shape["tensor"], config.model
     if devices == 1:
         return []
     state = config.train.batch_size * model.seq_len * model.width
     looped, once = model.loops * model.layers, unlooped(model)
-    outputs = (looped + once) * (4 if model.remat == "loop" else 2)
+    outputs = looped * 4 + once * 3 if model.remat == "loop" else (looped + once) * 2
     latent = model.latent_rank / model.width if model.attention == "mla" else 1
     states = outputs + (looped + once) * (2 + 2 * latent) + model.read_outs() + 1
     calls = outputs + (looped + once) * 4 + model.read_outs() + 1

@@ -81,9 +81,7 @@ def count(
     beforehand = objectives.of(model).weighs_beforehand  # then rounded as soon as they are made
     of_logits = jnp.dtype(model.dtype).itemsize if beforehand else 4
     # Layers that run once are recomputed one by one, and not beside a loop, which has no fewer.
-    looped = dataclasses.replace(model, parts=Parts(
-        {name: part for name, part in model.parts.items() if name not in UNLOOPED}
-    ))  # fmt: skip
+    looped = looped_alone(model)
     everything = dataclasses.replace(looped, remat="none")
 
     def kept(model: ModelConfig, loops: int) -> int:
@@ -168,6 +166,12 @@ def saved_residuals(
     return size + sum(instead(window, loops) for window in model.windows())
 
 
+def looped_alone(model: ModelConfig) -> ModelConfig:
+    """The model without the layers that run once."""
+    parts = {name: part for name, part in model.parts.items() if name not in UNLOOPED}
+    return dataclasses.replace(model, parts=Parts(parts))
+
+
 def unlooped(model: ModelConfig) -> int:
     """Layers that run once, those of a coda once for each state that is read."""
     found = {name: model.parts[name].layers for name in UNLOOPED if name in model.parts.on()}
@@ -197,7 +201,7 @@ def _model_residuals(model: ModelConfig, tensor: int) -> Growing:
 
     def by_tensor(shape: tuple[int, ...]) -> bool:
         """Whether it is sharded over the tensor axis: by hidden units or by heads."""
-        heads = {model.heads, model.kv_heads}.intersection(shape[1 if len(shape) > 4 else 2 : -1])
+        heads = {model.heads, model.kv_heads}.intersection(shape[1:-1])
         by_heads = len(shape) > 3 and shape[-1] != model.width and bool(heads)
         return shape[-1:] == (hidden,) or by_heads
 

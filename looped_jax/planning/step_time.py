@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from looped_jax.config.resolved import Config
+from looped_jax.config.resolved import Config, ModelConfig
 from looped_jax.model import flops, objectives, transformer
 from looped_jax.planning.collectives import Collective
-from looped_jax.planning.memory import logit_chunk, saved_residuals
+from looped_jax.planning.memory import logit_chunk, looped_alone, saved_residuals, unlooped
 from looped_jax.runtime.hardware import Hardware
 
 
@@ -62,7 +62,7 @@ class StepTime:
 def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: str) -> Work:
     """Work of one device; `mesh` is the size of each axis.
 
-    recomputed: remat "loop" repeats the forward pass of the loops, "dots" that of attention alone;
+    recomputed: remat "loop" repeats the forward pass of all layers, "dots" that of attention alone;
     the head is repeated when its logits come in chunks, unless the objective knows beforehand what
     each loss counts for. traffic: every residual of the forward
     pass is written and read once; per loop and micro-batch looped weights are read for the
@@ -74,7 +74,8 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     batch_devices = mesh["data"] * mesh["fsdp"]
     tokens = config.train.tokens_per_step / batch_devices
     keys = sum(min(w or model.seq_len, model.seq_len) for w in model.windows())
-    attention = 4 * model.attention_width * keys * model.loops
+    once = unlooped(model)  # layers, which see whole rows
+    attention = 4 * model.attention_width * (keys * model.loops + model.seq_len * once)
     head = flops.head(model) * model.read_outs()
     loops = counted.flops / 3 - head
     recomputed = {"loop": loops, "dots": attention, "none": 0.0}[model.remat]
@@ -84,7 +85,12 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
     copies = 2 if model.dtype == "bfloat16" else 4
     reads = 3 if model.remat == "loop" else 2
     everything = dataclasses.replace(model, remat="none", loss="END")
-    residuals = saved_residuals(everything, rows, kernel, tensor, loops=1)
+
+    def residuals(model: ModelConfig) -> int:
+        return saved_residuals(model, rows, kernel, tensor, loops=1)
+
+    of_loop = residuals(looped_alone(everything))
+    of_others = residuals(everything) - of_loop
     shards = counted.parameters / mesh["fsdp"] / tensor
     by_adamw = sum(w.size for w in transformer.weights(model).values() if w.kind != "matrix")
     adamw = by_adamw / mesh["fsdp"] / tensor  # which keeps two numbers of each, not one
@@ -92,7 +98,7 @@ def work(config: Config, mesh: dict[str, int], *, micro_batches: int, kernel: st
         model=tokens * counted.flops / tensor,
         recomputed=tokens * recomputed / tensor,
         newton_schulz=newton_schulz_flops(config, devices=math.prod(mesh.values())),
-        traffic=2 * passes * residuals
+        traffic=2 * micro_batches * (model.loops * of_loop + of_others)
         + passes * counted.looped / tensor * (reads * copies + 2 * 4)
         + 4 * (5 * shards + 2 * adamw),
     )

@@ -32,17 +32,19 @@ def least(
 ) -> Chosen:
     """The programs of `config`; with remat "auto", those that recompute least within the memory.
 
-    `limit`: bytes of a device, by default what the processes' devices say; where they say nothing,
-    as CPUs, "dots", which is fastest there: the rest is no slower to compute than to write and
-    read. Where not even "loop" fits, it is what is taken. `compiled` may raise what a compiler
-    raises that is short of memory.
+    `limit`: bytes of a device, by default what the processes' devices say. CPUs say nothing, and
+    take "dots", which is fastest there: the rest is no slower to compute than to write and read.
+    Others that say nothing take "loop". Where not even "loop" fits, it is what is taken. `compiled`
+    may raise what a compiler raises that is short of memory.
     """
     if config.model.remat != AUTO:
         return Chosen(config, compiled(config), None)
     limit = limit or smallest_memory()
     if limit is None:
-        config = _with(config, "dots")
-        told = "model.remat=auto: dots, since this device does not say how much memory it has"
+        on_cpu = jax.default_backend() == "cpu"
+        config = _with(config, "dots" if on_cpu else "loop")
+        why = "fastest on a CPU" if on_cpu else "since no device says how much memory it has"
+        told = f"model.remat=auto: {config.model.remat}, {why}"
         return Chosen(config, compiled(config), told)
     too_big: list[str] = []
     for remat in ORDER:

@@ -28,7 +28,7 @@ from looped_jax.config.settings import (
 )
 from looped_jax.errors import ConfigError
 from looped_jax.model import flops
-from looped_jax.planning import collectives, planner, step_time
+from looped_jax.planning import collectives, memory, planner, step_time
 from looped_jax.planning.table import describe
 from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware
@@ -210,6 +210,30 @@ def test_what_a_coda_saves_is_not_counted_again_for_every_scored_loop():
                               kernel="xla").traffic  # fmt: skip
 
     assert traffic("STEP") == traffic("END")
+
+
+@pytest.mark.parametrize("around", [{}, {"parts": AROUND}], ids=["", "prelude and coda"])
+def test_what_attention_saves_is_cut_over_the_tensor_axis(around):
+    """Heads and hidden units of every layer are, and they are most of what is saved."""
+    sizes = {"layers": 2, "loops": 4, "width": 96, "heads": 8, "seq_len": 256, "remat": "none"}
+    model = make_config((1, 1, 1), dtype="bfloat16", **sizes, **around).model
+    for kernel in ("xla", "cudnn"):
+        whole, half = (memory.saved_residuals(model, 4, kernel, tensor) for tensor in (1, 2))
+        assert half < 0.72 * whole
+
+
+def test_layers_that_run_once_are_worked_on_once():
+    """Eight layers in loops, four around them: half as much again of what layers do."""
+
+    def work(remat, loops=8, **around):
+        config = make_config((1, 1, 1), loops=loops, variant="LT", remat=remat, **around)
+        mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+        return step_time.work(config, mesh, micro_batches=1, kernel="xla")
+
+    for remat in ("dots", "loop"):
+        assert work(remat, parts=AROUND).recomputed == pytest.approx(1.5 * work(remat).recomputed)
+    added = [work("none", k, parts=AROUND).traffic - work("none", k).traffic for k in (2, 8)]
+    assert added[0] == added[1] > 0
 
 
 def test_flops_agree_with_the_compiler():

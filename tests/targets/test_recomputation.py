@@ -52,3 +52,4 @@ def test_layers_around_the_loops_are_recomputed(target):
         return temporaries(remat, True) - temporaries(remat, False)
 
     assert 0 < added("loop") < added("none") / 4
+    assert temporaries("offload", True) < temporaries("none", True)

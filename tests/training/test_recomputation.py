@@ -73,11 +73,14 @@ def test_a_compiler_that_is_out_of_memory_is_asked_for_less():
         recomputation.least(config, broken, 2**40)
 
 
-def test_what_is_named_is_compiled_alone_and_devices_that_do_not_say_recompute():
+def test_what_is_named_is_compiled_alone_and_devices_that_do_not_say_recompute(monkeypatch):
     named = recomputation.least(make_config(remat="dots", **SMALL), compiled, 1)
     assert named.config.model.remat == "dots" and named.told is None
     silent = recomputation.least(make_config(remat="auto", **SMALL), compiled)  # a CPU
-    assert silent.config.model.remat == "dots" and "does not say" in silent.told
+    assert silent.config.model.remat == "dots" and "fastest on a CPU" in silent.told
+    monkeypatch.setattr(jax, "default_backend", lambda: "plugin")
+    silent = recomputation.least(make_config(remat="auto", **SMALL), compiled)
+    assert silent.config.model.remat == "loop" and "no device says" in silent.told
 
 
 def test_the_planner_counts_what_will_be_chosen():
