@@ -1,6 +1,7 @@
 """model.remat=auto with real compilers of devices that are short of memory."""
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -42,6 +43,7 @@ def test_layers_around_the_loops_are_recomputed(target):
     """
     mesh = programs.make_mesh((1, 1, 1), devices(target))
 
+    @functools.cache
     def temporaries(remat, around):
         parts = Parts({name: PARTS[name].Settings(on=around) for name in ("prelude", "coda")})
         config = programs.make_config(remat=remat, loops=2, parts=parts)
