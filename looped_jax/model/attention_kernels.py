@@ -177,7 +177,7 @@ def plain(query: Array, key: Array, value: Array, window: int | None) -> Array:
     A query sees the `window` latest keys, itself included; None: all up to itself. Matrix products
     and a softmax in float32; rows in up to four parts that skip what none may see. Products are of
     one axis on each side, heads first in memory, the queries that share a key's head in one axis:
-    others XLA's CPU programs do at half the speed, forward and backward together.
+    XLA's CPU programs are slower with others, by what benchmarks/README.md says.
     """
     batch, time, heads, head_dim = query.shape
     groups = key.shape[2]
