@@ -171,6 +171,7 @@ def _cudnn(query: Array, key: Array, value: Array, window: int | None) -> Array:
     )
 
 
+@functools.partial(jax.jit, static_argnames="window")  # traced once for all layers
 def plain(query: Array, key: Array, value: Array, window: int | None) -> Array:
     """Causal softmax attention, [B, T, H, Dh] over [B, T, G, Dh] -> [B, T, H, Dh].
 
