@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from looped_jax.config.options import at_least, one_of
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config
-from looped_jax.config.settings import Settings, plain
+from looped_jax.config.setting_tree import plain
+from looped_jax.config.settings import Settings
 from looped_jax.data import corpus, pipeline, tokenizer
 from looped_jax.data.corpus import Corpus
 from looped_jax.evaluation import scoring

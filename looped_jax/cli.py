@@ -24,8 +24,10 @@ from absl import flags as absl_flags
 
 from looped_jax import errors, files
 from looped_jax.config import settings, sources
+from looped_jax.config.nearest import nearest
 from looped_jax.config.options import either
-from looped_jax.config.settings import Setting, Settings, all_settings, plain_type
+from looped_jax.config.setting_tree import Setting, plain_type
+from looped_jax.config.settings import Settings, all_settings
 from looped_jax.errors import ConfigError
 
 # ---- the flags of each program -------------------------------------------------------------------
@@ -287,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     name = name.replace("_", "-")
     if name not in PROGRAMS:
-        near = settings.nearest(name, dict.fromkeys(PROGRAMS, "")) or list(PROGRAMS)
+        near = nearest(name, dict.fromkeys(PROGRAMS, "")) or list(PROGRAMS)
         stop(f"{name} is no program; nearest: {', '.join(near)}")
     args = parse(name, rest)
     if name == "convert" and importlib.util.find_spec("torch") is None:
@@ -485,7 +487,7 @@ class Parser(argparse.ArgumentParser):
         if name.startswith("config."):
             return settings.unknown_key(name.removeprefix("config."))
         known = {f.lstrip("-"): "" for f in self._option_string_actions if f.startswith("--")}
-        near = [f"--{one}" for one in settings.nearest(name, known)] or ["--help"]
+        near = [f"--{one}" for one in nearest(name, known)] or ["--help"]
         return f"{flag} is no flag; nearest: {', '.join(near)}"
 
 

@@ -14,13 +14,13 @@ from looped_jax.config import depth_scaling, horizon, presets
 from looped_jax.config.families import FAMILIES
 from looped_jax.config.options import Optimizers, WeightGroups, either
 from looped_jax.config.resolved import Config, ModelConfig, TrainConfig
+from looped_jax.config.setting_tree import plain
 from looped_jax.config.settings import (
     PARAMETER_COUNTS,
     PERFORMANCE,
     ModelSettings,
     OptimConfig,
     Settings,
-    plain,
 )
 from looped_jax.errors import ConfigError
 from looped_jax.model import loop_costs, parameter_counts

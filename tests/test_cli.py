@@ -11,8 +11,9 @@ import pytest
 
 from looped_jax import cli, errors, lr_find
 from looped_jax.config import sources
+from looped_jax.config.nearest import nearest
 from looped_jax.config.registry import TASKS
-from looped_jax.config.settings import RENAMED, Settings, all_settings, nearest
+from looped_jax.config.settings import RENAMED, Settings, all_settings
 from looped_jax.evaluation.evaluator import Evaluator
 from looped_jax.model.kv_cache import CACHE_TYPES
 from looped_jax.resolve import resolve

@@ -10,19 +10,13 @@ looped_jax/resolve.py fills it in, and gives the Config of config/resolved.py.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import math
-import re
 import sys
-import types
-import typing
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from ml_collections import config_dict
 
+from looped_jax.config.nearest import nearest
 from looped_jax.config.options import (
     Embeddings,
     LoopDistributions,
@@ -35,7 +29,6 @@ from looped_jax.config.options import (
     Tasks,
     WeightGroups,
     at_least,
-    either,
     on_disk,
     one_of,
     setting,
@@ -49,7 +42,17 @@ from looped_jax.config.registry import (
     OPTIMIZERS,
     PACKINGS,
     TASKS,
-    Registry,
+)
+from looped_jax.config.setting_tree import (
+    Setting,
+    built,
+    check_values,
+    config_dict_of,
+    fields,
+    leaves,
+    plain,
+    registered_in,
+    settings_of,
 )
 from looped_jax.config.transformer_settings import (
     DTYPES,
@@ -61,7 +64,6 @@ from looped_jax.config.transformer_settings import (
     ShortWindowSettings,
 )
 from looped_jax.errors import ConfigError
-from looped_jax.files import check_on_disk
 
 PERFORMANCE = ("remat", "gather", "loss_chunk", "kernel")  # model settings that change no result
 # Settings by the names that they had before, in files and run folders that were made then.
@@ -125,6 +127,14 @@ class ModelSettings:
     embeddings: Embeddings = field(default_factory=Embeddings)  # settings of embeddings, by name
     objectives: Objectives = field(default_factory=Objectives)  # settings of losses, by name
 
+    def check(self) -> None:
+        """Raises ConfigError for values that cannot be together, as the check() of other groups."""
+        if not self.window_pattern or set(self.window_pattern) - set("LS"):
+            raise ConfigError(
+                f"model.window_pattern={self.window_pattern!r} must be made of L (full) and S "
+                "(short); for example SSL"
+            )
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -161,6 +171,31 @@ class OptimConfig:
     )
     groups: WeightGroups = field(default_factory=WeightGroups)  # of weights, by name
     optimizers: Optimizers = field(default_factory=Optimizers)  # own settings of each
+
+    def check(self) -> None:
+        rise, fall, steps = self.warmup_ratio, self.warmdown_ratio, self.warmdown_steps
+        if rise and self.warmup_steps is not None:
+            raise ConfigError(
+                f"optim.warmup_ratio={rise} and optim.warmup_steps={self.warmup_steps} both say "
+                "how long the rates rise; give one"
+            )
+        own_fall = fall not in (0, type(self).warmdown_ratio)
+        if own_fall and steps is not None:
+            raise ConfigError(
+                f"optim.warmdown_ratio={fall} and optim.warmdown_steps={steps} both say how long "
+                "the rates fall; leave one out, or give optim.warmdown_ratio=0"
+            )
+        if self.warmdown_rest and (own_fall or steps is not None):
+            name = "warmdown_ratio" if steps is None else "warmdown_steps"
+            raise ConfigError(
+                f"optim.warmdown_rest=True and optim.{name}={getattr(self, name)} both say how "
+                f"long the rates fall; give optim.warmdown_rest=False, or leave optim.{name} out"
+            )
+        if steps is None and not self.warmdown_rest and rise + fall > 1:
+            raise ConfigError(
+                f"optim.warmup_ratio={rise} and optim.warmdown_ratio={fall} overlap; let them sum "
+                "to at most 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -209,6 +244,16 @@ class MeshConfig:
     data: int = at_least(-1, -1, "copies of the weights, each with its share of the batch")
     fsdp: int = at_least(-1, 1, "weights and optimizer state in shards: see model.gather")
     tensor: int = at_least(-1, 1, "heads, hidden units and vocabulary in shards")
+
+    def check(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for axis, size in sizes.items():
+            if size == 0:
+                raise ConfigError(f"mesh.{axis}=0 is no size; give 1 or more, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            raise ConfigError(
+                f"mesh={sizes} leaves more than one axis open; give -1 to one at most"
+            )
 
 
 @dataclass(frozen=True)
@@ -302,6 +347,17 @@ class TrainSettings:
         ("The capital of France is", "If 5*x + 3 = 13, then x is"), "what samples begin with"
     )
 
+    def check(self) -> None:
+        if not self.eval_loops or any(not isinstance(k, int) or k < 1 for k in self.eval_loops):
+            raise ConfigError(
+                f"train.eval_loops={self.eval_loops} must be whole numbers from 1; as 1,3,6"
+            )
+        if self.sample_every and not self.sample_tokens:
+            raise ConfigError(
+                f"train.sample_every={self.sample_every} with train.sample_tokens=0 samples "
+                "nothing; give train.sample_tokens=24, or leave train.sample_every out"
+            )
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -316,8 +372,10 @@ class Settings:
     @staticmethod
     def from_dict(values: Any) -> Settings:
         """Checked settings from a ConfigDict or plain nested dict. Raises ConfigError."""
-        settings = _built(Settings, values, "")
-        _validate(settings)
+        settings = built(Settings, values, renamed=RENAMED, unknown=unknown_key)
+        check_values(settings)
+        for group in (settings.model, settings.optim, settings.train, settings.mesh):
+            group.check()
         return settings
 
     def to_dict(self) -> dict[str, Any]:
@@ -331,7 +389,7 @@ class Settings:
         """Every setting by its dotted name; without `paths` those that name no file or folder."""
         return {
             key: value
-            for key, value, rule in _leaves(self, "")
+            for key, value, rule in leaves(self)
             if paths or not rule.get("on_disk", False)
         }
 
@@ -342,61 +400,17 @@ class Settings:
         return "\n".join(f"{key} = {value!r}" for key, value in lines if not key.startswith(off))
 
 
-_type_hints = functools.cache(typing.get_type_hints)  # which compiles every one
-
-
-def fields(kind: Any) -> dict[str, tuple[Any, Any, Mapping[str, Any]]]:
-    """Type, default and metadata of every field of a group of settings, by name."""
-    if issubclass(kind, Options):
-        return {name: (type(own), own, {}) for name, own in kind.defaults().items()}
-    hints = _type_hints(kind)
-    found: dict[str, tuple[Any, Any, Mapping[str, Any]]] = {}
-    for f in dataclasses.fields(kind):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        found[f.name] = hints[f.name], default, f.metadata
-    return found
-
-
-def is_group(kind: Any) -> bool:
-    """Whether a type is a group of settings, not a setting."""
-    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, Options))
-
-
-class Setting(NamedTuple):
-    """One setting, by itself."""
-
-    kind: Any  # its type
-    default: Any
-    meaning: str
-    choices: Collection[str] | None
-
-
-def all_settings(
-    kind: Any = Settings, prefix: str = "", *, registered: bool = True
-) -> dict[str, Setting]:
+def all_settings(*, registered: bool = True) -> dict[str, Setting]:
     """Every setting by its dotted name.
 
     Those of what is registered import the model; without them the answer comes at once.
     """
-    found: dict[str, Setting] = {}
-    for name, (inner, default, rule) in fields(kind).items():
-        if not is_group(inner):
-            meaning, choices = rule.get("meaning", ""), rule.get("choices")
-            found[f"{prefix}{name}"] = Setting(inner, default, meaning, choices)
-        elif registered or not issubclass(inner, Options):
-            found |= all_settings(inner, f"{prefix}{name}.", registered=registered)
-    return found
+    return settings_of(Settings, registered=registered)
 
 
-def registered_groups(kind: Any = Settings, prefix: str = "") -> dict[str, type[Options]]:
+def registered_groups() -> dict[str, type[Options]]:
     """The groups that hold settings of what is registered, by dotted name."""
-    found: dict[str, type[Options]] = {}
-    for name, (inner, _, _) in fields(kind).items():
-        if is_group(inner):
-            key = f"{prefix}{name}"
-            own = issubclass(inner, Options)
-            found |= {key: inner} if own else registered_groups(inner, f"{key}.")
-    return found
+    return registered_in(Settings)
 
 
 def about(group: str) -> str:
@@ -416,63 +430,7 @@ def about(group: str) -> str:
 
 def default_config() -> config_dict.ConfigDict:
     """The defaults as a type-checked ConfigDict, for files under configs/ to edit."""
-    return _default(Settings)
-
-
-def _default(kind: Any) -> config_dict.ConfigDict:
-    config = config_dict.ConfigDict()
-    for name, (inner, default, _) in fields(kind).items():
-        if is_group(inner):
-            config[name] = _default(inner)
-        elif default is None:
-            config[name] = config_dict.placeholder(plain_type(inner))
-        else:
-            config[name] = default
-    return config
-
-
-def _built(kind: Any, values: Any, prefix: str) -> Any:
-    """A group of settings from nested values. Raises ConfigError for what is not one."""
-    if not isinstance(values, Mapping | config_dict.ConfigDict):
-        raise ConfigError(f"{prefix.rstrip('.')}={values!r} is no group of settings; give one")
-    known, given = fields(kind), dict(values)
-    for name in list(given):
-        if (new := RENAMED.get(f"{prefix}{name}")) and new.rpartition(".")[2] in known:
-            given[new.rpartition(".")[2]] = given.pop(name)
-        elif name not in known:
-            raise ConfigError(unknown_key(f"{prefix}{name}"))
-    built = {}
-    for name, (inner, _, rule) in known.items():
-        if is_group(inner):
-            built[name] = _built(inner, given.get(name, {}), f"{prefix}{name}.")
-        elif name in given:
-            value = _typed(f"{prefix}{name}", given[name], inner)
-            built[name] = None if value == rule.get("none") else value
-    return kind(built) if issubclass(kind, Options) else kind(**built)
-
-
-def plain(value: Any) -> Any:
-    """Settings, and whatever holds some, as plain values for JSON."""
-    if isinstance(value, Options):
-        return {name: plain(own) for name, own in value.changed().items()}
-    if dataclasses.is_dataclass(value):
-        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {
-            n: plain(one) for n, one in own.items() if not isinstance(one, Options) or plain(one)
-        }
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, list) else value
-
-
-def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """(dotted name, value, metadata) of every setting."""
-    for name, (inner, _, metadata) in fields(type(settings)).items():
-        value = settings[name] if isinstance(settings, Options) else getattr(settings, name)
-        if is_group(inner):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value, metadata
+    return config_dict_of(Settings)
 
 
 def parse_mesh(text: str) -> MeshConfig:
@@ -491,9 +449,6 @@ def parse_mesh(text: str) -> MeshConfig:
     return MeshConfig(**sizes)
 
 
-# --- checks -------------------------------------------------------------------------------------
-
-
 def unknown_key(key: str) -> str:
     """The message for a dotted name that no setting has: its new name, or the nearest of all."""
     if key in RENAMED:
@@ -508,111 +463,3 @@ def unknown_key(key: str) -> str:
     near = nearest(key, known if "." in key else dict.fromkeys(groups, "") | known)
     own = f"; import {registered_groups()[within].registry.one} of your own first" if within else ""
     return f"{key} is no setting; nearest: {', '.join(near or dict.fromkeys(groups))}{own}"
-
-
-def nearest(key: str, known: Mapping[str, str]) -> list[str]:
-    """Up to four of the dotted names in `known` that `key` may have meant, with their meanings.
-
-    The name under another group; its initials, as lr, or its symbol, as K; what is spelt almost so;
-    a longer name that holds it; else what is spelt alike.
-    """
-    last = key.rpartition(".")[2].lower()
-    names = {full: full.rpartition(".")[2].lower() for full in known}
-    initials = {full: "".join(w[:1] for w in name.split("_")) for full, name in names.items()}
-    symbols = {full: text[:1].lower() for full, text in known.items() if re.match(r"[A-Z]\b", text)}
-
-    def unlike(full: str) -> float:
-        return -difflib.SequenceMatcher(None, key, full).ratio()
-
-    for near in (
-        sorted((full for full, name in names.items() if name == last), key=unlike),
-        [full for full, symbol in symbols.items() if symbol == last],
-        [full for full, letters in initials.items() if len(last) > 1 and letters.endswith(last)],
-        difflib.get_close_matches(key, known, n=3, cutoff=0.85),
-        [full for full, name in names.items() if len(last) > 2 and last in name],
-        difflib.get_close_matches(key, known, n=3, cutoff=0.6),
-        difflib.get_close_matches(key, known, n=1, cutoff=0.4),
-    ):
-        if near:
-            group = key.rpartition(".")[0]
-            return sorted(near, key=lambda full: full.rpartition(".")[0] != group)[:4]
-    return []
-
-
-def plain_type(kind: Any) -> type:
-    """int from `int | None`, tuple from `tuple[int, ...]`, and so on."""
-    if isinstance(kind, types.UnionType):
-        kind = next(a for a in typing.get_args(kind) if a is not type(None))
-    return typing.get_origin(kind) or kind
-
-
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    plain = plain_type(kind)
-    optional = isinstance(kind, types.UnionType)
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if plain is tuple and isinstance(value, list):
-        value = tuple(value)
-    if (value is None and optional) or (
-        isinstance(value, plain) and not (plain is int and isinstance(value, bool))
-    ):
-        return value
-    raise ConfigError(f"{key}={value!r} is not of type {plain.__name__}; give a value that is")
-
-
-def _validate(config: Settings) -> None:
-    for key, value, rule in _leaves(config, ""):
-        if value is None:
-            continue
-        if rule.get("on_disk"):
-            check_on_disk(value, key)
-        if "choices" in rule and value not in rule["choices"]:
-            own = rule["choices"]
-            hint = f"; import {own.one} of your own first" if isinstance(own, Registry) else ""
-            raise ConfigError(f"{key}={value!r} is unknown; choose {either(list(own))}{hint}")
-        if "low" in rule and not rule["low"] <= value <= rule["high"]:
-            high = "or more" if rule["high"] == math.inf else f"to {rule['high']}"
-            raise ConfigError(f"{key}={value} is out of range; give {rule['low']} {high}")
-    m, o, t = config.model, config.optim, config.train
-    if not m.window_pattern or set(m.window_pattern) - set("LS"):
-        raise ConfigError(
-            f"model.window_pattern={m.window_pattern!r} must be made of L (full) and S (short); "
-            "for example SSL"
-        )
-    if o.warmup_ratio and o.warmup_steps is not None:
-        raise ConfigError(
-            f"optim.warmup_ratio={o.warmup_ratio} and optim.warmup_steps={o.warmup_steps} both say "
-            "how long the rates rise; give one"
-        )
-    if o.warmdown_ratio not in (0, OptimConfig.warmdown_ratio) and o.warmdown_steps is not None:
-        raise ConfigError(
-            f"optim.warmdown_ratio={o.warmdown_ratio} and optim.warmdown_steps={o.warmdown_steps} "
-            "both say how long the rates fall; leave one out, or give optim.warmdown_ratio=0"
-        )
-    if o.warmdown_rest and (
-        o.warmdown_ratio not in (0, OptimConfig.warmdown_ratio) or o.warmdown_steps is not None
-    ):
-        name = "warmdown_ratio" if o.warmdown_steps is None else "warmdown_steps"
-        raise ConfigError(
-            f"optim.warmdown_rest=True and optim.{name}={getattr(o, name)} both say how long the "
-            f"rates fall; give optim.warmdown_rest=False, or leave optim.{name} out"
-        )
-    falls = o.warmdown_steps is None and not o.warmdown_rest
-    if falls and o.warmup_ratio + o.warmdown_ratio > 1:
-        raise ConfigError(
-            f"optim.warmup_ratio={o.warmup_ratio} and optim.warmdown_ratio={o.warmdown_ratio} "
-            "overlap; let them sum to at most 1"
-        )
-    if not t.eval_loops or any(not isinstance(k, int) or k < 1 for k in t.eval_loops):
-        raise ConfigError(f"train.eval_loops={t.eval_loops} must be whole numbers from 1; as 1,3,6")
-    if t.sample_every and not t.sample_tokens:
-        raise ConfigError(
-            f"train.sample_every={t.sample_every} with train.sample_tokens=0 samples nothing; "
-            "give train.sample_tokens=24, or leave train.sample_every out"
-        )
-    sizes = dataclasses.asdict(config.mesh)
-    for axis, size in sizes.items():
-        if size == 0:
-            raise ConfigError(f"mesh.{axis}=0 is no size; give 1 or more, or -1 for the rest")
-    if list(sizes.values()).count(-1) > 1:
-        raise ConfigError(f"mesh={sizes} leaves more than one axis open; give -1 to one at most")

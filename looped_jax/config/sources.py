@@ -24,8 +24,10 @@ import yaml
 
 from looped_jax.config import presets
 from looped_jax.config.families import FAMILIES
+from looped_jax.config.nearest import nearest
 from looped_jax.config.registry import LOOP_RULES
-from looped_jax.config.settings import RENAMED, all_settings, nearest, plain_type
+from looped_jax.config.setting_tree import plain_type
+from looped_jax.config.settings import RENAMED, all_settings
 from looped_jax.errors import ConfigError, UserError
 
 Values = dict[str, Any]  # settings by group, as Settings.from_dict takes and checks them

@@ -30,6 +30,7 @@ import yaml
 
 from looped_jax import cli
 from looped_jax.config import sources
+from looped_jax.config.nearest import nearest
 from looped_jax.config.registry import TASKS
 from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.settings import (
@@ -38,7 +39,6 @@ from looped_jax.config.settings import (
     Settings,
     TrainSettings,
     all_settings,
-    nearest,
     unknown_key,
 )
 from looped_jax.errors import ConfigError, UserError

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from looped_jax.config.resolved import Config, micro_batches
-from looped_jax.config.settings import plain
+from looped_jax.config.setting_tree import plain
 from looped_jax.errors import ConfigError
 from looped_jax.model import attention_kernels, transformer
 from looped_jax.planning import communication, compiled_cost, memory, step_time

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from looped_jax.config.registry import OBJECTIVES
 from looped_jax.config.resolved import Config
-from looped_jax.config.settings import Settings, plain
+from looped_jax.config.setting_tree import plain
+from looped_jax.config.settings import Settings
 from looped_jax.data.worker_processes import in_workers
 from looped_jax.errors import ArgumentError, ConfigError
 from looped_jax.inference.trained_model import TrainedModel

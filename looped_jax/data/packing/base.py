@@ -13,7 +13,8 @@ import grain
 import numpy as np
 
 from looped_jax.config.registry import PACKINGS
-from looped_jax.config.settings import DataConfig, plain
+from looped_jax.config.setting_tree import plain
+from looped_jax.config.settings import DataConfig
 from looped_jax.data.worker_processes import in_workers
 from looped_jax.errors import ConfigError, DataError
 
