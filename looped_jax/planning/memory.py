@@ -148,7 +148,8 @@ def saved_residuals(
     loops, by default the model's own.
     """
     loops = model.loops if loops is None else loops
-    alike = dataclasses.replace(model, loss_chunk=None, kernel="xla")  # no part in what is traced
+    # These have no part in what is traced.
+    alike = dataclasses.replace(model, loss_chunk=None, kernel="xla", gather="step")
     size = _bytes(_model_residuals(alike, tensor), rows, loops)
     if kernel == "xla":
         return size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 
 from looped_jax.config.resolved import Config, micro_batches
 from looped_jax.config.setting_tree import plain
-from looped_jax.errors import ConfigError
+from looped_jax.errors import ArgumentError, ConfigError
 from looped_jax.model import attention_kernels, transformer
 from looped_jax.planning import communication, compiled_cost, memory, step_time
 from looped_jax.planning.collectives import Collective
@@ -182,9 +183,11 @@ def changes_that_fit(plan: Plan, log: Callable[[str], None]) -> dict[str, Any]:
     """The changes that cost least among those that make the configured run fit; {} if none does."""
     log("too big; looking for settings that fit ...")
     for changes in fit_candidates(plan.config):
-        with contextlib.suppress(ConfigError):  # sizes that do not divide
-            counted = count_memory(changed(plan.config, changes), plan.hardware)
-            if counted.total <= USABLE_MEMORY * plan.hardware.memory:
+        # Sizes that do not divide, or a part of one's own that needs whole weights.
+        with contextlib.suppress(ConfigError, ArgumentError):
+            other = changed(plan.config, changes)
+            if count_memory(other, plan.hardware).total <= USABLE_MEMORY * plan.hardware.memory:
+                communicated(other)
                 return changes
     return {}
 
@@ -376,23 +379,28 @@ def fit_candidates(config: Config) -> Iterator[dict[str, Any]]:
 
     Smaller micro-batches with the same tokens per step and smaller chunks of logits change no
     result; recomputing costs up to a third more FLOPs; more `fsdp` in place of `data` costs
-    communication.
+    communication once a step, and layers that gather their own weights in every micro-batch.
     """
     model, mesh, batch = config.model, config.mesh, config.train.batch_size
     chunk = memory.logit_chunk(model, batch)
-    for factor in reversed(divisors(mesh.data)):
-        for remat in reversed(PLANNED_REMATS[: PLANNED_REMATS.index(model.remat) + 1]):
-            for tokens in (chunk, max(1, chunk // 4)):
-                for rows in divisors(batch):
-                    settings = {
-                        "train.batch_size": (batch, rows),
-                        "model.loss_chunk": (chunk, tokens),
-                        "model.remat": (model.remat, remat),
-                        "mesh.data": (mesh.data, mesh.data // factor),
-                        "mesh.fsdp": (mesh.fsdp, mesh.fsdp * factor),
-                    }
-                    if changes := {key: new for key, (old, new) in settings.items() if new != old}:
-                        yield changes
+    remats = PLANNED_REMATS[: PLANNED_REMATS.index(model.remat) + 1]
+    for gather, factor, remat, tokens, rows in itertools.product(
+        dict.fromkeys((model.gather, "layer")),
+        reversed(divisors(mesh.data)),
+        reversed(remats),
+        (chunk, max(1, chunk // 4)),
+        divisors(batch),
+    ):
+        settings = {
+            "train.batch_size": (batch, rows),
+            "model.loss_chunk": (chunk, tokens),
+            "model.remat": (model.remat, remat),
+            "model.gather": (model.gather, gather if mesh.fsdp * factor > 1 else model.gather),
+            "mesh.data": (mesh.data, mesh.data // factor),
+            "mesh.fsdp": (mesh.fsdp, mesh.fsdp * factor),
+        }
+        if changes := {key: new for key, (old, new) in settings.items() if new != old}:
+            yield changes
 
 
 def divisors(number: int) -> list[int]:

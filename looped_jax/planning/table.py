@@ -220,8 +220,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
     elif not plan.fits(requested):
         yield (
             "Neither a smaller train.batch_size or model.loss_chunk, nor more recomputation or "
-            "mesh.fsdp makes it fit: use more or larger devices, mesh.tensor, model.gather=layer, "
-            "or a smaller model."
+            "mesh.fsdp, nor model.gather=layer makes it fit: use more or larger devices, "
+            "mesh.tensor, or a smaller model."
         )
 
 

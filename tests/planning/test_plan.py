@@ -298,6 +298,27 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(planned):
     assert hopeless.recommended is None and "use more or larger devices" in describe(hopeless)
 
 
+def test_layers_gather_where_no_device_holds_all_weights():
+    config = make_config((1, 4, 1), layers=4, width=256)
+
+    def least(gather):
+        chosen = planner.changed(config, {"model.gather": gather, "train.batch_size": 1})
+        return planner.count_memory(chosen, H100).total
+
+    between = (least("step") + least("layer")) / 2
+    small = dataclasses.replace(H100, memory=between / planner.USABLE_MEMORY)
+    found = planner.make(config, small, remats=())
+    assert found.changes["model.gather"] == "layer" and found.fits(found.recommended)
+    sent = [
+        sum(c.bytes_sent for c in one.collectives) for one in (found.requested, found.recommended)
+    ]
+    assert sent[1] > 2 * sent[0]
+    assert "--config.model.gather=layer" in describe(found)
+    # Where nothing is cut there is nothing to gather.
+    whole = planner.fit_candidates(make_config((1, 1, 1)))
+    assert not any("model.gather" in changes for changes in whole)
+
+
 def test_the_table_names_what_slows_a_run_down(planned):
     slow = dataclasses.replace(planned.hardware, network=1e3, per_node=1)
     times = {
