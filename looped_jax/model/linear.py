@@ -9,6 +9,8 @@ only this device's piece comes in; see model/cut_weight.py.
 from __future__ import annotations
 
 import functools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +66,33 @@ def _backward(axes: int, out_dtype: str | None, saved: tuple[Array, Array], grad
     x, weight = saved
     # Without this cast a float32 gradient of the logits would make these products float32 too.
     gradient = gradient.astype(x.dtype)
-    tokens = tuple(range(x.ndim - axes))
-    of_weight = jnp.tensordot(x, gradient, (tokens, tokens), preferred_element_type=weight.dtype)
+    product, turned = (
+        functools.partial(one, num_tokens=x.ndim - axes, dtype=weight.dtype)
+        for one in (_over_tokens, _narrow_first)
+    )
+    if math.prod(weight.shape[:axes]) > math.prod(weight.shape[axes:]):
+        of_weight = jax.lax.platform_dependent(x, gradient, cpu=turned, default=product)
+    else:
+        of_weight = product(x, gradient)
     out = tuple(range(axes - weight.ndim, 0))
     of_x = jnp.tensordot(gradient, weight.astype(x.dtype), (out, out))
     return of_x, of_weight
+
+
+def _over_tokens(x: Array, gradient: Array, *, num_tokens: int, dtype: Any) -> Array:
+    """[tokens..., in...] and [tokens..., out...] -> [in..., out...], a sum over all tokens."""
+    tokens = tuple(range(num_tokens))
+    return jnp.tensordot(x, gradient, (tokens, tokens), preferred_element_type=dtype)
+
+
+def _narrow_first(x: Array, gradient: Array, *, num_tokens: int, dtype: Any) -> Array:
+    """The same where x is the wider: XLA's CPU programs copy the first of both, turned round.
+
+    The barrier keeps the compiler from changing their order again.
+    """
+    product = _over_tokens(gradient, x, num_tokens=num_tokens, dtype=dtype)
+    of_out = range(gradient.ndim - num_tokens)
+    return jnp.moveaxis(jax.lax.optimization_barrier(product), of_out, range(-len(of_out), 0))
 
 
 _linear.defvjp(_forward, _backward)
