@@ -124,6 +124,6 @@ def purpose_of(scope: str) -> str:
         return "weights"
     if "reduce_scatter" in scope:
         return "gradients"
-    if "/while/" in scope:
+    if "/while/" in scope or "/micro_batch/" in scope:
         return "activations"
     return "gradients" if "psum" in scope else "other"

@@ -37,7 +37,6 @@ _FREE_TARGETS = {
     "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked",
 }  # fmt: skip
 _HEAD = re.compile(r"[/(](head|loss)[/)]")
-_IN_LOOP = 2  # scans around it: over micro-batches, over loops
 
 
 @dataclass
@@ -221,8 +220,9 @@ def _part(instruction: Instruction) -> str | None:
         return "optimizer"
     if _HEAD.search(scope):
         return "head and loss"
-    if scope.count("while/body") < _IN_LOOP:
-        return "rest of a micro-batch" if "while/body" in scope else "optimizer"
+    _, within, inner = scope.partition("/micro_batch/")
+    if "while/body" not in inner:
+        return "rest of a micro-batch" if within else "optimizer"
     return "loop, backward" if "transpose(" in scope else "loop, forward"
 
 

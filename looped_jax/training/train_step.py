@@ -188,16 +188,23 @@ def gradients(
         if sampling.on:
             tokens = sampled_loops.in_step(cast(Batch, tokens), axes)
 
-        def micro_batch(total, rows):
+        @jax.named_scope("micro_batch")
+        def micro_batch(rows: Array | Batch) -> tuple[Any, Metrics]:
             (grads, squares), sums = differentiate(gathered, taps, rows)
-            return jax.tree.map(jnp.add, total, (grads, {"squares": squares, **sums})), None
+            return grads, {"squares": squares, **sums}
+
+        def add(total: Any, rows: Array | Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, micro_batch(rows)), None
 
         first = jax.tree.map(lambda rows: rows[0], tokens)
-        (grads, squares), sums = jax.eval_shape(differentiate, gathered, taps, first)
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (grads, {"squares": squares, **sums})
-        )
-        (grads, sums), _ = jax.lax.scan(micro_batch, zeros, tokens)
+        if len(jax.tree.leaves(tokens)[0]) == 1:
+            # In a scan of one the TPU's compiler would compute all of it twice.
+            grads, sums = micro_batch(first)
+        else:
+            zeros = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro_batch, first)
+            )
+            (grads, sums), _ = jax.lax.scan(add, zeros, tokens)
         sums = jax.lax.psum(sums, axes)
         devices = sharding.batch_devices(mesh)
 

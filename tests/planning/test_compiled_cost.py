@@ -8,7 +8,7 @@ from looped_jax.planning import compiled_cost, hlo
 from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
 
-BODY = 'metadata={op_name="jit(step)/shard_map/while/body/closed_call/jvp()/while/body/'
+BODY = 'metadata={op_name="jit(step)/shard_map/while/body/closed_call/micro_batch/jvp()/while/body/'
 PROGRAM = """HloModule step
 
 %sliced (p0: f32[12,4,8], p1: s32[], p2: f32[4,8]) -> f32[12,4,8] {

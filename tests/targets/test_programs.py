@@ -92,6 +92,25 @@ def check_training(target, sizes, program="train", **model):
         assert abs(bytes_of[1][kind] - sent) < 8192, kind
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("target, of_a_loop", [("h100:8", 3), ("v5e:2x4", 4)])
+def test_every_micro_batch_is_computed_once(target, of_a_loop, micro_batches):
+    """Attention's kernels are counted: forward, again for the backward pass, and that in one or two.
+
+    Of a scan over one micro-batch the TPU's compiler made two of all loops, one after the other.
+    """
+    config, mesh = programs.make_config(), programs.make_mesh((8, 1, 1), devices(target))
+    compiled = programs.compiled("train", config, mesh, micro_batches=micro_batches)
+    parsed = hlo.Program.read(compiled.as_text())
+    of_attention = FUSED[mesh.devices.flat[0].platform]
+    runs = sum(
+        parsed.runs(computation)
+        for computation, i in parsed
+        if i.target.startswith(of_attention) and "attention" in i.scope + i.name
+    )
+    assert runs == micro_batches * config.model.loops * of_a_loop
+
+
 def kernels(parsed, platform):
     """Fused attention in the program, by name."""
     return [
