@@ -189,15 +189,16 @@ def gradients(
             tokens = sampled_loops.in_step(cast(Batch, tokens), axes)
 
         @jax.named_scope("micro_batch")
-        def micro_batch(rows: Array | Batch) -> tuple[Any, Metrics]:
+        def micro_batch(rows: Any) -> tuple[Params, Metrics]:
             (grads, squares), sums = differentiate(gathered, taps, rows)
             return grads, {"squares": squares, **sums}
 
-        def add(total: Any, rows: Array | Batch) -> tuple[Any, None]:
+        def add(total: Any, rows: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, micro_batch(rows)), None
 
         first = jax.tree.map(lambda rows: rows[0], tokens)
-        if len(jax.tree.leaves(tokens)[0]) == 1:
+        num_micro_batches = len(jax.tree.leaves(tokens)[0])
+        if num_micro_batches == 1:
             # In a scan of one the TPU's compiler would compute all of it twice.
             grads, sums = micro_batch(first)
         else:
@@ -212,7 +213,7 @@ def gradients(
             if sampling.on:  # not every micro-batch runs every loop
                 passes = sampled_loops.passes(cast(Batch, tokens), longest)
                 return (norms.T / (passes * devices)).T
-            return norms / (len(jax.tree.leaves(tokens)[0]) * devices)
+            return norms / (num_micro_batches * devices)
 
         grads = {name: _reduce(g, specs[name], axes) / sums["tokens"] for name, g in grads.items()}
         losses = sums["loop_losses"] / sums["tokens"]
