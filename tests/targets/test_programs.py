@@ -95,7 +95,7 @@ def check_training(target, sizes, program="train", **model):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("target, of_a_loop", [("h100:8", 3), ("v5e:2x4", 4)])
 def test_every_micro_batch_is_computed_once(target, of_a_loop, micro_batches):
-    """Attention's kernels are counted: forward, again for the backward pass, and that in one or two.
+    """Attention's kernels: forward, again for the backward pass, and of that one, or a TPU's two.
 
     Of a scan over one micro-batch the TPU's compiler made two of all loops, one after the other.
     """
