@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # preset and what differs from
     "3b_v5e": ("3b", V5E),
     "24gb": ("24gb", {}),
     "3b_step": ("3b", {"model.gather": "step"}),
+    "3b_dots": ("3b", {"model.remat": "dots"}),
 }
 
 

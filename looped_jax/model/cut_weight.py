@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from looped_jax.errors import ArgumentError
+from looped_jax.runtime import sharding
 
 Array = jax.Array
 
@@ -64,8 +65,7 @@ class CutWeight:
 
     def of_sum(self, whole: Array) -> CutWeight:
         """This device's piece of a sum over all devices of whole gradients."""
-        axis = self.axis % self.piece.ndim
-        piece = jax.lax.psum_scatter(whole, self.mesh_axis, scatter_dimension=axis, tiled=True)
+        piece = sharding.scatter(whole, self.mesh_axis, self.axis)
         # The TPU's compiler would else sum whole ones over loops, and scatter the sum after them.
         return CutWeight(jax.lax.optimization_barrier(piece), self.axis, self.mesh_axis)
 

@@ -5,6 +5,7 @@ Of any compiler. What a step will send before it is compiled is counted in commu
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -50,9 +51,15 @@ def read(
     length around a collective, unless `unknown_loops` count once.
     """
     parsed = hlo.Program.read(program.as_text() or "")
+    return of_program(parsed, mesh, unknown_loops=unknown_loops)
+
+
+def of_program(parsed: hlo.Program, mesh: Mesh, *, unknown_loops: bool = False) -> list[Collective]:
+    """As `read`, of a program's text that was parsed."""
     found: Found = defaultdict(list)
     chains: dict[tuple, int] = {}  # of a collective that is spread over fusions: the deepest
     for computation, instruction in parsed:
+        instruction = as_scatter(parsed, computation, instruction)
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -72,7 +79,8 @@ def read(
         if math.isnan(count):
             raise ValueError(f"a loop of unknown length communicates, in computation {computation}")
         devices = math.prod(mesh.shape[axis] for axis in axes)
-        purpose = purpose_of(instruction.scope)
+        unnamed_scatter = kind == "reduce-scatter" and not instruction.scope
+        purpose = "gradients" if unnamed_scatter else purpose_of(instruction.scope)
         sent = bytes_sent(instruction, devices)
         key = (kind, axes, devices, purpose, depth)
         found[key].append((int(count), count * sent))
@@ -86,6 +94,20 @@ def summed(found: Found) -> list[Collective]:
         for key, parts in found.items()
     ]
     return sorted(each, key=lambda c: -c.bytes_sent)
+
+
+def as_scatter(
+    program: hlo.Program, computation: str, instruction: hlo.Instruction
+) -> hlo.Instruction:
+    """A sum in one kernel with the cut of its piece as a reduce-scatter, which it is.
+
+    A TPU's compiler writes some so. Any other instruction as it is.
+    """
+    if instruction.opcode == "all-reduce" and computation in program.fused:
+        for cut in program.computations[computation]:
+            if cut.opcode == "dynamic-slice" and instruction.name in cut.operands:
+                return dataclasses.replace(instruction, opcode="reduce-scatter", arrays=cut.arrays)
+    return instruction
 
 
 def bytes_sent(instruction: hlo.Instruction, devices: int) -> float:

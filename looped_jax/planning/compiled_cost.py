@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import jax
@@ -20,7 +21,7 @@ from looped_jax.config.resolved import ModelConfig
 from looped_jax.model import attention_kernels
 from looped_jax.planning import collectives, step_time
 from looped_jax.planning.collectives import Collective
-from looped_jax.planning.hlo import Instruction, Program
+from looped_jax.planning.hlo import Instruction, Program, called
 from looped_jax.runtime.hardware import Hardware
 
 PARTS = (
@@ -134,6 +135,10 @@ def of_program(
                     now += waited
             if half in ("start", "done") or instruction.opcode in collectives.KINDS:
                 continue  # memory is moved ahead of its use, beside other work
+            for held in _held(program, instruction):
+                free = max(free, now) + _sending(held, mesh, hardware)
+                in_the_open.seconds += runs * (free - now)
+                now = free
             cost = _cost(program, name, instruction, hardware, model)
             part = parts[_part(instruction) or usual]
             part.seconds += runs * cost.seconds
@@ -161,6 +166,15 @@ def _cost(
     flops = _kernel_flops(program, computation, instruction, model)
     least = max(flops / hardware.peak_flops, moved / hardware.memory_bandwidth)
     return Part(seconds=least, charged=least, traffic=moved)
+
+
+def _held(program: Program, instruction: Instruction) -> Iterator[Instruction]:
+    """Collectives inside of a kernel, which ends when they have; those of `_spread` left out."""
+    if instruction.opcode == "fusion":
+        for name in called(instruction):
+            for one in program.computations[name]:
+                if one.opcode in collectives.KINDS and not one.chain:
+                    yield collectives.as_scatter(program, name, one)
 
 
 def _spread(program: Program, mesh: Mesh, hardware: Hardware) -> float:

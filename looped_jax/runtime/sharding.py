@@ -229,6 +229,23 @@ def gather(shards: Mapping[str, Array], specs: Mapping[str, P]) -> dict[str, Arr
     return {name: whole(shard, specs[name]) for name, shard in shards.items()}
 
 
+def scatter(whole: Array, name: str, axis: int) -> Array:
+    """This device's piece along `axis` of a sum over the mesh axis `name`, inside shard_map.
+
+    Pieces are an axis of their own, the first: cut out of another, those of other sizes than
+    multiples of 128 would make the TPU's compiler sum the whole on every device, for twice the
+    bytes.
+    """
+    axis, shape, devices = axis % whole.ndim, whole.shape, jax.lax.axis_size(name)
+    before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    size = shape[axis] // devices
+    # No axis of one, and none of heads: a compiler might lay it out before that of the pieces.
+    own = [n for n in (before, size, after) if n > 1]
+    place = int(before > 1)
+    apart = jnp.moveaxis(whole.reshape(*own[:place], devices, *own[place:]), place, 0)
+    return jax.lax.psum_scatter(apart, name).reshape(*shape[:axis], size, *shape[axis + 1 :])
+
+
 def put(array: np.ndarray, mesh: Mesh, spec: P) -> Array:
     """An array that every process knows whole, on the mesh as `spec` cuts it."""
     return jax.make_array_from_callback(

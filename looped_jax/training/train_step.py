@@ -249,6 +249,6 @@ def _reduce(grad: Array | CutWeight, spec: P, axes: tuple[str, ...]) -> Array:
     else:
         for axis, name in enumerate(spec):
             if name is not None:
-                grad = jax.lax.psum_scatter(grad, name, scatter_dimension=axis, tiled=True)
+                grad = sharding.scatter(grad, name, axis)
     rest = tuple(axis for axis in axes if axis not in spec)
     return jax.lax.psum(grad, rest)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from looped_jax.config.settings import MeshConfig, ModelSettings, Settings
-from looped_jax.planning import compiled_cost, hlo
+from looped_jax.planning import collectives, compiled_cost, hlo, step_time
 from looped_jax.resolve import resolve
 from looped_jax.runtime import hardware, sharding
 
@@ -63,11 +63,11 @@ def read():
     return program, *costs(program)
 
 
-def costs(program):
+def costs(program, mesh=None):
     model = resolve(
         Settings(model=ModelSettings(layers=1, width=384, heads=3, seq_len=1024)), vocab_size=97
     ).model
-    mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices()[:8])
+    mesh = mesh or sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices()[:8])
     return compiled_cost.of_program(program, mesh, hardware.find("tpu-v5e"), model)
 
 
@@ -131,3 +131,32 @@ def test_a_kernel_that_nobody_knows_is_charged_with_its_bytes_and_named():
     bytes_moved = 4 * 2 * 2 * 3 * 1024 * 128
     found = sum(part.charged for part in parts_of(text).values())
     assert found == pytest.approx(12 * bytes_moved / hardware.find("tpu-v5e").memory_bandwidth)
+
+
+SCATTERED = """HloModule step
+
+%all-reduce-scatter (input: f32[8,16,128]) -> f32[2,16,128] {
+  %input = f32[8,16,128]{2,1,0} parameter(0)
+  %whole = f32[8,16,128]{2,1,0} all-reduce(%input), replica_groups=[2,4]<=[8], to_apply=%sum
+  %place = s32[] constant(0)
+  ROOT %piece = f32[2,16,128]{2,1,0} dynamic-slice(%whole, %place, %place, %place), \
+dynamic_slice_sizes={2,16,128}
+}
+
+ENTRY %main (x: f32[8,16,128]) -> f32[2,16,128] {
+  %x = f32[8,16,128]{2,1,0} parameter(0)
+  ROOT %f = f32[2,16,128]{2,1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_sum_that_is_cut_in_the_same_kernel_is_a_scatter_and_is_waited_for():
+    mesh = sharding.make_mesh(MeshConfig(2, 4, 1), jax.devices()[:8])
+    program, device = hlo.Program.read(SCATTERED), hardware.find("tpu-v5e")
+    (found,) = collectives.of_program(program, mesh)
+    sent = 3 / 4 * 8 * 16 * 128 * 4
+    assert (found.kind, found.axes, found.purpose) == ("reduce-scatter", ("fsdp",), "gradients")
+    assert found.bytes_sent == sent
+    rate = step_time.rate(found, dict(mesh.shape), device)
+    parts = costs(program, mesh)[0]
+    assert parts["collectives in the open"].seconds == pytest.approx(sent / rate)

@@ -53,5 +53,5 @@ def test_layers_around_the_loops_are_recomputed(target):
     def added(remat):
         return temporaries(remat, True) - temporaries(remat, False)
 
-    assert 0 < added("loop") < added("none") / 4
+    assert 0 < added("loop") < added("none") / 2  # which is what one of the two layers keeps
     assert temporaries("offload", True) < temporaries("none", True)
