@@ -59,10 +59,11 @@ def of_program(parsed: hlo.Program, mesh: Mesh, *, unknown_loops: bool = False) 
     found: Found = defaultdict(list)
     chains: dict[tuple, int] = {}  # of a collective that is spread over fusions: the deepest
     for computation, instruction in parsed:
-        instruction = as_scatter(parsed, computation, instruction)
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
+        as_written, instruction = instruction, as_scatter(parsed, computation, instruction)
+        kind = instruction.opcode.removesuffix("-start")
         groups = instruction.groups(mesh.size)
         axes = axes_of(groups, mesh)
         if not axes:  # a group of one device sends nothing
@@ -79,8 +80,8 @@ def of_program(parsed: hlo.Program, mesh: Mesh, *, unknown_loops: bool = False) 
         if math.isnan(count):
             raise ValueError(f"a loop of unknown length communicates, in computation {computation}")
         devices = math.prod(mesh.shape[axis] for axis in axes)
-        unnamed_scatter = kind == "reduce-scatter" and not instruction.scope
-        purpose = "gradients" if unnamed_scatter else purpose_of(instruction.scope)
+        unnamed = not instruction.scope and instruction is not as_written
+        purpose = "gradients" if unnamed else purpose_of(instruction.scope)
         sent = bytes_sent(instruction, devices)
         key = (kind, axes, devices, purpose, depth)
         found[key].append((int(count), count * sent))
@@ -103,11 +104,13 @@ def as_scatter(
 
     A TPU's compiler writes some so. Any other instruction as it is.
     """
-    if instruction.opcode == "all-reduce" and computation in program.fused:
-        for cut in program.computations[computation]:
-            if cut.opcode == "dynamic-slice" and instruction.name in cut.operands:
-                return dataclasses.replace(instruction, opcode="reduce-scatter", arrays=cut.arrays)
-    return instruction
+    if instruction.opcode != "all-reduce" or computation not in program.fused:
+        return instruction
+    body = program.computations[computation]
+    users = [one for one in body if instruction.name in one.operands]
+    if [one.opcode for one in users] != ["dynamic-slice"] or not users[0].root:
+        return instruction
+    return dataclasses.replace(instruction, opcode="reduce-scatter", arrays=users[0].arrays)
 
 
 def bytes_sent(instruction: hlo.Instruction, devices: int) -> float:

@@ -172,7 +172,7 @@ def _held(program: Program, instruction: Instruction) -> Iterator[Instruction]:
     """Collectives inside of a kernel, which ends when they have; those of `_spread` left out."""
     if instruction.opcode == "fusion":
         for name in called(instruction):
-            for one in program.computations[name]:
+            for one in program.computations.get(name, ()):
                 if one.opcode in collectives.KINDS and not one.chain:
                     yield collectives.as_scatter(program, name, one)
 
@@ -185,8 +185,8 @@ def _spread(program: Program, mesh: Mesh, hardware: Hardware) -> float:
         if instruction.opcode not in collectives.KINDS or not instruction.chain:
             continue
         chain = (instruction.opcode, instruction.chain)
-        runs = program.runs(name)
-        sending[chain] = max(sending.get(chain, 0.0), runs * _sending(instruction, mesh, hardware))
+        runs, one = program.runs(name), collectives.as_scatter(program, name, instruction)
+        sending[chain] = max(sending.get(chain, 0.0), runs * _sending(one, mesh, hardware))
         fusions = program.callers_of(name)
         work[chain] += runs * sum(one.cycles for one in fusions) / (hardware.clock or math.inf)
     return sum(max(0.0, seconds - work[chain]) for chain, seconds in sending.items())
@@ -234,9 +234,11 @@ def _part(instruction: Instruction) -> str | None:
         return "optimizer"
     if _HEAD.search(scope):
         return "head and loss"
-    _, within, inner = scope.partition("/micro_batch/")
-    if "while/body" not in inner:
-        return "rest of a micro-batch" if within else "optimizer"
+    outside, within, inside = scope.partition("/micro_batch/")
+    if "while/body" not in inside:
+        # A sum over micro-batches, or what all loops have alike, which has lost where it was.
+        of_them = within or "while/body" in outside or re.search(r"/layer_\d", outside)
+        return "rest of a micro-batch" if of_them else "optimizer"
     return "loop, backward" if "transpose(" in scope else "loop, forward"
 
 

@@ -391,11 +391,13 @@ def fit_candidates(config: Config) -> Iterator[dict[str, Any]]:
         (chunk, max(1, chunk // 4)),
         divisors(batch),
     ):
+        if gather != model.gather and mesh.fsdp * factor == 1:  # nothing is gathered
+            continue
         settings = {
             "train.batch_size": (batch, rows),
             "model.loss_chunk": (chunk, tokens),
             "model.remat": (model.remat, remat),
-            "model.gather": (model.gather, gather if mesh.fsdp * factor > 1 else model.gather),
+            "model.gather": (model.gather, gather),
             "mesh.data": (mesh.data, mesh.data // factor),
             "mesh.fsdp": (mesh.fsdp, mesh.fsdp * factor),
         }

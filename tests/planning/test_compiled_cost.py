@@ -47,6 +47,13 @@ ENTRY %main (x: f32[12,4,8]) -> f32[12,4,8] {
   %scaled = f32[12,4,8]{2,1,0} multiply(%x, %x), metadata={op_name="jit(step)/optimizer/mul"}, \
 backend_config={"estimated_cycles":"15"}
   %done = f32[12,4,8]{2,1,0} all-reduce-done(%start)
+  %summed = f32[12,4,8]{2,1,0} add(%x, %x), backend_config={"estimated_cycles":"45"}, \
+metadata={op_name="jit(step)/shard_map/while/body/closed_call/add"}
+  %alike = f32[4,16]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+metadata={op_name="jit(step)/layer_0/attention/dot_general"}, \
+backend_config={"estimated_cycles":"30"}
+  %whole = f32[12,4,8]{2,1,0} copy(%x), backend_config={"estimated_cycles":"7"}, \
+metadata={op_name="jit(step)/shard_map/micro_batch/jvp(prelude_0)/attention/mul"}
   ROOT %v = f32[12,4,8]{2,1,0} while(%done), condition=%condition, body=%body, \
 backend_config={"known_trip_count":{"n":"12"}}
 }
@@ -87,6 +94,9 @@ def test_cycles_are_those_of_the_part_they_stand_in_times_the_loops(read):
     # the copy says nothing of itself, and stands among the loop's
     assert parts["loop, forward"].seconds == pytest.approx(12 * 5100 / clock)
     assert parts["optimizer"].seconds == pytest.approx(15 / clock)
+    # Sums over micro-batches, what loops have alike, and what surrounds them.
+    rest = parts["rest of a micro-batch"].seconds
+    assert rest == pytest.approx((45 + 30 + 7) / clock)
     assert parts["loop, backward"].seconds == parts["head and loss"].seconds == 0
 
 
