@@ -185,8 +185,8 @@ def _spread(program: Program, mesh: Mesh, hardware: Hardware) -> float:
         if instruction.opcode not in collectives.KINDS or not instruction.chain:
             continue
         chain = (instruction.opcode, instruction.chain)
-        runs, one = program.runs(name), collectives.as_scatter(program, name, instruction)
-        sending[chain] = max(sending.get(chain, 0.0), runs * _sending(one, mesh, hardware))
+        runs, sent = program.runs(name), collectives.as_scatter(program, name, instruction)
+        sending[chain] = max(sending.get(chain, 0.0), runs * _sending(sent, mesh, hardware))
         fusions = program.callers_of(name)
         work[chain] += runs * sum(one.cycles for one in fusions) / (hardware.clock or math.inf)
     return sum(max(0.0, seconds - work[chain]) for chain, seconds in sending.items())
